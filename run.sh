@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Recipes for run_speech_recognition_seq2seq_streaming.py. Every recipe is a list of flags; append any flag to change it:
+#   bash run.sh                     Whisper small on Spanish, one GPU of 16 GB or more, pushed to the Hub
+#   bash run.sh --max_steps 500     the same with another flag
+#   bash run.sh smoke               the whole job on any machine: tiny model, 8 utterances, no account
+#   bash run.sh learn               two minutes on two cores in which a tiny model really learns
+#   bash run.sh test                the tests
+# PYTHON=python3.12 chooses the Python that .venv is made with; VENV=FOLDER puts it elsewhere.
+set -euo pipefail
+calling_dir=$PWD
+project_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+script="$project_dir/run_speech_recognition_seq2seq_streaming.py"
+venv=${VENV:-"$project_dir/.venv"}
+python="$venv/bin/python"
+
+# Makes .venv on first use, and again when the requirements have changed.
+set_up() {
+  local requirements=("$@") stamp found=${PYTHON:-python3}
+  stamp=$(cd "$project_dir" && cat "${requirements[@]}" | cksum)
+  if [[ -x $python && $(cat "$venv/.requirements-$#" 2>/dev/null) == "$stamp" ]]; then return; fi
+  if ! command -v "$found" >/dev/null; then
+    echo "error: $found was not found. Install Python 3.11, 3.12 or 3.13, or set PYTHON=/path/to/it." >&2; exit 2
+  fi
+  if [[ ! -x $python ]] && ! "$found" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "error: Python 3.11 or newer is needed, $found is $("$found" -V 2>&1). Set PYTHON=python3.12 (or where yours is)." >&2
+    exit 2
+  fi
+  echo "setting up $venv (once; torch is large, so this takes some minutes) ..."
+  [[ -x $python ]] || "$found" -m venv "$venv"
+  local arguments=()
+  for file in "${requirements[@]}"; do arguments+=(-r "$project_dir/$file"); done
+  # torch first and alone: a package that asks for any torch would otherwise bring another one.
+  "$python" -m pip install --quiet --disable-pip-version-check "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$project_dir/requirements.txt")"
+  "$python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}"
+  echo "$stamp" >"$venv/.requirements-$#"
+}
+
+# The demonstration model and data, made on the spot: TRAIN VALIDATION rows in FOLDER.
+make_demonstration() {
+  echo "making a tiny model and synthetic speech in $1 ..."
+  "$python" "$project_dir/tests/synthetic.py" "$1" --train "$2" --validation "$3" --test "$3" 2>/dev/null
+}
+
+smoke() {
+  set_up requirements.txt
+  local folder
+  folder=$(mktemp -d "${TMPDIR:-/tmp}/whisper-smoke.XXXXXX")
+  make_demonstration "$folder" 8 8
+  "$python" "$script" \
+    --model_name_or_path "$folder/model" \
+    --dataset_name "$folder/speech" \
+    --language es \
+    --output_dir "$folder/output" \
+    --do_train --do_eval \
+    --max_steps 4 \
+    --per_device_train_batch_size 4 \
+    --eval_steps 2 --save_steps 2 --logging_steps 1 \
+    --generation_max_length 16 \
+    --gradient_checkpointing \
+    "$@"
+  exec "$python" "$project_dir/tests/synthetic.py" "$folder" --transcribe "$folder/output"
+}
+
+learn() {
+  set_up requirements.txt
+  local folder
+  folder=$(mktemp -d "${TMPDIR:-/tmp}/whisper-learn.XXXXXX")
+  make_demonstration "$folder" 2000 100
+  exec "$python" "$script" \
+    --model_name_or_path "$folder/model" \
+    --dataset_name "$folder/speech" \
+    --language es \
+    --output_dir "$folder/output" \
+    --do_train --do_eval --eval_before_training \
+    --max_steps 600 \
+    --learning_rate 2e-3 --warmup_steps 50 \
+    --per_device_train_batch_size 16 --per_device_eval_batch_size 50 \
+    --eval_steps 200 --save_steps 200 --logging_steps 50 \
+    "$@"
+}
+
+run_tests() {
+  set_up requirements.txt requirements-test.txt
+  cd "$project_dir"
+  "$python" -m ruff check --quiet . && "$python" -m ruff format --quiet --check .
+  exec "$python" -m pytest "$@"
+}
+
+# The real recipe: Whisper small on the Spanish of Multilingual LibriSpeech, whose parquet files `datasets` can stream.
+recipe() {
+  set_up requirements.txt
+  cd "$calling_dir"
+  exec "$python" "$script" \
+    --model_name_or_path openai/whisper-small \
+    --dataset_name facebook/multilingual_librispeech \
+    --dataset_config_name spanish \
+    --text_column_name transcript \
+    --language es \
+    --train_split_name train \
+    --eval_split_name dev \
+    --test_split_name test \
+    --max_eval_samples 1000 \
+    --output_dir whisper-small-es \
+    --do_train --do_eval --eval_before_training \
+    --max_steps 2000 \
+    --warmup_steps 200 \
+    --per_device_train_batch_size 16 \
+    --per_device_eval_batch_size 16 \
+    --gradient_accumulation_steps 2 \
+    --gradient_checkpointing \
+    --fp16 \
+    --generation_max_length 225 \
+    --eval_steps 500 \
+    --save_steps 500 \
+    --save_total_limit 3 \
+    --logging_steps 25 \
+    --push_to_hub \
+    "$@"
+}
+
+case "${1:-}" in
+  smoke) shift; smoke "$@" ;;
+  learn) shift; learn "$@" ;;
+  test) shift; run_tests "$@" ;;
+  "" | --*) recipe "$@" ;;
+  *) echo "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|test] [--flag value ...]" >&2; exit 2 ;;
+esac

@@ -1,0 +1,78 @@
+"""Fixtures: a tiny Whisper and a small parquet dataset, made once per session; `train` runs main() in this process."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+import pytest
+import synthetic
+
+import run_speech_recognition_seq2seq_streaming as script
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Multilingual, width 16, one layer, a 4 s window, 64 target positions."""
+    return synthetic.make_model(tmp_path_factory.mktemp("model"), d_model=16, num_layers=1)
+
+
+@pytest.fixture(scope="session")
+def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic.make_model(tmp_path_factory.mktemp("model.en"), d_model=16, num_layers=1, multilingual=False)
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parquet: 40 training, 8 validation and 8 test rows, each split in two files."""
+    return synthetic.make_speech(tmp_path_factory.mktemp("speech"), {"train": 40, "validation": 8, "test": 8})
+
+
+@pytest.fixture
+def flags(tiny_model: Path, speech: Path, tmp_path: Path) -> list[str]:
+    """What every small run needs."""
+    values = {
+        "model_name_or_path": tiny_model,
+        "dataset_name": speech,
+        "language": "es",
+        "output_dir": tmp_path / "output",
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "generation_max_length": 12,
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "report_to": "none",
+    }
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def train(flags: list[str]) -> Callable[..., dict[str, float]]:
+    """train("--max_steps 2") runs main() with the flags above and these, which override them."""
+
+    return functools.partial(run_main, flags)
+
+
+def run_main(flags: list[str], more: str) -> dict[str, float]:
+    return script.main([*flags, *more.split()])
+
+
+def make_preparer(model: Path, **changes: object) -> script.UtterancePreparer:
+    """The row-to-example stage of a saved tiny model."""
+    processor, _, config = script.load_processor(str(model), "main", None)
+    processor.tokenizer.set_prefix_tokens(language="es", task="transcribe")
+    words = "--model_name_or_path m --dataset_name d --output_dir o --do_train --max_steps 1".split()
+    preparer = script.make_preparer(processor, config, script.parse_arguments(words)[1])
+    for name, value in changes.items():
+        setattr(preparer, name, value)
+    return preparer
+
+
+@pytest.fixture
+def preparer(tiny_model: Path) -> script.UtterancePreparer:
+    return make_preparer(tiny_model)

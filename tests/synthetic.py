@@ -1,0 +1,194 @@
+"""A tiny Whisper and synthetic speech, made on the spot: nothing binary is committed, nothing is downloaded.
+
+    python tests/synthetic.py OUT_DIR --train 8 --validation 8 --test 8
+
+writes OUT_DIR/model (a random two-layer Whisper of width 64 with a 4 s window) and OUT_DIR/speech (parquet shards whose
+Audio column holds FLAC bytes). Every word of the vocabulary is a distinct sound, so that the model can really learn.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+from datasets import Audio, Features, Value
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+    set_seed,
+)
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+SAMPLE_RATE_IN_HZ = 16_000
+WORDS = ["uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve", "diez"]
+
+
+def make_tokenizer(num_languages: int = 99) -> WhisperTokenizer:
+    """A byte-level tokenizer without merges, with Whisper's special tokens in Whisper's order."""
+    vocabulary = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>")
+    languages = [f"<|{code}|>" for code in list(LANGUAGES)[:num_languages]]
+    tasks = ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|startoftranscript|>", *languages, *tasks]})
+    tokenizer.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(1501)])
+    return tokenizer
+
+
+def make_generation_config(tokenizer: WhisperTokenizer, max_length: int, multilingual: bool) -> GenerationConfig:
+    """What OpenAI's checkpoints say in generation_config.json, for this vocabulary."""
+    ids = tokenizer.convert_tokens_to_ids
+    settings = {
+        "is_multilingual": multilingual,
+        "no_timestamps_token_id": ids("<|notimestamps|>"),
+        "prev_sot_token_id": ids("<|startofprev|>"),
+        "decoder_start_token_id": ids("<|startoftranscript|>"),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+        "max_length": max_length,
+        "max_initial_timestamp_index": 50,
+        "return_timestamps": False,
+    }
+    if multilingual:
+        tokens = {f"<|{code}|>" for code in LANGUAGES} & set(tokenizer.get_vocab())
+        settings["lang_to_id"] = {token: ids(token) for token in sorted(tokens)}
+        settings["task_to_id"] = {task: ids(f"<|{task}|>") for task in ("translate", "transcribe")}
+    return GenerationConfig(**settings)
+
+
+def make_model(
+    folder: str | Path,
+    d_model: int = 64,
+    num_layers: int = 2,
+    window_in_seconds: int = 4,
+    n_mels: int = 80,
+    max_target_positions: int = 64,
+    multilingual: bool = True,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Path:
+    """Saves a random Whisper with its processor. Returns the folder."""
+    set_seed(seed)
+    tokenizer = make_tokenizer(num_languages=100 if n_mels == 128 else 99)
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        d_model=d_model,
+        num_mel_bins=n_mels,
+        encoder_layers=num_layers,
+        decoder_layers=num_layers,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=4 * d_model,
+        decoder_ffn_dim=4 * d_model,
+        max_source_positions=window_in_seconds * 50,
+        max_target_positions=max_target_positions,
+        dropout=dropout,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    model = WhisperForConditionalGeneration(config)
+    # An explicit object: the default one is rebuilt from the model config on load and loses lang_to_id.
+    model.generation_config = make_generation_config(tokenizer, max_target_positions, multilingual)
+    extractor = WhisperFeatureExtractor(feature_size=n_mels, chunk_length=window_in_seconds)
+    model.to(getattr(__import__("torch"), dtype)).save_pretrained(folder)
+    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return Path(folder)
+
+
+def speak(words: list[str], generator: np.random.Generator) -> np.ndarray:
+    """One utterance, (n_samples,) float32 at 16 kHz: each word is a chord of two tones that nobody else has."""
+    pieces = [np.zeros(int(generator.uniform(0.02, 0.1) * SAMPLE_RATE_IN_HZ))]
+    for word in words:
+        index = WORDS.index(word)
+        seconds = np.arange(int(generator.uniform(0.25, 0.4) * SAMPLE_RATE_IN_HZ)) / SAMPLE_RATE_IN_HZ
+        pitch = generator.uniform(0.97, 1.03)
+        low, high = (300 + 130 * index) * pitch, (2200 + 330 * ((index * 7) % len(WORDS))) * pitch
+        envelope = np.sin(np.pi * np.linspace(0, 1, len(seconds))) ** 0.5
+        pieces += [envelope * (np.sin(2 * np.pi * low * seconds) + 0.6 * np.sin(2 * np.pi * high * seconds))]
+        pieces += [np.zeros(int(generator.uniform(0.05, 0.15) * SAMPLE_RATE_IN_HZ))]
+    waveform = np.concatenate(pieces) * generator.uniform(0.1, 0.4)
+    return (waveform + generator.normal(0, 0.003, len(waveform))).astype(np.float32)
+
+
+def encode(waveform: np.ndarray, audio_format: str = "FLAC", sampling_rate: int = SAMPLE_RATE_IN_HZ) -> bytes:
+    """The waveform as the bytes of a file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, sampling_rate, format=audio_format)
+    return buffer.getvalue()
+
+
+def make_rows(num_rows: int, seed: int, max_words: int = 5) -> list[tuple[bytes, str]]:
+    """(FLAC bytes, text) pairs of one to max_words words each."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_rows):
+        words = [str(word) for word in generator.choice(WORDS, size=generator.integers(1, max_words + 1))]
+        rows.append((encode(speak(words, generator)), " ".join(words)))
+    return rows
+
+
+def write_parquet(path: Path, rows: list[tuple[bytes | None, str | None]], row_group_size: int = 50) -> None:
+    """A parquet file with an Audio column `audio` and a string column `text`, as `datasets` writes them."""
+    features = Features({"audio": Audio(), "text": Value("string")})
+    audio = [{"bytes": data, "path": f"{path.stem}-{i}.flac"} for i, (data, _) in enumerate(rows)]
+    table = pa.table({"audio": audio, "text": [text for _, text in rows]}, schema=features.arrow_schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=row_group_size)
+
+
+def make_speech(folder: str | Path, sizes: dict[str, int], num_shards: int = 2) -> Path:
+    """A parquet dataset with the given number of rows in each split, each split in num_shards files."""
+    for split_index, (split, num_rows) in enumerate(sizes.items()):
+        rows = make_rows(num_rows, seed=1000 + split_index)
+        for shard in range(num_shards):
+            name = f"{split}-{shard:05}-of-{num_shards:05}.parquet"
+            write_parquet(Path(folder) / name, rows[shard::num_shards])
+    return Path(folder)
+
+
+def transcribe(model: str | Path, speech: str | Path) -> None:
+    """Loads a saved model afresh and prints what it hears in the first test clip."""
+    from transformers import pipeline
+
+    row = pq.read_table(sorted(Path(speech).glob("test-*.parquet"))[0]).slice(0, 1).to_pylist()[0]
+    waveform, sampling_rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
+    recogniser = pipeline("automatic-speech-recognition", model=str(model))
+    heard = recogniser({"raw": waveform, "sampling_rate": sampling_rate})["text"]
+    print(f"reloaded {model}: said {row['text']!r}, heard {heard.strip()[:80]!r}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder")
+    parser.add_argument("--train", type=int, default=8)
+    parser.add_argument("--validation", type=int, default=8)
+    parser.add_argument("--test", type=int, default=8)
+    parser.add_argument(
+        "--transcribe", metavar="MODEL", help="only load this model and transcribe the first test clip"
+    )
+    args = parser.parse_args()
+    speech = Path(args.folder) / "speech"
+    if args.transcribe:
+        transcribe(args.transcribe, speech)
+        return
+    make_speech(speech, {"train": args.train, "validation": args.validation, "test": args.test})
+    make_model(Path(args.folder) / "model")
+    print(f"made {speech} and {Path(args.folder) / 'model'}")
+
+
+if __name__ == "__main__":
+    main()

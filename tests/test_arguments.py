@@ -1,0 +1,144 @@
+"""The command line: our flags, retired flags, rules, configuration files, help."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import run_speech_recognition_seq2seq_streaming as script
+
+REQUIRED = "--model_name_or_path m --dataset_name d --output_dir o --language es".split()
+OUR_FLAGS = """audio_column_name cache_dir config dataset_config_name dataset_name do_lower_case do_normalize_eval
+do_remove_punctuation early_stopping_patience eval_before_training eval_split_name freeze_encoder language
+max_duration_in_seconds max_eval_samples max_rejected_fraction max_train_samples min_duration_in_seconds
+model_index_name model_name_or_path model_revision num_decoding_threads shuffle_buffer_size streaming task
+test_split_name text_column_name train_split_name""".split()
+
+
+def check(more: str) -> tuple:
+    arguments = script.parse_arguments([*REQUIRED, *more.split()])
+    script.check_arguments(*arguments[1:])
+    script.check_devices(arguments[2])
+    return arguments
+
+
+def test_a_new_flag_is_a_decision():
+    names = [f.name for group in (script.ModelArguments, script.DataArguments) for f in dataclasses.fields(group)]
+    assert sorted(names) == OUR_FLAGS
+
+
+def test_defaults_that_differ_from_the_library():
+    _, data, args = check("--do_train --do_eval --max_steps 1")
+    assert (args.predict_with_generate, args.report_to, args.dataloader_num_workers) == (True, ["tensorboard"], 1)
+    assert (args.eval_strategy, args.save_strategy, args.resume_from_checkpoint) == ("steps", "steps", "auto")
+    assert (data.max_duration_in_seconds, data.do_normalize_eval, data.streaming) == (30.0, True, True)
+
+
+@pytest.mark.parametrize("metric", ["wer", "eval_wer", "cer", "wer_norm_marks", "eval_dutch_cer", "loss"])
+def test_the_best_error_rate_is_the_lowest(metric: str):
+    args = check(f"--do_train --do_eval --max_steps 1 --load_best_model_at_end --metric_for_best_model {metric}")[2]
+    assert args.greater_is_better is False
+
+
+def test_a_test_split_loads_the_best_model():
+    args = check("--do_train --do_eval --max_steps 1 --test_split_name test")[2]
+    assert args.load_best_model_at_end and args.metric_for_best_model == "wer"
+
+
+@pytest.mark.parametrize("name", sorted(script.RETIRED_ARGUMENTS))
+@pytest.mark.parametrize("form", ["--{} 1", "--{}=1"])
+def test_retired_flags_say_what_to_write(name: str, form: str):
+    with pytest.raises(script.UserError, match=rf"--{name} is retired\. Write instead: \S+"):
+        check(form.format(name))
+
+
+def test_replacements_exist():
+    """Every flag that a hint names is accepted today."""
+    known = script.ArgumentParser(
+        (script.TrainingArguments, script.ModelArguments, script.DataArguments), allow_abbrev=False
+    )._option_string_actions
+    for hint in script.RETIRED_BY_REPLACEMENT:
+        for word in hint.replace("(", " ").split():
+            assert not word.startswith("--") or word.rstrip(".,)") in known, hint
+
+
+@pytest.mark.parametrize("name", sorted(script.REFUSED_ARGUMENTS))
+def test_harmful_flags_are_refused(name: str):
+    values = {"eval_accumulation_steps": "2", "label_names": "x", "train_sampling_strategy": "group_by_length"}
+    values |= {"bf16_full_eval": "True --use_cpu", "eval_do_concat_batches": "False"}
+    with pytest.raises(script.UserError, match=f"--{name} is refused"):
+        check(f"--do_train --max_steps 1 --{name} {values.get(name, 'True')}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--max_steps 1", "nothing to do"),
+        ("--do_train", "how long to train"),
+        ("--do_train --max_steps 1 --num_train_epochs 2", "not both"),
+        ("--do_train --max_steps 1 --fp16", "--fp16 needs a GPU"),
+        ("--do_train --max_steps 1 --fp16 --bf16 --use_cpu", "not both"),
+        ("--do_train --max_steps 1 --dataloader_num_workers 4", "--num_decoding_threads 4"),
+        ("--do_train --max_steps 1 --early_stopping_patience 2", "needs --do_train and --do_eval"),
+        ("--do_train --max_steps 1 --eval_before_training", "needs --do_train and --do_eval"),
+        ("--do_train --max_steps 1 --save_strategy epoch", "no epochs"),
+        ("--do_train --max_steps 1 --task dictate", "transcribe or translate"),
+        ("--do_train --max_steps 1 --min_duration_in_seconds 40", "is not below"),
+        ("--do_train --max_steps 1 --shuffle_buffer_size 0", "at least 1"),
+        ("--do_train --max_steps 1 --max_rejected_fraction 2", "between 0 and 1"),
+        ("--do_train --max_steps 1 --predict_with_generate False", "real generation"),
+        ("--do_train --max_steps abc", "invalid int value: 'abc'"),
+        ("--do_train --max_step 1", "unknown flag --max_step. Did you mean --max_steps?"),
+        ("--do_train --max_steps 1 --text_colum_name x", "Did you mean --text_column_name?"),
+        ("--do_train --max_steps 1 surplus", "unknown flag surplus"),
+    ],
+)
+def test_bad_flags_are_one_line(flags: str, message: str, capsys: pytest.CaptureFixture):
+    assert script.run([*REQUIRED, *flags.split()]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and message in error and "\n" not in error
+
+
+def test_a_driver_that_is_too_old_names_the_fix(monkeypatch: pytest.MonkeyPatch):
+    def old_driver() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", old_driver)
+    with pytest.raises(script.UserError, match=r"found version 11040\)\. Update the NVIDIA driver, or install"):
+        check("--do_train --max_steps 1")
+
+
+def test_config_file_supplies_defaults_that_the_command_line_overrides(tmp_path: Path):
+    config = tmp_path / "recipe.yaml"
+    config.write_text("learning_rate: 1e-5\nmax_steps: 7\ndo_train: true\nlanguage: de\nwarmup_steps: 0.1\n")
+    _, data, args = check(f"--config {config} --max_steps 9")
+    assert (args.learning_rate, args.max_steps, args.do_train, args.warmup_steps) == (1e-5, 9, True, 0.1)
+    assert data.language == "es"
+    for text, message in (("max_stps: 3", "Did you mean --max_steps"), ("- a", "expected lines"), ("a: [", "recipe")):
+        config.write_text(text)
+        with pytest.raises(script.UserError, match=message):
+            check(f"--config {config}")
+
+
+def test_help_ends_with_our_flags(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ending:
+        script.parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    assert ending.value.code == 0
+    assert text.index("--weight_decay") < text.index("--model_name_or_path") < text.index("--shuffle_buffer_size")
+
+
+def test_header_equals_requirements():
+    lines = Path(script.__file__).read_text().splitlines()
+    start, end = lines.index("# /// script"), lines.index("# ///")
+    header = tomllib.loads("\n".join(line.removeprefix("#").strip() for line in lines[start + 1 : end]))
+    requirements = (Path(script.__file__).parent / "requirements.txt").read_text().splitlines()
+    listed = [line.split("#")[0].strip() for line in requirements if line.split("#")[0].strip()]
+    assert header["dependencies"] == listed
+    source = Path(script.__file__).read_text().split("import difflib")[1]
+    for requirement in listed:
+        name = requirement.split("=")[0].rstrip("><")
+        assert f"import {name}" in source or name in ("accelerate", "tensorboard"), f"{name} is never used"

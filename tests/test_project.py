@@ -1,0 +1,102 @@
+"""README, run.sh and the shape of the code: what is promised there is accepted here."""
+
+import ast
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import run_speech_recognition_seq2seq_streaming as script
+
+PROJECT = Path(script.__file__).parent
+NAME = "run_speech_recognition_seq2seq_streaming.py"
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words after the script's name in every command of a text, continued lines joined."""
+    joined = text.replace("\\\n", " ")
+    pieces = [line.split(name)[1] for line in joined.splitlines() for name in (NAME, '"$script"') if name in line]
+    return [shlex.split(piece) for piece in pieces if "--model_name_or_path" in piece]
+
+
+def test_every_command_is_accepted():
+    sources = [(PROJECT / name).read_text() for name in ("README.md", "run.sh")] + [script.__doc__]
+    found = [words for text in sources for words in commands(text)]
+    assert len(found) >= 5
+    for words in found:
+        plain = [word for word in words if word not in ("--fp16", "$@", "--push_to_hub")]
+        arguments = script.parse_arguments(plain)
+        script.check_arguments(*arguments[1:])
+        for word in words:
+            assert not word.startswith("--") or word[2:].split("=")[0] in script_flags(), word
+
+
+def script_flags() -> set[str]:
+    parser = script.ArgumentParser((script.TrainingArguments, script.ModelArguments, script.DataArguments))
+    return {option.removeprefix("--") for option in parser._option_string_actions}
+
+
+def test_flags_in_prose_exist():
+    named = set(re.findall(r"`--(\w+)", (PROJECT / "README.md").read_text()))
+    assert len(named) > 10 and named <= script_flags()
+
+
+def test_functions_stay_short():
+    tree = ast.parse((PROJECT / NAME).read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert lengths.pop("main") <= 75
+    assert {name: length for name, length in lengths.items() if length > 45} == {}
+    nested = [inner.name for node in functions for inner in ast.walk(node) if isinstance(inner, ast.FunctionDef)]
+    assert len(nested) == len(functions)  # each function only finds itself
+    untyped = [node.name for node in functions if node.returns is None]
+    assert untyped == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [("dance", "unknown recipe 'dance'"), ("-h", "Use: bash run.sh [smoke|learn|test]")]
+)
+def test_run_sh_refuses_what_it_does_not_know(words: str, message: str):
+    result = subprocess.run(["bash", PROJECT / "run.sh", words], capture_output=True, text=True)
+    assert result.returncode == 2 and message in result.stderr
+
+
+def test_run_sh_refuses_an_old_python_in_one_line(tmp_path: Path):
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo "Python 3.9.2" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    result = subprocess.run(
+        ["bash", PROJECT / "run.sh", "smoke"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(old), "VENV": str(tmp_path / "venv")},
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip() == (
+        f"error: Python 3.11 or newer is needed, {old} is Python 3.9.2. Set PYTHON=python3.12 (or where yours is)."
+    )
+
+
+@pytest.mark.slow
+def test_smoke_recipe_from_another_directory(tmp_path: Path):
+    """The same interpreter stands in for .venv, so that nothing is installed twice."""
+    import sys
+
+    stamp = subprocess.run(["cksum"], input=(PROJECT / "requirements.txt").read_bytes(), capture_output=True).stdout
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / ".requirements-1").write_bytes(stamp)
+    result = subprocess.run(
+        ["bash", PROJECT / "run.sh", "smoke", "--max_steps", "2", "--num_decoding_threads", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "VENV": str(tmp_path), "TMPDIR": str(tmp_path), "HOME": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "after training" in result.stderr and "reloaded " in result.stdout
+    output = next(tmp_path.glob("whisper-smoke.*/output"))
+    assert (output / "checkpoint-2" / "stream_state.json").is_file()

@@ -1,0 +1,211 @@
+"""Sources and the order of the stream: what is opened, what a bad one gets, which row comes when."""
+
+import csv
+import itertools
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+import torch
+
+import run_speech_recognition_seq2seq_streaming as script
+
+
+def load(folder: Path, split: str = "train", text_column: str = "text") -> script.SpeechSource:
+    return script.load_source(str(folder), None, split, "audio", text_column)
+
+
+def make_folder(folder: Path, num_rows: int) -> Path:
+    """An audiofolder with metadata.csv."""
+    (folder / "train").mkdir(parents=True)
+    with open(folder / "train" / "metadata.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "transcription"])
+        for i, (data, text) in enumerate(synthetic.make_rows(num_rows, seed=5)):
+            (folder / "train" / f"{i}.flac").write_bytes(data)
+            writer.writerow([f"{i}.flac", text])
+    return folder
+
+
+def make_stream(source: script.SpeechSource, preparer: script.UtterancePreparer, **changes: object):
+    settings = {"seed": 1, "block_size": 7, "micro_batch_size": 2, "num_threads": 2}
+    return script.SpeechStream(source, preparer, **{**settings, **changes})
+
+
+def take(stream: script.SpeechStream, count: int) -> list[str]:
+    """The ids of the next rows, rejected ones included."""
+    items = itertools.islice(stream, count)
+    return [item.row if isinstance(item, script.Rejection) else item["id"] for _, item in items]
+
+
+def test_every_row_once_per_pass_and_passes_differ(speech: Path, preparer):
+    ids = take(make_stream(load(speech), preparer), 120)
+    first, second, third = ids[:40], ids[40:80], ids[80:]
+    assert len(set(first)) == 40 and set(first) == set(second) == set(third)
+    assert first != second != third != first
+    assert first != sorted(first)
+
+
+def test_train_and_validation_are_one_source_with_every_row_of_both(speech: Path, preparer):
+    source = load(speech, "train+validation")
+    assert source.num_rows == 48
+    ids = take(make_stream(source, preparer), 48)
+    assert len(set(ids)) == 48
+    assert sum("validation" in row_id.split("/")[-1] for row_id in ids) == 8
+
+
+@pytest.mark.parametrize(("num_threads", "workers"), [(1, 0), (2, 1), (4, 1)])
+def test_order_is_independent_of_threads_and_workers(speech: Path, preparer, num_threads: int, workers: int):
+    reference = take(make_stream(load(speech), preparer, num_threads=1), 90)
+    stream = make_stream(load(speech), preparer, num_threads=num_threads)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers)
+    assert [item["id"] for _, item in itertools.islice(loader, 90)] == reference
+
+
+def test_the_stream_runs_under_spawn(speech: Path, preparer):
+    stream = make_stream(load(speech), preparer)
+    assert take(pickle.loads(pickle.dumps(stream)), 5) == take(stream, 5)
+    collator = script.SpeechCollator(1, 2, 80)
+    loader = torch.utils.data.DataLoader(
+        stream, batch_size=2, collate_fn=collator, num_workers=1, multiprocessing_context="spawn"
+    )
+    batch = next(iter(loader))
+    assert batch["ride"]["num_rows"] == 2 and batch["ride"]["error"] == []
+
+
+def test_two_ranks_take_alternate_micro_batches_of_one_order(speech: Path, preparer):
+    whole = take(make_stream(load(speech), preparer), 48)
+    ranks = [take(make_stream(load(speech), preparer, rank=rank, world_size=2), 24) for rank in (0, 1)]
+    dealt = [ranks[turn % 2][turn // 2 * 2 : turn // 2 * 2 + 2] for turn in range(24)]
+    assert list(itertools.chain(*dealt)) == whole
+
+
+@pytest.mark.parametrize("seen", [1, 6, 7, 8, 20, 39, 40, 41, 97])
+@pytest.mark.parametrize("kind", ["parquet", "audiofolder"])
+def test_a_position_continues_at_the_next_row(speech: Path, preparer, tmp_path: Path, seen: int, kind: str):
+    source = load(speech) if kind == "parquet" else load(make_folder(tmp_path, 12), "train", "transcription")
+    items = list(itertools.islice(make_stream(source, preparer), 130))
+    position = pickle.loads(pickle.dumps(items[seen - 1][0])) | {"skip": 0}
+    rest = make_stream(source, preparer, position=position, num_threads=1)
+    assert take(rest, 20) == [item["id"] for _, item in items[seen : seen + 20]]
+
+
+def test_a_position_opens_no_earlier_file(speech: Path, preparer, monkeypatch: pytest.MonkeyPatch):
+    source = load(speech)
+    items = list(itertools.islice(make_stream(source, preparer), 33))
+    opened = []
+    open_shard = script.SpeechSource.open_shard
+    monkeypatch.setattr(
+        script.SpeechSource, "open_shard", lambda self, *place: opened.append(place) or open_shard(self, *place)
+    )
+    take(make_stream(source, preparer, position=items[-1][0] | {"skip": 0}), 1)
+    second_of_first_pass = script.shard_order(source, 1, 0, True)[1]
+    assert opened[0] == second_of_first_pass
+
+
+def test_blocks_end_at_rows_or_bytes(speech: Path, monkeypatch: pytest.MonkeyPatch):
+    start = script.FIRST_POSITION["start"]
+    sizes = [len(block.rows) for block in script.read_pass(load(speech), 0, start, 15, None, True)]
+    assert sizes == [15, 15, 10]
+    monkeypatch.setattr(script, "MAX_BLOCK_IN_BYTES", 100_000)
+    blocks = list(script.read_pass(load(speech), 0, start, 1000, None, True))
+    assert len(blocks) > 3 and all(block.size_in_bytes < 200_000 for block in blocks)
+
+
+def test_max_train_samples_are_the_same_rows_in_every_pass(speech: Path, preparer):
+    ids = take(make_stream(load(speech), preparer, max_rows=10), 30)
+    assert set(ids[:10]) == set(ids[10:20]) == set(ids[20:]) and len(set(ids)) == 10
+    assert ids[:10] != ids[10:20]
+
+
+def test_nothing_is_decoded_by_datasets_and_torchcodec_is_never_imported(speech: Path, tmp_path: Path, preparer):
+    import sys
+
+    take(make_stream(load(speech), preparer), 3)
+    take(make_stream(load(make_folder(tmp_path, 3), "train", "transcription"), preparer), 3)
+    assert "torchcodec" not in sys.modules
+
+
+def test_rows_are_counted_without_reading_audio(speech: Path, tmp_path: Path):
+    assert load(speech).num_rows == 40
+    assert load(make_folder(tmp_path, 9), "train", "transcription").num_rows == 9
+
+
+def test_a_damaged_file_is_a_rejection_and_nothing_else_is_lost(tmp_path: Path, preparer):
+    folder = synthetic.make_speech(tmp_path, {"train": 30}, num_shards=3)
+    middle = sorted(folder.glob("*.parquet"))[1]
+    data = bytearray(middle.read_bytes())
+    data[200 : len(data) - 2_000] = bytes(len(data) - 2_200)  # the footer stays whole
+    middle.write_bytes(data)
+    items = [item for _, item in itertools.islice(make_stream(load(folder), preparer), 21)]
+    rejected = [item for item in items if isinstance(item, script.Rejection)]
+    assert [item.reason for item in rejected] == ["file_damaged"]
+    assert len({item["id"] for item in items if isinstance(item, dict)}) == 20
+
+
+def test_a_missing_clip_is_a_rejection(tmp_path: Path, preparer):
+    row = script.SourceRow("r", str(tmp_path / "gone.flac"), "uno")
+    assert preparer(row).reason == "audio_missing"
+
+
+def test_errors_of_the_reader_keep_their_type_and_message(speech: Path, preparer, monkeypatch: pytest.MonkeyPatch):
+    class Unpicklable(Exception):
+        def __init__(self, a: int, b: int) -> None:
+            super().__init__("no words")
+
+    for raised, expected in ((PermissionError(13, "keep out"), PermissionError), (Unpicklable(1, 2), RuntimeError)):
+        monkeypatch.setattr(script, "read_shard", lambda *a, error=raised: (_ for _ in ()).throw(error))
+        loader = torch.utils.data.DataLoader(make_stream(load(speech), preparer), batch_size=None, num_workers=1)
+        position, error = next(iter(loader))
+        assert position is None and type(error) is expected
+    assert "Unpicklable: no words" in str(error)
+
+
+def test_a_pass_without_a_usable_row_ends_with_the_reasons(speech: Path, preparer):
+    preparer.max_duration_in_seconds = 0.01
+    items = list(make_stream(load(speech), preparer))
+    assert len(items) == 41
+    assert isinstance(items[-1][1], script.UserError) and "40 audio_too_long" in str(items[-1][1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("/no/such/folder", None, "train", "audio", "text"), "--dataset_name /no/such/folder"),
+        (("SPEECH", "klingon", "train", "audio", "text"), "--dataset_config_name klingon"),
+        (("SPEECH", None, "dev", "audio", "text"), "split 'dev'.*Found: train, validation, test"),
+        (("SPEECH", None, "train", "sound", "text"), "--audio_column_name sound.*Found: audio, text"),
+        (("SPEECH", None, "train", "audio", "sentence"), "--text_column_name sentence.*Found: audio, text"),
+        (("SPEECH", None, "train", "audio", "audio"), "--text_column_name audio: holds .* not text"),
+    ],
+)
+def test_bad_sources_say_what_was_found(speech: Path, arguments: tuple, message: str):
+    with pytest.raises(script.UserError, match=message):
+        script.load_source(*(str(speech) if value == "SPEECH" else value for value in arguments))
+
+
+def test_an_empty_dataset_says_so(tmp_path: Path):
+    synthetic.write_parquet(tmp_path / "train-00000-of-00001.parquet", [])
+    with pytest.raises(script.UserError, match="split 'train' of .* is empty"):
+        load(tmp_path)
+
+
+def test_a_position_is_plain_json(speech: Path, preparer):
+    import json
+
+    position = list(itertools.islice(make_stream(load(speech), preparer), 33))[-1][0]
+    assert json.loads(json.dumps(position)) == position
+
+
+def test_worker_cores_are_shared_by_ranks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(script.os, "sched_getaffinity", lambda _: range(32), raising=False)
+    assert [script.num_usable_cores(n) for n in (1, 8, 64)] == [8, 4, 1]
+
+
+def test_shard_order_is_pure(speech: Path):
+    orders = [script.shard_order(load(speech, "train+validation"), 3, n, True) for n in range(20)]
+    assert all(sorted(order) == [(0, 0), (0, 1), (1, 0), (1, 1)] for order in orders)
+    assert len({tuple(order) for order in orders}) > 5
+    assert np.array_equal(orders[4], script.shard_order(load(speech, "train+validation"), 3, 4, True))

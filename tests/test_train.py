@@ -1,0 +1,295 @@
+"""The whole job in this process: losses, what is saved, scores, rejections, refusals, continuing."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import synthetic
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, BertConfig, WhisperForConditionalGeneration
+
+import run_speech_recognition_seq2seq_streaming as script
+
+Train = Callable[[str], dict[str, float]]
+
+
+def output(flags: list[str]) -> Path:
+    return Path(flags[flags.index("--output_dir") + 1])
+
+
+def history(folder: Path, name: str = "loss") -> list[float]:
+    """What was logged at every step."""
+    state = json.loads(
+        max(folder.glob("checkpoint-*"), key=lambda p: int(p.name[11:])).joinpath("trainer_state.json").read_text()
+    )
+    return [entry[name] for entry in state["log_history"] if name in entry]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_the_whole_job(train: Train, flags: list[str], tiny_model: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    metrics = train(
+        "--do_train --do_eval --max_steps 4 --eval_steps 2 --save_steps 2 --eval_before_training "
+        "--test_split_name test --report_to tensorboard --dataloader_num_workers 1"
+    )
+    folder = output(flags)
+    for key in ("wer", "cer", "wer_ortho", "wer_norm", "wer_norm_marks", "substitutions", "deletions", "insertions"):
+        assert math.isfinite(metrics[f"eval_{key}"]) and math.isfinite(metrics[f"test_{key}"])
+    assert metrics["eval_num_rows"] == metrics["test_num_rows"] == 8 and metrics["train_rows"] == 16
+    assert json.loads((folder / "all_results.json").read_text()) == pytest.approx(metrics)
+    info = json.loads((folder / "run_info.json").read_text())
+    assert info["command"].startswith("python ") and "--max_steps 4" in info["command"]
+    assert info["versions"]["torch"] == torch.__version__ and info["data"][0]["num_rows"] == 40
+    card = ModelCard.load(folder / "README.md").data
+    assert card.language == "es" and {r.metric_type for r in card.eval_results} == {"wer", "cer"}
+    assert list(folder.glob("runs/*/events*")), "TensorBoard files belong to output_dir"
+    names = "config generation_config processor_config preprocessor_config tokenizer_config tokenizer".split()
+    assert all((folder / f"{name}.json").is_file() for name in names)
+    text = caplog.text
+    for line in ("parameters", "train data", "a step: 4 rows", "steps: 4", "tensorboard --logdir", "before training"):
+        assert line in text, line
+    assert "first label: <|startoftranscript|><|es|><|transcribe|><|notimestamps|>" in text
+    before, after = weights(tiny_model), weights(folder)
+    frozen = [name for name in after if torch.equal(before[name], after[name])]
+    assert frozen == ["model.encoder.embed_positions.weight"]  # Whisper's sinusoids
+    assert WhisperForConditionalGeneration.from_pretrained(folder).config.use_cache is True
+
+
+def test_the_saved_folder_transcribes_like_the_scorecard(train: Train, flags: list[str], speech: Path):
+    train("--do_train --do_eval --max_steps 3")
+    folder = output(flags)
+    model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    row = datasets.Dataset.from_parquet(str(sorted(speech.glob("validation*"))[0]))
+    audio = row.cast_column("audio", datasets.Audio(decode=False))[0]["audio"]["bytes"]
+    inputs = processor(script.decode_audio(audio), sampling_rate=16_000, return_tensors="pt").input_features
+    ids = model.generate(inputs, max_length=12)
+    heard = processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
+    assert model.generation_config.language == "es" and model.generation_config.task == "transcribe"
+    assert model.generation_config.forced_decoder_ids is None
+    again = script.main([*flags, "--do_eval", "--model_name_or_path", str(folder), "--output_dir", f"{folder}-score"])
+    assert math.isfinite(again["eval_wer"]) and isinstance(heard, str)
+
+
+@pytest.mark.parametrize("smoothing", ["0.0", "0.1"])
+def test_accumulation_does_not_change_loss_or_gradient(train: Train, flags: list[str], tmp_path: Path, smoothing: str):
+    runs = []
+    for batch, accumulation in ((8, 1), (2, 4), (1, 8)):
+        folder = tmp_path / f"{batch}x{accumulation}"
+        train(
+            f"--do_train --max_steps 5 --per_device_train_batch_size {batch} --output_dir {folder} "
+            f"--gradient_accumulation_steps {accumulation} --label_smoothing_factor {smoothing}"
+        )
+        runs.append((history(folder), history(folder, "grad_norm")))
+    for losses, norms in runs[1:]:
+        assert losses == pytest.approx(runs[0][0], abs=1e-5)
+        assert norms == pytest.approx(runs[0][1], rel=1e-4)
+
+
+def test_the_loss_is_the_mean_over_target_tokens(
+    train: Train, flags: list[str], tiny_model: Path, speech: Path, preparer
+):
+    train("--do_train --max_steps 1 --per_device_train_batch_size 40 --shuffle_buffer_size 1")
+    model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
+    source = script.load_source(str(speech), None, "train", "audio", "text")
+    blocks = script.read_pass(source, 0, script.FIRST_POSITION["start"], 40, None, False)
+    examples = [preparer(row) for block in blocks for row in block.rows]
+    total, count = 0.0, 0
+    for example in examples:
+        features = script.pad_features(example["features"], [example["features"].shape[1]], 400)
+        ids = torch.tensor([example["labels"]])
+        logits = model(input_features=features, decoder_input_ids=ids[:, :-1]).logits
+        total += torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="sum").item()
+        count += ids.shape[1] - 1
+    assert history(output(flags))[0] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_a_half_precision_checkpoint_trains_in_float32(train: Train, flags: list[str], tmp_path: Path):
+    half = synthetic.make_model(tmp_path / "half", d_model=16, num_layers=1, dtype="float16")
+    train(f"--do_train --max_steps 1 --model_name_or_path {half}")
+    assert {tensor.dtype for tensor in weights(output(flags)).values()} == {torch.float32}
+
+
+def test_english_only_and_128_mels(train: Train, flags: list[str], english_model: Path, tmp_path: Path):
+    position = flags.index("--language")
+    del flags[position : position + 2]
+    metrics = train(f"--do_train --do_eval --max_steps 1 --model_name_or_path {english_model}")
+    assert math.isfinite(metrics["eval_wer"])
+    processor = AutoProcessor.from_pretrained(output(flags))
+    assert processor.tokenizer.decode(processor.tokenizer("a").input_ids).startswith("<|startoftranscript|><|notim")
+    v3 = synthetic.make_model(tmp_path / "v3", d_model=16, num_layers=1, n_mels=128, window_in_seconds=3)
+    metrics = train(
+        f"--do_train --do_eval --max_steps 1 --model_name_or_path {v3} --language yue --output_dir {v3}-out"
+    )
+    assert math.isfinite(metrics["eval_loss"])
+
+
+def test_frozen_encoder_and_checkpointing(train: Train, flags: list[str], tiny_model: Path):
+    train("--do_train --max_steps 2 --freeze_encoder --gradient_checkpointing")
+    before, after = weights(tiny_model), weights(output(flags))
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed and not any(name.startswith("model.encoder.") for name in changed)
+
+
+def test_epochs_are_counted_in_rows(train: Train, flags: list[str]):
+    assert train("--do_train --num_train_epochs 1.5")["train_rows"] == 60
+    passes = history(output(flags), "pass")
+    assert passes[9] == 1.0 and passes[-1] == 1.5 and passes == sorted(passes)
+
+
+def test_every_bad_row_is_counted_listed_and_nothing_else_is_lost(train: Train, flags: list[str], tmp_path: Path):
+    good = synthetic.make_rows(12, seed=3)
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 5)
+    bad = [
+        (b"not audio at all", "uno"),
+        (None, "uno"),
+        (synthetic.encode(noise), "dos"),
+        (good[0][0], "  "),
+        (good[0][0], None),
+        (good[0][0], "uno " * 40),
+    ]
+    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", good + bad)
+    synthetic.write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", good[:3] + bad)
+    metrics = train(f"--do_train --do_eval --num_train_epochs 1 --dataset_name {tmp_path / 'data'}")
+    assert metrics["train_rows"] == 20 and metrics["train_rejected"] >= 6 and metrics["eval_num_rows"] == 3
+    lines = [json.loads(line) for line in (output(flags) / "rejected.jsonl").read_text().splitlines()]
+    reasons = [line["reason"] for line in lines if line["split"] == "eval"]
+    expected = ["audio_missing", "audio_too_long", "audio_unreadable", "label_too_long", "text_empty", "text_empty"]
+    assert sorted(reasons) == expected
+    assert set(reasons) == {line["reason"] for line in lines if line["split"] == "train"}
+    assert history(output(flags), "rejected")[-1] == metrics["train_rejected"]
+
+
+def test_a_micro_batch_without_a_good_row_runs(train: Train, tmp_path: Path, flags: list[str]):
+    rows = [(b"junk", "uno")] * 4 + synthetic.make_rows(4, seed=1)
+    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
+    train(
+        f"--do_train --max_steps 4 --shuffle_buffer_size 1 --dataset_name {tmp_path / 'data'} "
+        "--max_rejected_fraction 0.9 --per_device_train_batch_size 4"
+    )
+    losses = history(output(flags))
+    assert losses[0] == losses[2] == 0.0 and losses[1] > 1 and losses[3] > 1
+
+
+def test_too_many_rejections_end_the_run_with_the_reasons(train: Train, tmp_path: Path, flags: list[str]):
+    rows = [(b"junk", "uno")] * 12 + synthetic.make_rows(8, seed=1)
+    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
+    with pytest.raises(script.UserError, match=r"12 of the first 20 rows were rejected \(12 audio_unreadable\)"):
+        train(f"--do_train --max_steps 50 --dataset_name {tmp_path / 'data'}")
+    train(
+        f"--do_train --max_steps 2 --dataset_name {tmp_path / 'data'} --max_rejected_fraction 0.7 --output_dir {tmp_path}/o2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--language xx", "no token for it. Choose a near language"),
+        ("--language yue", "no token for it"),
+        ("--model_name_or_path /no/such/model", "--model_name_or_path /no/such/model"),
+        ("--dataset_name /no/such/data", "--dataset_name /no/such/data"),
+        ("--eval_split_name nowhere --do_eval", "split 'nowhere'"),
+        ("--resume_from_checkpoint /no/such/checkpoint", "not a complete checkpoint"),
+    ],
+)
+def test_mistakes_are_one_line_with_exit_code_2(
+    flags: list[str], more: str, message: str, capsys: pytest.CaptureFixture
+):
+    assert script.run([*flags, "--do_train", "--max_steps", "1", *more.split()]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_language_is_required_by_multilingual_and_refused_by_english_models(
+    flags: list[str], english_model: Path, train: Train
+):
+    with pytest.raises(script.UserError, match="knows English only"):
+        train(f"--do_train --max_steps 1 --model_name_or_path {english_model}")
+    position = flags.index("--language")
+    with pytest.raises(script.UserError, match="--language is missing"):
+        script.main([*flags[:position], *flags[position + 2 :], "--do_train", "--max_steps", "1"])
+
+
+def test_other_architectures_are_refused(train: Train, tmp_path: Path):
+    BertConfig().save_pretrained(tmp_path / "bert")
+    with pytest.raises(script.UserError, match="a bert model. This script trains Whisper models only"):
+        train(f"--do_train --max_steps 1 --model_name_or_path {tmp_path / 'bert'}")
+
+
+def test_output_dir_of_another_run_is_refused(train: Train, flags: list[str], tmp_path: Path):
+    folder = output(flags)
+    folder.mkdir()
+    (folder / "notes.txt").write_text("a cloned repo may hold other files")
+    train("--do_train --max_steps 1")
+    with pytest.raises(script.UserError, match="of another run .*text_column_name was 'text'"):
+        train("--do_train --max_steps 2 --text_column_name other")
+    with pytest.raises(script.UserError, match="holds checkpoint-1 and --resume_from_checkpoint says no"):
+        train("--do_train --max_steps 2 --resume_from_checkpoint no")
+    (folder / "run_info.json").unlink()
+    with pytest.raises(script.UserError, match="no run_info.json of this script"):
+        train("--do_train --max_steps 2")
+
+
+def test_overlapping_splits_are_warned_about(train: Train, caplog: pytest.LogCaptureFixture):
+    train("--do_train --do_eval --max_steps 1 --train_split_name train+validation")
+    assert "The eval split shares files with the training split" in caplog.text
+
+
+@pytest.mark.parametrize("more", ["", "--gradient_accumulation_steps 3 --num_decoding_threads 1"])
+def test_a_continued_run_ends_with_the_same_weights(train: Train, tmp_path: Path, more: str):
+    model = synthetic.make_model(tmp_path / "model", d_model=16, num_layers=1, dropout=0.2)
+    common = f"--do_train --save_steps 5 --model_name_or_path {model} --shuffle_buffer_size 9 {more} --max_steps"
+    train(f"{common} 14 --output_dir {tmp_path / 'whole'}")
+    train(f"{common} 14 --output_dir {tmp_path / 'parts'}")
+    for name in ("checkpoint-10", "checkpoint-14"):  # as if it had been killed after step 5
+        (tmp_path / "parts" / name).rename(tmp_path / name)
+    train(f"{common} 14 --output_dir {tmp_path / 'parts'} --num_decoding_threads 3")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert history(tmp_path / "whole") == history(tmp_path / "parts")
+
+
+def test_a_finished_run_trains_no_further_and_incomplete_checkpoints_are_stepped_over(
+    train: Train, flags: list[str], caplog: pytest.LogCaptureFixture
+):
+    train("--do_train --max_steps 4 --save_steps 2")
+    folder = output(flags)
+    finished = weights(folder)
+    train("--do_train --max_steps 4 --save_steps 2")
+    assert all(torch.equal(finished[name], tensor) for name, tensor in weights(folder).items())
+    (folder / "checkpoint-4" / "optimizer.pt").unlink()
+    train("--do_train --max_steps 4 --save_steps 2")
+    assert "checkpoint-4 is incomplete" in caplog.text
+    assert all(torch.equal(finished[name], tensor) for name, tensor in weights(folder).items())
+
+
+def test_the_evaluation_cache_follows_what_it_depends_on(train: Train, flags: list[str]):
+    train("--do_eval")
+    cached = set((output(flags) / "_eval_cache").glob("*.arrow"))
+    train("--do_eval")
+    assert set((output(flags) / "_eval_cache").glob("*.arrow")) == cached
+    assert train("--do_eval --do_lower_case --max_eval_samples 5")["eval_num_rows"] == 5
+    assert len(set((output(flags) / "_eval_cache").glob("*.arrow"))) == len(cached) + 1
+
+
+def test_early_stopping_and_the_best_model(train: Train, flags: list[str]):
+    metrics = train(
+        "--do_train --do_eval --max_steps 12 --eval_steps 2 --save_steps 2 --early_stopping_patience 1 --learning_rate 1e-9"
+    )
+    state = json.loads(sorted(output(flags).glob("checkpoint-*"))[0].joinpath("trainer_state.json").read_text())
+    assert metrics["train_rows"] == 16  # two evaluations without a gain
+    assert state["best_metric"] == metrics["eval_wer"]
+
+
+def test_streaming_false_on_local_files_warns(train: Train, caplog: pytest.LogCaptureFixture):
+    train("--do_train --max_steps 1 --streaming False")
+    assert "--streaming False has no effect" in caplog.text
