@@ -30,6 +30,7 @@ before they are decoded; a bad row becomes a Rejection with a reason and never e
 import difflib
 import importlib.metadata
 import io
+import itertools
 import json
 import logging
 import math
@@ -66,7 +67,7 @@ import torch
 import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCardData, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import (
@@ -75,7 +76,6 @@ from transformers import (
     EvalPrediction,
     GenerationConfig,
     HfArgumentParser,
-    PreTrainedModel,
     ProcessorMixin,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -211,7 +211,7 @@ RETIRED_BY_REPLACEMENT = {
     "--warmup_steps with a number below 1 (0.1 warms up for a tenth of the steps)": "warmup_ratio",
     "--do_normalize_eval": "do_normalize_eval_only",
     "--text_column_name": "text_column",
-    "nothing: it comes with --model_name_or_path": "config_name tokenizer_name feature_extractor_name use_fast_tokenizer",
+    "nothing: it comes with the model": "config_name tokenizer_name feature_extractor_name use_fast_tokenizer",
     "--fp16 or --bf16": "fp16_backend fp16_opt_level half_precision_backend",
     "--num_decoding_threads": "preprocessing_num_workers",
     "--per_device_train_batch_size": "per_gpu_train_batch_size",
@@ -363,8 +363,8 @@ def check_devices(args: TrainingArguments) -> None:
             reason = str(error).split(". ")[0].splitlines()[0]
     if "driver" in reason and "too old" in reason:
         raise UserError(
-            f"{reason}. Update the NVIDIA driver, or install the build of torch {torch.__version__.split('+')[0]} for its "
-            "CUDA version (see pytorch.org), or pass --use_cpu."
+            f"{reason}. Update the NVIDIA driver, or install the build of torch {torch.__version__.split('+')[0]} "
+            "for its CUDA version (see pytorch.org), or pass --use_cpu."
         )
     if args.fp16 and reason:
         raise UserError(f"--fp16 needs a GPU: {reason}. Leave out --fp16 to train on the CPU.")
@@ -405,94 +405,82 @@ class SpeechSource:
         return self.parts[part].shard(num_shards=self.parts[part].num_shards, index=shard)
 
 
-def load_builder(
-    name: str, config_name: str | None, cache_dir: str | None, revision: str | None = None
-) -> datasets.DatasetBuilder:
-    """The `datasets` builder, for script datasets that of their parquet export.
-
-    Raises: UserError naming what is missing."""
+def load_builder(name: str, config_name: str | None, cache_dir: str | None) -> datasets.DatasetBuilder:
+    """The `datasets` builder; for a script dataset that of its parquet export. Raises: UserError."""
     try:
-        if revision is not None:
-            return datasets.load_dataset_builder(name, data_dir=config_name, cache_dir=cache_dir, revision=revision)
         return datasets.load_dataset_builder(name, config_name, cache_dir=cache_dir)
     except RuntimeError as error:
-        if "scripts are no longer supported" not in str(error) or revision is not None:
+        if "scripts are no longer supported" not in str(error):
             raise
-        logger.warning("%s is a script dataset; trying its parquet export, revision refs/convert/parquet.", name)
-        try:
-            return load_builder(name, config_name, cache_dir, revision="refs/convert/parquet")
-        except (UserError, FileNotFoundError, EntryNotFoundError, HfHubHTTPError) as reason:
-            raise UserError(
-                f"--dataset_name {name}: a script dataset, which is never run, and its parquet export (revision "
-                f"refs/convert/parquet{f', {config_name}' if config_name else ''}) was not found. Use a parquet copy of it."
-            ) from reason
-    except (FileNotFoundError, ValueError) as error:
-        # DatasetNotFoundError and EmptyDatasetError are FileNotFoundErrors, a wrong configuration is a ValueError.
+    except (FileNotFoundError, ValueError) as error:  # not found, empty, private; the second: no such configuration
         flag = f"--dataset_config_name {config_name}" if "BuilderConfig" in str(error) else f"--dataset_name {name}"
-        reason = " ".join(str(error).split())
-        hint = (
-            "" if "BuilderConfig" in reason else " Pass a Hub id or a folder; for a private or gated one set HF_TOKEN."
-        )
-        raise UserError(f"{flag}: {reason}{'' if reason.endswith('.') else '.'}{hint}") from error
+        hint = "" if "BuilderConfig" in str(error) else " Pass a Hub id or a folder; set HF_TOKEN for a private one."
+        raise UserError(f"{flag}: {one_line(error)}{hint}") from error
+    export = "refs/convert/parquet"
+    logger.warning("%s is a script dataset, which is never run; trying its parquet export, %s.", name, export)
+    try:
+        return datasets.load_dataset_builder(name, data_dir=config_name, cache_dir=cache_dir, revision=export)
+    except (FileNotFoundError, ValueError, HfHubHTTPError) as error:
+        folder = f", folder {config_name}" if config_name else ""
+        raise UserError(
+            f"--dataset_name {name}: a script dataset, which is never run, and it has no parquet export "
+            f"(revision {export}{folder}). Look for a parquet copy of it on the Hub."
+        ) from error
+
+
+def one_line(error: Exception | str) -> str:
+    """A library's message without its line breaks, ending in a full stop."""
+    text = " ".join(str(error).split())
+    return text if text.endswith(".") else f"{text}."
 
 
 def downloaded(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str | None:
-    """Downloads the Hub files that the builder reads (--streaming False). Returns the folder, None if they are local."""
+    """Downloads the Hub files that the builder reads (--streaming False). Returns their folder, None if local."""
     urls = [url for files in (builder.config.data_files or {}).values() for url in files]
-    hub_urls = [match for url in urls if (match := re.match(r"hf://datasets/([^@]+)@([^/]+)/(.+)", url))]
-    if not hub_urls:
+    on_hub = [match for url in urls if (match := re.match(r"hf://datasets/([^@]+)@([^/]+)/(.+)", url))]
+    if not on_hub:
+        logger.warning("--streaming False has no effect: the files of %s are already here.", builder.dataset_name)
         return None
-    repo_id, revision = hub_urls[0].group(1, 2)
-    patterns = [match.group(3) for match in hub_urls] + ["README.md", "*metadata.*"]
-    logger.info("Downloading %d files of %s (--streaming False).", len(hub_urls), repo_id)
-    return snapshot_download(
-        repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns, cache_dir=cache_dir
-    )
+    repo_id, revision = on_hub[0].group(1, 2)
+    patterns = [match.group(3) for match in on_hub] + ["README.md", "*metadata.*"]
+    logger.info("downloading %d files of %s (--streaming False)", len(on_hub), repo_id)
+    where = {"repo_type": "dataset", "revision": revision, "cache_dir": cache_dir}
+    return snapshot_download(repo_id, allow_patterns=patterns, **where)
 
 
-def check_columns(source: str, columns: datasets.Features, audio_column: str, text_column: str) -> None:
-    """Raises UserError if a column is missing or the text column is not text."""
-    for flag, column in (("audio_column_name", audio_column), ("text_column_name", text_column)):
-        if column not in columns:
-            raise UserError(
-                f"--{flag} {column}: not in {source}. Found: {', '.join(columns)}. Pass --{flag} ONE_OF_THEM."
-            )
-    dtype = getattr(columns[text_column], "dtype", type(columns[text_column]).__name__)
-    if dtype not in ("string", "large_string"):
-        raise UserError(f"--text_column_name {text_column}: holds {dtype}, not text. Found: {', '.join(columns)}.")
-
-
-def undecoded(dataset: datasets.IterableDataset, audio_column: str, kind: str) -> datasets.IterableDataset:
-    """The same rows with the audio column as bytes or path: `datasets` moves bytes and never decodes.
+def open_part(builder: datasets.DatasetBuilder, part: str, columns: tuple[str, str]) -> datasets.IterableDataset:
+    """One split with its audio as bytes or path, never decoded, and its text. Raises: UserError for a wrong column.
 
     Folder builders import torchcodec even for Audio(decode=False) (datasets 5.2, features/audio.py:106), so that their
     column becomes the file's path."""
-    if not isinstance(dataset.features[audio_column], datasets.Audio):
-        return dataset  # already bytes, a path, or both
-    is_folder = kind.endswith("folder")
-    feature = datasets.Value("string") if is_folder else datasets.Audio(decode=False)
-    return dataset.cast_column(audio_column, feature)
+    dataset = builder.as_streaming_dataset(part)
+    if dataset.features is None:
+        dataset = dataset._resolve_features()  # reads the first rows; datasets 5.2 has no public name for it
+    features = dataset.features or {}
+    for flag, column in zip(("audio_column_name", "text_column_name"), columns, strict=True):
+        if column not in features:
+            found = ", ".join(features) or "nothing: the split is empty"
+            raise UserError(f"--{flag} {column}: not in split '{part}' of {builder.dataset_name}. Found: {found}.")
+    audio, text = (features[column] for column in columns)
+    dtype = getattr(text, "dtype", type(text).__name__)
+    if dtype not in ("string", "large_string"):
+        raise UserError(f"--text_column_name {columns[1]}: holds {dtype}, not text. Found: {', '.join(features)}.")
+    if isinstance(audio, datasets.Audio):  # else it holds bytes, a path, or both already
+        is_folder = builder.name.endswith("folder")
+        feature = datasets.Value("string") if is_folder else datasets.Audio(decode=False)
+        dataset = dataset.cast_column(columns[0], feature)
+    return dataset.select_columns(list(columns))
 
 
 def load_source(
-    name: str,
-    config_name: str | None,
-    split: str,
-    audio_column: str,
-    text_column: str,
-    cache_dir: str | None = None,
-    streaming: bool = True,
+    name: str, config_name: str | None, split: str, columns: tuple[str, str], cache_dir: str | None, streaming: bool
 ) -> SpeechSource:
     """Opens a dataset without reading its audio; 'train+validation' becomes one source with the files of both.
 
-    Raises: UserError for a missing dataset, configuration, split or column, and for an empty dataset."""
+    columns: (audio, text). Raises: UserError for a missing dataset, configuration, split or column, or no rows."""
     builder = load_builder(name, config_name, cache_dir)
-    if not streaming:
-        folder = downloaded(builder, cache_dir)
-        if folder is None:
-            logger.warning("--streaming False has no effect: the files of %s are already here.", name)
-        else:
-            builder = load_builder(folder, config_name if builder.config.name == config_name else None, cache_dir)
+    if not streaming and (folder := downloaded(builder, cache_dir)):
+        builder = load_builder(folder, config_name if builder.config.name == config_name else None, cache_dir)
     if hasattr(builder.config, "decode_num_threads"):
         builder.config.decode_num_threads = 0  # else folders on the Hub are decoded whatever we cast (builder.py:1186)
     files = {str(part): list(urls) for part, urls in (builder.config.data_files or {}).items()}
@@ -500,44 +488,30 @@ def load_source(
     for part in parts:
         if part not in files:
             raise UserError(f"split '{part}': {name} has no such split. Found: {', '.join(files)}.")
-    opened = [builder.as_streaming_dataset(part) for part in parts]
-    for i, part in enumerate(parts):
-        if opened[i].features is None:
-            opened[i] = opened[
-                i
-            ]._resolve_features()  # reads the first rows; public only through a cast (datasets 5.2)
-        if opened[i].features is None or not opened[i].features:
-            raise UserError(f"split '{part}' of {name} is empty.")
-        check_columns(f"{name} ({part})", opened[i].features, audio_column, text_column)
-        opened[i] = undecoded(opened[i], audio_column, builder.name).select_columns([audio_column, text_column])
+    opened = tuple(open_part(builder, part, columns) for part in parts)
     data_files = tuple(url for part in parts for url in files[part])
     num_rows = count_rows(builder, parts, opened, data_files)
     if num_rows == 0:
         raise UserError(f"split '{split}' of {name} is empty, or none of its {len(data_files)} files is readable.")
     commit = re.match(r"hf://datasets/[^@]+@([^/]+)/", data_files[0])
     revision = commit.group(1) if commit else None
-    columns = (audio_column, text_column)
-    return SpeechSource(
-        name, config_name, split, builder.name, revision, tuple(opened), data_files, *columns, num_rows
-    )
+    return SpeechSource(name, config_name, split, builder.name, revision, opened, data_files, *columns, num_rows)
 
 
 def count_rows(
     builder: datasets.DatasetBuilder,
     parts: list[str],
-    opened: list[datasets.IterableDataset],
-    data_files: tuple[str, ...],
+    opened: tuple[datasets.IterableDataset, ...],
+    urls: tuple[str, ...],
 ) -> int | None:
-    """Rows of a source without reading its audio: from parquet footers, split info or metadata files, else None."""
+    """Rows of a source without reading its audio: from parquet footers, metadata files or split info, else None."""
     if builder.name == "parquet":
         with ThreadPoolExecutor(16) as pool:
-            return sum(pool.map(count_parquet_rows, data_files))
+            return sum(pool.map(count_parquet_rows, urls))
     if builder.name.endswith("folder"):
         return sum(1 for dataset in opened for _ in dataset)  # paths and metadata only
-    splits = builder.info.splits or {}
-    if all(part in splits and splits[part].num_examples for part in parts):
-        return sum(splits[part].num_examples for part in parts)
-    return None
+    counts = [splits[part].num_examples if part in (splits := builder.info.splits or {}) else None for part in parts]
+    return sum(counts) if all(counts) else None
 
 
 def count_parquet_rows(url: str) -> int:
@@ -571,17 +545,10 @@ def audio_duration_in_seconds(data: bytes) -> float:
     try:
         info = soundfile.info(io.BytesIO(data))
     except soundfile.LibsndfileError as error:
-        raise Rejection("audio_unreadable", unreadable(data, error)) from error
+        kind = "m4a" if data[4:8] == b"ftyp" else "webm" if data[:4] == b"\x1aE\xdf\xa3" else None
+        advice = f"{kind} is not supported: convert with ffmpeg -i IN.{kind} -ar 16000 -ac 1 OUT.flac"
+        raise Rejection("audio_unreadable", advice if kind else one_line(error.error_string)) from error
     return info.frames / info.samplerate
-
-
-def unreadable(data: bytes, error: Exception) -> str:
-    """What libsndfile says, with the way out for the formats that it lacks."""
-    is_mpeg4, is_matroska = data[4:8] == b"ftyp", data[:4] == b"\x1aE\xdf\xa3"
-    if is_mpeg4 or is_matroska:
-        name = "m4a" if is_mpeg4 else "webm"
-        return f"{name} is not supported: convert with ffmpeg -i IN.{name} -ar 16000 -ac 1 OUT.flac"
-    return " ".join(str(error).split())
 
 
 def decode_audio(data: bytes) -> np.ndarray:
@@ -592,7 +559,7 @@ def decode_audio(data: bytes) -> np.ndarray:
     try:
         waveform, sampling_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise Rejection("audio_unreadable", unreadable(data, error)) from error
+        raise Rejection("audio_unreadable", one_line(error.error_string)) from error
     mono = waveform.mean(axis=1) if waveform.shape[1] > 1 else waveform[:, 0]
     if len(mono) == 0:
         raise Rejection("audio_empty", "no samples")
@@ -620,8 +587,8 @@ def normalize_text(text: str, do_lower_case: bool, do_remove_punctuation: bool) 
 
 
 def log_mel(waveform: np.ndarray, mel_filters: np.ndarray, max_frames: int) -> torch.Tensor:
-    """Log-mel spectrogram of the real frames only, (n_mels, n_frames) float32, equal to WhisperFeatureExtractor's first
-    n_frames (largest difference 1e-6); the frames after them are one constant, see `pad_features`.
+    """Log-mel spectrogram of the real frames only, (n_mels, n_frames) float32: WhisperFeatureExtractor's first
+    n_frames (largest difference 1.2e-7); the frames after them are one constant, see `pad_features`.
 
     waveform: (n_samples,) float32 at 16 kHz; mel_filters: (201, n_mels); max_frames: the model's window.
     Source: openai/whisper, audio.py, log_mel_spectrogram; transformers, feature_extraction_whisper.py."""
@@ -643,8 +610,8 @@ def log_mel(waveform: np.ndarray, mel_filters: np.ndarray, max_frames: int) -> t
 def pad_features(frames: torch.Tensor, frame_counts: list[int], window: int) -> torch.Tensor:
     """Clips laid end to end, (n_mels, sum of frame_counts), as (batch, n_mels, window) on the same device.
 
-    The padding of a clip is what the library computes for digital silence: 8 (that is 2 after scaling) below the clip's
-    loudest value, but never below silence itself."""
+    The padding is what the library computes for digital silence: 8 (that is 2 after scaling) below the clip's loudest
+    value, but never below silence itself."""
     clips = frames.split(frame_counts, dim=1)
     batch = frames.new_empty((len(clips), frames.shape[0], window))
     for row, clip in zip(batch, clips, strict=True):
@@ -667,7 +634,7 @@ def encode_text(text: str, tokenizer: WhisperTokenizer, max_label_length: int) -
 
 @dataclass
 class UtterancePreparer:
-    """One source row to one training example; the cheap checks come before the decoding. Picklable, used by threads."""
+    """One source row to one training example; cheap checks first. Pickles; threads share it."""
 
     tokenizer: WhisperTokenizer
     mel_filters: np.ndarray  # (201, n_mels)
@@ -925,8 +892,8 @@ def num_usable_cores(world_size: int) -> int:
 class SpeechCollator:
     """Examples to a batch whose clips lie end to end, unpadded, so that little crosses the process border.
 
-    Returns `labels` and `decoder_input_ids` (batch, n_tokens), padded with -100 and the end token, `frames` (n_mels, sum
-    of frame_counts), `frame_counts`, and for training what rides along: `position`, `rejections`, `num_rows`, `error`.
+    Returns `labels` and `decoder_input_ids` (batch, n_tokens), padded with -100 and the end token, `frames` (n_mels,
+    sum of frame_counts), `frame_counts`, and for training a `ride`: position, rejections, num_rows, error.
     A batch whose rows were all rejected holds one silent dummy row without labels, so that every step runs."""
 
     decoder_start_token_id: int
@@ -977,8 +944,8 @@ def check_language(language: str | None, generation_config: GenerationConfig, na
     code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
     if code not in codes:
         raise UserError(
-            f"--language {language}: {name} has no token for it. Choose a near language, in the same script if possible: "
-            f"its token then stands for yours. Known: {' '.join(codes)}."
+            f"--language {language}: {name} has no token for it. Choose a near language, in the same script if "
+            f"possible: its token then stands for yours. Known: {' '.join(codes)}."
         )
     return code
 
@@ -996,8 +963,7 @@ def load_processor(name: str, revision: str, cache_dir: str | None) -> tuple[Whi
         processor = WhisperProcessor.from_pretrained(name, revision=revision, cache_dir=cache_dir)
         generation_config = GenerationConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
     except OSError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--model_name_or_path {name}: {reason}") from error
+        raise UserError(f"--model_name_or_path {name}: {one_line(error)}") from error
     return processor, generation_config, config
 
 
@@ -1083,7 +1049,7 @@ class Scorecard:
     examples: list[tuple[str, str]] = field(default_factory=list)  # (reference, prediction) of the last call
 
     def __call__(self, outputs: EvalPrediction) -> dict[str, float]:
-        """outputs.predictions: (ids (rows, n_tokens), loss sums (rows,), token counts (rows,)); label_ids: row indices."""
+        """outputs: predictions (ids (rows, n_tokens), loss sums (rows,), token counts (rows,)), label_ids indices."""
         ids, loss_sums, token_counts = outputs.predictions
         ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -1124,6 +1090,7 @@ def prepare_eval_set(
     if not listing.exists():
         folder.mkdir(parents=True, exist_ok=True)
         rejections = write_eval_set(source, preparer, max_rows, num_threads, path)
+        list_rejections(folder.parent, source.split, rejections)
         write_json(listing, [rejection.args for rejection in rejections])
     rejections = [Rejection(*args) for args in json.loads(listing.read_text(encoding="utf-8"))]
     rows = datasets.Dataset.from_file(str(path))
@@ -1178,7 +1145,7 @@ def write_eval_set(
 
 @dataclass
 class TokenWeightedLoss:
-    """Cross-entropy summed over this micro-batch, divided by the target tokens of the whole optimiser step on all ranks.
+    """Cross-entropy summed over this micro-batch, divided by the target tokens of the optimiser step on all ranks.
 
     Whisper's own loss ignores that number and comes out multiplied by accumulation and processes (transformers 5.23,
     modeling_whisper.py:1126); this one makes 8x1, 2x4 and 1x8 equal."""
@@ -1188,7 +1155,7 @@ class TokenWeightedLoss:
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """outputs.logits: (batch, n_tokens, vocabulary); labels: (batch, n_tokens), -100 where nothing is to be said."""
+        """outputs.logits: (batch, n_tokens, vocabulary); labels: (batch, n_tokens), -100 where nothing is said."""
         total = functional.cross_entropy(
             outputs.logits.float().flatten(0, 1),
             labels.flatten(),
@@ -1213,7 +1180,7 @@ class StreamProgress:
     is_checked: bool = False
 
     def update(self, ride: dict[str, Any]) -> None:
-        """Counts one trained micro-batch and lists its rejected rows. Raises: what the reader met, or too many rejections."""
+        """Counts one trained micro-batch and lists its rejections. Raises: the reader's error, or too many of them."""
         for error in ride["error"]:
             raise error
         # A pass shorter than the limit is judged when the next one begins.
@@ -1246,7 +1213,7 @@ def check_rejected_fraction(rejected: Counter, num_rows: int, limit: float, outp
     if rejected.total() > limit * num_rows:
         raise UserError(
             f"{rejected.total()} of the first {num_rows} rows were rejected ({describe_counts(rejected)}), more than "
-            f"--max_rejected_fraction {limit:g}. See {output_dir / 'rejected.jsonl'}, mend the data or raise the limit."
+            f"--max_rejected_fraction {limit:g}. See {output_dir / 'rejected.jsonl'}; mend them or raise the limit."
         )
 
 
@@ -1334,7 +1301,7 @@ class SpeechTrainer(Seq2SeqTrainer):
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
-    ):
+    ) -> dict[str, float]:
         """Scores a set with its own references; the first pairs go to the log."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         self.scorecard.rows = rows
@@ -1349,7 +1316,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         super().log(logs | self.progress.figures() if "loss" in logs else logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Also saves what transformers 5.23 leaves out: preprocessor_config.json (older readers) and normalizer.json."""
+        """Also saves what transformers 5.23 leaves out: preprocessor_config.json (older readers), normalizer.json."""
         self.model.config.use_cache = True  # the library's False is for training, not for the model's users
         super().save_model(output_dir, _internal_call)
         self.model.config.use_cache = self.args.use_cache
@@ -1424,27 +1391,16 @@ def write_json(path: Path, value: Any) -> None:
 def run_identity(model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
     """What makes two starts the same run; a folder that holds another one's weights is refused."""
     names = (
-        "dataset_name",
-        "dataset_config_name",
-        "train_split_name",
-        "audio_column_name",
-        "text_column_name",
-        "task",
+        "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task".split()
     )
-    identity = {name: getattr(data_args, name) for name in (*names, "language")}
-    return {
-        "model_name_or_path": model_args.model_name_or_path,
-        "model_revision": model_args.model_revision,
-        **identity,
-    }
+    model = {name: getattr(model_args, name) for name in ("model_name_or_path", "model_revision")}
+    return {**model, **{name: getattr(data_args, name) for name in names}}
 
 
 def check_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
-    """Raises UserError if output_dir holds weights or checkpoints that are not this run's (it may be './' otherwise)."""
+    """Raises UserError if output_dir holds weights or checkpoints that are not this run's (it may be './' if not)."""
     weights = [
-        *output_dir.glob("checkpoint-*"),
-        *output_dir.glob("*.safetensors"),
-        *output_dir.glob("pytorch_model*.bin"),
+        path for glob in ("checkpoint-*", "*.safetensors", "pytorch_model*.bin") for path in output_dir.glob(glob)
     ]
     if not weights:
         return
@@ -1454,20 +1410,17 @@ def check_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
     if changed:
         reason = "; ".join(changed) if previous else "there is no run_info.json of this script"
         raise UserError(
-            f"--output_dir {output_dir} holds {weights[0].name} of another run ({reason}). Choose another --output_dir."
+            f"--output_dir {output_dir} holds {weights[0].name} of another run ({reason}). Choose another folder."
         )
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit and cleanliness of the script's own repository, None outside one."""
-    folder = Path(__file__).parent
-    run = ["git", "-C", str(folder)]
+def git_state() -> str | None:
+    """Commit of the script's own repository, with -dirty if files differ from it; None outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        commit = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*run, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "is_clean": not status.strip()}
 
 
 def redacted(text: str) -> str:
@@ -1479,13 +1432,9 @@ def run_info(
     argv: list[str], arguments: dict[str, Any], sources: list[SpeechSource], identity: dict[str, Any]
 ) -> dict[str, Any]:
     """What is needed to understand and repeat the run: command, arguments, versions, git, data, machine."""
-    packages = ("torch", "transformers", "datasets", "accelerate", "evaluate", "jiwer", "soundfile", "librosa", "soxr")
-    versions = {
-        name: importlib.metadata.version(name) for name in (*packages, "huggingface_hub", "numpy", "tensorboard")
-    }
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
+    packages = "torch transformers datasets accelerate huggingface_hub evaluate jiwer soundfile librosa soxr numpy"
+    versions = {name: importlib.metadata.version(name) for name in packages.split()}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     names = ("name", "config_name", "split", "kind", "revision", "num_rows")
     machine = {"platform": platform.platform(), "cores": os.cpu_count(), "gpus": gpus, "cuda": torch.version.cuda}
     return {
@@ -1502,9 +1451,8 @@ def run_info(
 
 def first_label(stream: SpeechStream) -> str:
     """The first accepted training row's label as the model will see it, special tokens included."""
-    for _, row in zip(
-        range(ROWS_BEFORE_REJECTION_CHECK), (row for b, _ in stream.blocks() for row in b.rows), strict=False
-    ):
+    rows = (row for block, _ in stream.blocks() for row in block.rows)
+    for row in itertools.islice(rows, ROWS_BEFORE_REJECTION_CHECK):
         example = stream.preparer(row)
         if not isinstance(example, Rejection):
             return stream.preparer.tokenizer.decode(example["labels"])
@@ -1512,28 +1460,39 @@ def first_label(stream: SpeechStream) -> str:
 
 
 def describe_run(
-    model: PreTrainedModel, sources: dict[str, SpeechSource], args: TrainingArguments, checkpoint: Path | None
-) -> list[str]:
+    model: WhisperForConditionalGeneration,
+    sources: dict[str, SpeechSource],
+    args: TrainingArguments,
+    checkpoint: Path | None,
+    stream: SpeechStream | None,
+) -> None:
     """The first screen of the log: what will happen, in numbers."""
     count, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
-    lines = [f"model: {model.name_or_path}, {count:,} parameters, {trainable:,} of them trainable, on {args.device}"]
+    logger.info(
+        "model: %s, %s parameters, %s of them trainable, on %s",
+        model.name_or_path,
+        f"{count:,}",
+        f"{trainable:,}",
+        args.device,
+    )
     for role, source in sources.items():
         rows = f"{source.num_rows:,} rows" if source.num_rows is not None else "rows not counted"
-        place = f"{source.name} {source.config_name or ''} {source.split}".replace("  ", " ")
-        lines.append(f"{role} data: {place} ({source.kind}, {len(source.shards())} files, {rows})")
-    if args.do_train:
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        parts = f"{args.per_device_train_batch_size} per device x {args.gradient_accumulation_steps} accumulated"
-        lines.append(
-            f"a step: {batch} rows ({parts} x {args.world_size} processes), learning rate {args.learning_rate:g}"
+        place = " ".join(filter(None, (source.name, source.config_name, source.split)))
+        logger.info("%s data: %s (%s, %d files, %s)", role, place, source.kind, len(source.shards()), rows)
+    if stream is not None:
+        sizes = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        logger.info("a step: %d rows (%d per device x %d accumulated x %d processes)", math.prod(sizes), *sizes)
+        logger.info(
+            "steps: %d, learning rate %g, checkpoint every %g steps",
+            args.max_steps,
+            args.learning_rate,
+            args.save_steps,
         )
-        saves = f"every {args.save_steps:g} steps" if args.save_strategy == "steps" else str(args.save_strategy)
-        lines.append(f"steps: {args.max_steps:,}; checkpoints: {saves}, in {args.output_dir}")
-        lines.append(f"start: {'from the beginning' if checkpoint is None else f'continues from {checkpoint}'}")
+        logger.info("start: %s", "from the beginning" if checkpoint is None else f"continues from {checkpoint}")
+        logger.info("first label: %s", first_label(stream))
     if "tensorboard" in args.report_to:
         runs = os.environ.get("TENSORBOARD_LOGGING_DIR", str(Path(args.output_dir) / "runs"))
-        lines.append(f"curves: tensorboard --logdir {runs}")
-    return lines
+        logger.info("curves: tensorboard --logdir %s", runs)
 
 
 def score_table(metrics: dict[str, float]) -> str:
@@ -1588,8 +1547,9 @@ def model_card(info: dict[str, Any], metrics: dict[str, float], language: str | 
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {model_name}\n\n"
-        f"{Path(identity['model_name_or_path']).name} fine-tuned on {Path(identity['dataset_name']).name}, scored by real "
-        f"generation.\n\n```\n{score_table(metrics)}\n```\n\nTrained with\n\n```\n{info['command']}\n```\n\n{versions}\n"
+        f"{Path(identity['model_name_or_path']).name} fine-tuned on {Path(identity['dataset_name']).name}, scored by "
+        f"real generation.\n\n```\n{score_table(metrics)}\n```\n\n"
+        f"Trained with\n\n```\n{info['command']}\n```\n\n{versions}\n"
     )
 
 
@@ -1614,11 +1574,8 @@ def load_sources(
     roles = {"train": args.do_train and data_args.train_split_name, "eval": args.do_eval and data_args.eval_split_name}
     splits = {role: split for role, split in {**roles, "test": data_args.test_split_name}.items() if split}
     columns = (data_args.audio_column_name, data_args.text_column_name)
-    name, config_name = data_args.dataset_name, data_args.dataset_config_name
-    sources = {
-        role: load_source(name, config_name, split, *columns, model_args.cache_dir, data_args.streaming)
-        for role, split in splits.items()
-    }
+    where, how = (data_args.dataset_name, data_args.dataset_config_name), (model_args.cache_dir, data_args.streaming)
+    sources = {role: load_source(*where, split, columns, *how) for role, split in splits.items()}
     for role, source in sources.items():
         shared = set(source.data_files) & set(sources["train"].data_files) if "train" in sources else set()
         if role != "train" and any(not Path(url).name.startswith("metadata.") for url in shared):
@@ -1646,17 +1603,21 @@ def make_preparer(processor: WhisperProcessor, config: Any, data_args: DataArgum
     )
 
 
-def resolve_max_steps(args: TrainingArguments, source: SpeechSource, max_rows: int | None) -> int:
-    """--max_steps, or the steps of --num_train_epochs passes. Raises: UserError if the rows cannot be counted."""
-    if args.max_steps > 0:
-        return args.max_steps
-    if source.num_rows is None:
-        raise UserError(
-            f"--num_train_epochs: the rows of {source.name} cannot be counted. Pass --max_steps N instead."
-        )
-    rows = min(source.num_rows, max_rows or source.num_rows)
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return math.ceil(args.num_train_epochs * rows / batch)
+def resolve_arguments(args: TrainingArguments, width: int, source: SpeechSource | None, max_rows: int | None) -> None:
+    """Fills in what depends on the model and the data: learning rate, and steps from --num_train_epochs passes.
+
+    Raises: UserError if the rows of `source` have to be counted and cannot be."""
+    args.learning_rate = args.learning_rate or default_learning_rate(width)
+    args.ignore_data_skip = True  # the stream continues from its own position
+    if source is not None and args.max_steps <= 0:
+        if source.num_rows is None:
+            raise UserError(
+                f"--num_train_epochs: rows of {source.name} cannot be counted. Pass --max_steps N instead."
+            )
+        rows = min(source.num_rows, max_rows or source.num_rows)
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.max_steps = math.ceil(args.num_train_epochs * rows / batch)
+    args.num_train_epochs = args.num_train_epochs or 0.0  # the library compares it with 0
 
 
 def prepare_eval_sets(
@@ -1673,8 +1634,6 @@ def prepare_eval_sets(
             )
         reasons = Counter(rejection.reason for rejection in rejections)
         logger.info("%s: %d rows to score, rejected: %s", role, len(sets[role]), describe_counts(reasons))
-        if args.process_index == 0:
-            list_rejections(Path(args.output_dir), role, rejections)
     return sets
 
 
@@ -1774,7 +1733,7 @@ def write_reports(
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Trains and scores as the command line says. Returns all metrics. Raises: UserError for what the user can mend."""
+    """Trains and scores as the command line says. Returns all metrics. Raises: UserError for what can be mended."""
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, args = parse_arguments(argv)
     check_arguments(data_args, args)
@@ -1791,29 +1750,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     preparer = make_preparer(processor, config, data_args)
     sources = load_sources(model_args, data_args, args)
 
-    args.learning_rate = args.learning_rate or default_learning_rate(config.d_model)
-    args.ignore_data_skip = True  # the stream continues from its own position
+    resolve_arguments(args, config.d_model, sources.get("train"), data_args.max_train_samples)
     output_dir.mkdir(parents=True, exist_ok=True)
     progress = restore_progress(checkpoint, next(iter(sources.values())), data_args, output_dir)
-    stream = None
-    if args.do_train:
-        args.max_steps = resolve_max_steps(args, sources["train"], data_args.max_train_samples)
-        args.num_train_epochs = args.num_train_epochs or 0.0  # the library compares it with 0
-        stream = make_stream(sources["train"], preparer, data_args, args, progress.position)
+    stream = make_stream(sources["train"], preparer, data_args, args, progress.position) if args.do_train else None
     eval_sets = prepare_eval_sets(sources, preparer, data_args, args)
     set_seed(args.seed)
-    if args.device.type == "cpu":
-        # Else the gradient of the decoder's positions differs in its last bit from run to run (torch 2.13, index_put).
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    # Else the gradient of the decoder's positions differs in its last bit from run to run (torch 2.13, index_put).
+    torch.use_deterministic_algorithms(args.full_determinism or args.device.type == "cpu", warn_only=True)
     model = load_model(*where, language, data_args.task, model_args.freeze_encoder)
+    ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
     trainer = SpeechTrainer(
         model=model,
         args=args,
         train_dataset=stream,
         eval_dataset=eval_sets.get("eval"),
-        data_collator=SpeechCollator(
-            config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins
-        ),
+        data_collator=SpeechCollator(*ids),
         processing_class=processor,
         compute_loss_func=TokenWeightedLoss(args.label_smoothing_factor),
         callbacks=[EarlyStoppingCallback(patience)] if (patience := data_args.early_stopping_patience) else [],
@@ -1821,11 +1773,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         progress=progress,
         scorecard=make_scorecard(eval_sets, processor.tokenizer, language, data_args.do_normalize_eval),
     )
-    info = run_info(argv, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, [*sources.values()], identity)
-    for line in describe_run(model, sources, args, checkpoint) + (
-        [f"first label: {first_label(stream)}"] if stream else []
-    ):
-        logger.info(line)
+    arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}
+    info = run_info(argv, arguments, list(sources.values()), identity)
+    describe_run(model, sources, args, checkpoint, stream)
 
     metrics: dict[str, float] = {}
     if trainer.is_world_process_zero():

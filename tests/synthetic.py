@@ -2,8 +2,9 @@
 
     python tests/synthetic.py OUT_DIR --train 8 --validation 8 --test 8
 
-writes OUT_DIR/model (a random two-layer Whisper of width 64 with a 4 s window) and OUT_DIR/speech (parquet shards whose
-Audio column holds FLAC bytes). Every word of the vocabulary is a distinct sound, so that the model can really learn.
+writes OUT_DIR/model (a random two-layer Whisper of width 64 with a 4 s window) and OUT_DIR/speech (parquet shards
+whose Audio column holds FLAC bytes). Every word of the vocabulary is a distinct sound, so that the
+model can really learn.
 """
 
 import argparse

@@ -14,7 +14,7 @@ import run_speech_recognition_seq2seq_streaming as script
 
 
 def load(folder: Path, split: str = "train", text_column: str = "text") -> script.SpeechSource:
-    return script.load_source(str(folder), None, split, "audio", text_column)
+    return script.load_source(str(folder), None, split, ("audio", text_column), None, True)
 
 
 def make_folder(folder: Path, num_rows: int) -> Path:
@@ -183,7 +183,8 @@ def test_a_pass_without_a_usable_row_ends_with_the_reasons(speech: Path, prepare
 )
 def test_bad_sources_say_what_was_found(speech: Path, arguments: tuple, message: str):
     with pytest.raises(script.UserError, match=message):
-        script.load_source(*(str(speech) if value == "SPEECH" else value for value in arguments))
+        name, config_name, split, *columns = (str(speech) if value == "SPEECH" else value for value in arguments)
+        script.load_source(name, config_name, split, tuple(columns), None, True)
 
 
 def test_an_empty_dataset_says_so(tmp_path: Path):

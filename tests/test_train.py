@@ -100,7 +100,7 @@ def test_the_loss_is_the_mean_over_target_tokens(
 ):
     train("--do_train --max_steps 1 --per_device_train_batch_size 40 --shuffle_buffer_size 1")
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
-    source = script.load_source(str(speech), None, "train", "audio", "text")
+    source = script.load_source(str(speech), None, "train", ("audio", "text"), None, True)
     blocks = script.read_pass(source, 0, script.FIRST_POSITION["start"], 40, None, False)
     examples = [preparer(row) for block in blocks for row in block.rows]
     total, count = 0.0, 0
@@ -186,7 +186,8 @@ def test_too_many_rejections_end_the_run_with_the_reasons(train: Train, tmp_path
     with pytest.raises(script.UserError, match=r"12 of the first 20 rows were rejected \(12 audio_unreadable\)"):
         train(f"--do_train --max_steps 50 --dataset_name {tmp_path / 'data'}")
     train(
-        f"--do_train --max_steps 2 --dataset_name {tmp_path / 'data'} --max_rejected_fraction 0.7 --output_dir {tmp_path}/o2"
+        f"--do_train --max_steps 2 --dataset_name {tmp_path / 'data'} --max_rejected_fraction 0.7 "
+        f"--output_dir {tmp_path}/another"
     )
 
 
@@ -283,7 +284,8 @@ def test_the_evaluation_cache_follows_what_it_depends_on(train: Train, flags: li
 
 def test_early_stopping_and_the_best_model(train: Train, flags: list[str]):
     metrics = train(
-        "--do_train --do_eval --max_steps 12 --eval_steps 2 --save_steps 2 --early_stopping_patience 1 --learning_rate 1e-9"
+        "--do_train --do_eval --max_steps 12 --eval_steps 2 --save_steps 2 --early_stopping_patience 1 "
+        "--learning_rate 1e-9"
     )
     state = json.loads(sorted(output(flags).glob("checkpoint-*"))[0].joinpath("trainer_state.json").read_text())
     assert metrics["train_rows"] == 16  # two evaluations without a gain
