@@ -5,6 +5,7 @@
 #   bash run.sh smoke               the whole job on any machine: tiny model, 8 utterances, no account
 #   bash run.sh learn               two minutes on two cores in which a tiny model really learns
 #   bash run.sh test                the tests
+# RESTART=1 bash run.sh starts again when the machine or the network took the run away (never after Ctrl-C).
 # PYTHON=python3.12 chooses the Python that .venv is made with; VENV=FOLDER puts it elsewhere.
 set -euo pipefail
 calling_dir=$PWD
@@ -33,6 +34,23 @@ set_up() {
   "$python" -m pip install --quiet --disable-pip-version-check "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$project_dir/requirements.txt")"
   "$python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}"
   echo "$stamp" >"$venv/.requirements-$#"
+}
+
+# Replaces this shell by the trainer, so that signals reach it; with RESTART=1 stays and starts it again after exit code
+# 75 (try again) and after death by any signal but SIGINT.
+train() {
+  if [[ -z ${RESTART:-} ]]; then exec "$python" "$script" "$@"; fi
+  local child code ended=""
+  trap 'ended=1; kill -s TERM "$child"' TERM HUP USR1
+  trap 'ended=1' INT # the terminal sends it to the trainer as well
+  while true; do
+    "$python" "$script" "$@" &
+    child=$! code=0
+    while wait "$child" || code=$?; kill -0 "$child" 2>/dev/null; do code=0; done
+    if [[ $ended || ($code != 75 && $code -le 128) || $code == 130 ]]; then exit "$code"; fi
+    echo "run.sh: the trainer ended with code $code; starting it again in ${RESTART_DELAY:-10} s" >&2
+    sleep "${RESTART_DELAY:-10}"
+  done
 }
 
 # The demonstration model and data, made on the spot: TRAIN VALIDATION rows in FOLDER.
@@ -66,7 +84,7 @@ learn() {
   local folder
   folder=$(mktemp -d "${TMPDIR:-/tmp}/whisper-learn.XXXXXX")
   make_demonstration "$folder" 2000 100
-  exec "$python" "$script" \
+  train \
     --model_name_or_path "$folder/model" \
     --dataset_name "$folder/speech" \
     --language es \
@@ -90,7 +108,7 @@ run_tests() {
 recipe() {
   set_up requirements.txt
   cd "$calling_dir"
-  exec "$python" "$script" \
+  train \
     --model_name_or_path openai/whisper-small \
     --dataset_name facebook/multilingual_librispeech \
     --dataset_config_name spanish \

@@ -27,6 +27,7 @@ SpeechCollator -> SpeechTrainer -> Scorecard -> model_card. `datasets` moves byt
 before they are decoded; a bad row becomes a Rejection with a reason and never ends the run.
 """
 
+import argparse
 import difflib
 import importlib.metadata
 import io
@@ -39,11 +40,15 @@ import pickle
 import platform
 import re
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import unicodedata
+import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +72,9 @@ import torch
 import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCardData, snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import (
@@ -79,6 +86,7 @@ from transformers import (
     ProcessorMixin,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    TrainerCallback,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
@@ -90,6 +98,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+from transformers.trainer_utils import rotate_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +109,8 @@ FRAMES_PER_POSITION = 2  # the encoder's second convolution halves the frames
 SILENCE = -1.5  # log-mel of digital silence: (log10(1e-10) + 4) / 4
 MAX_BLOCK_IN_BYTES = 512 * 2**20  # bounds the shuffle block's memory, whatever the rows' size
 ROWS_BEFORE_REJECTION_CHECK = 1_000
+MAX_BROKEN_STEPS = 10  # steps in a row without a finite loss before the run is given up
+STOP_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
 IGNORED_LABEL = -100  # torch's cross-entropy skips it
 
 # Peak learning rates for full fine-tuning by the model's width, about a fortieth of pre-training's (Jong Wook Kim, as
@@ -112,8 +123,6 @@ class UserError(ValueError):
 
 
 # ---------------------------------------------------------------------------------------------------- arguments ----
-
-
 @dataclass
 class ModelArguments:
     """Which model to start from."""
@@ -156,6 +165,8 @@ class DataArguments:
     shuffle_buffer_size: int = HfArg(default=500, help="Rows of a shuffle block, undecoded; 1 keeps the files' order.")
     streaming: bool = HfArg(default=True, help="Reads rows as they are needed; False downloads the files first.")
     num_decoding_threads: int | None = HfArg(default=None, help="Threads that decode; default: the cores, at most 8.")
+    max_network_wait_in_minutes: float = HfArg(default=30.0, help="Waits so long for a lost network before it stops.")
+    max_train_time_in_hours: float | None = HfArg(default=None, help="Saves and stops (exit code 75) after this time.")
     eval_before_training: bool = HfArg(
         default=False, help="Scores the untouched model first, for a before/after table."
     )
@@ -257,7 +268,6 @@ class ArgumentParser(HfArgumentParser):
 
 def flags_from_config(path: str) -> list[str]:
     """The flags and values of a YAML file as a command line, so that argparse converts 1e-5 to a number.
-
     Raises: UserError if the file cannot be read or is not a mapping."""
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -273,24 +283,16 @@ def flags_from_config(path: str) -> list[str]:
     return flags
 
 
-def refuse_retired_flags(flags: list[str]) -> None:
-    """Raises UserError with what to write instead of the first retired flag."""
-    for flag in flags:
-        name = flag.split("=")[0].removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in RETIRED_ARGUMENTS:
-            raise UserError(f"--{name} is retired. Write instead: {RETIRED_ARGUMENTS[name]}.")
-
-
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Command line (and --config file) to the three groups of arguments.
-
     Raises: UserError for unknown or retired flags and for values that the libraries refuse."""
     outer = ArgumentParser([], add_help=False, allow_abbrev=False)
     outer.add_argument("--config")
     config = outer.parse_known_args(argv)[0].config
     flags = (flags_from_config(config) if config else []) + argv
-    refuse_retired_flags(flags)
-    names = {flag.split("=")[0] for flag in flags}
+    names = {flag.split("=")[0].replace("-", "_").replace("__", "--", 1) for flag in flags}
+    for name in sorted(names & {f"--{retired}" for retired in RETIRED_ARGUMENTS}):
+        raise UserError(f"{name} is retired. Write instead: {RETIRED_ARGUMENTS[name[2:]]}.")
     if names & {"--test_split_name", "--early_stopping_patience"} and {"--do_train", "--do_eval"} <= names:
         flags = ["--load_best_model_at_end", "True", *flags]  # both are about the best model
     # Ours last: that is where the terminal stands after --help.
@@ -317,32 +319,24 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
     best = {name: getattr(data_args, name) for name in ("early_stopping_patience", "eval_before_training")}
     best["load_best_model_at_end"] = args.load_best_model_at_end
     rules = [
-        *(
-            (getattr(args, n) != defaults[n], f"--{n} is refused: {why}. Leave it out.")
-            for n, why in REFUSED_ARGUMENTS.items()
-        ),
+        (getattr(args, n) != defaults[n], f"--{n} is refused: {REFUSED_ARGUMENTS[n]}.") for n in REFUSED_ARGUMENTS
+    ]
+    rules += [
+        (value and not (training and scoring), f"--{n} needs --do_train and --do_eval.") for n, value in best.items()
+    ]
+    rules += [
         (not (training or scoring), "nothing to do. Pass --do_train, --do_eval or both."),
         (not args.output_dir, "--output_dir is missing. Pass --output_dir FOLDER."),
         (not args.predict_with_generate, "--predict_with_generate False: WER needs real generation. Leave it out."),
         (workers > 1, f"--dataloader_num_workers {workers}: one worker reads. Use --num_decoding_threads {workers}."),
         ("epoch" in (args.eval_strategy, args.save_strategy), "a stream has no epochs. Use the strategy steps."),
         (data_args.task not in ("transcribe", "translate"), f"--task {data_args.task}: use transcribe or translate."),
-        (
-            shortest >= longest,
-            f"--min_duration_in_seconds {shortest} is not below --max_duration_in_seconds {longest}.",
-        ),
+        (shortest >= longest, f"--min_duration_in_seconds {shortest} is not below the longest, {longest}."),
         (data_args.shuffle_buffer_size < 1, "--shuffle_buffer_size must be at least 1 (1 keeps the files' order)."),
         ((data_args.num_decoding_threads or 1) < 1, "--num_decoding_threads must be at least 1."),
         (not 0 <= data_args.max_rejected_fraction <= 1, "--max_rejected_fraction must lie between 0 and 1."),
-        (
-            args.max_steps > 0 and args.num_train_epochs is not None,
-            "pass --max_steps or --num_train_epochs, not both.",
-        ),
+        (args.max_steps > 0 and args.num_train_epochs, "pass --max_steps or --num_train_epochs, not both."),
         (training and not is_timed, "how long to train? Pass --max_steps N (or --num_train_epochs N)."),
-        *(
-            (value and not (training and scoring), f"--{n} needs --do_train and --do_eval.")
-            for n, value in best.items()
-        ),
     ]
     for is_broken, message in rules:
         if is_broken:
@@ -370,9 +364,109 @@ def check_devices(args: TrainingArguments) -> None:
         raise UserError(f"--fp16 needs a GPU: {reason}. Leave out --fp16 to train on the CPU.")
 
 
+# ----------------------------------------------------------------------------------------------------- survival ----
+class RunEnded(Exception):
+    """The run ends early for a reason outside it; `code` is its exit code (see EXIT_CODES in the README)."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+
+class StopSignals:
+    """Turns SIGTERM, SIGINT, SIGHUP and SIGUSR1 into RunEnded(128 + n), at once or, while `is_deferred` (inside a step
+    or a save), at the next `check`. A second Ctrl-C ends the process at once. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.is_deferred = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def handle(self, number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.received is None:
+            self.received = number
+            logger.warning("%s received: saving and stopping.", signal.Signals(number).name)
+            if not self.is_deferred:
+                self.check()
+
+    def check(self) -> None:
+        """Raises: RunEnded if a signal has come."""
+        if self.received is not None:
+            raise RunEnded(128 + self.received, f"ended by {signal.Signals(self.received).name}")
+
+
+def ignore_signals(worker_id: int) -> None:
+    """For the reading worker: a terminal or Slurm signals the whole group, but the parent decides. SIGTERM, which the
+    DataLoader itself uses at its end, gives the parent time to save first."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(20, os._exit, (143,)).start())
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether waiting may help: everything that the network or a server does but 401, 403 and 404."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    statuses = [e.response.status_code for e in chain if isinstance(e, HfHubHTTPError) and e.response is not None]
+    if HF_HUB_OFFLINE or any(status in (401, 403, 404) for status in statuses):
+        return False
+    clients = ("httpx", "httpcore", "requests", "urllib3", "aiohttp")
+    kinds = (ConnectionError, TimeoutError, socket.gaierror)
+    return bool(statuses) or any(isinstance(e, kinds) or type(e).__module__.startswith(clients) for e in chain)
+
+
+@dataclass
+class Patience:
+    """Waits out network errors: 1, 2, 4 ... 60 s between tries, up to a limit that starts anew after each success."""
+
+    limit_in_seconds: float
+    pause_in_seconds: float = 1.0
+    began: float | None = None
+
+    def wait(self, error: Exception, task: str) -> None:
+        """Sleeps. Raises: the error if waiting cannot help, RunEnded(75) if it has lasted too long."""
+        if not is_network_error(error):
+            if isinstance(error, HfHubHTTPError):
+                raise UserError(f"{task}: {one_line(error)} Check the name, and HF_TOKEN, and start again.") from error
+            raise error
+        now = time.monotonic()
+        self.began = self.began or now
+        left = self.began + self.limit_in_seconds - now
+        if left <= 0:
+            minutes = self.limit_in_seconds / 60
+            raise RunEnded(75, f"{task}: no network for {minutes:g} minutes ({one_line(error)[:300]})") from error
+        pause = min(self.pause_in_seconds, left)
+        logger.warning("%s: %s Trying again in %.0f s.", task, one_line(error)[:300], pause)
+        time.sleep(pause)
+        self.pause_in_seconds = min(2 * self.pause_in_seconds, 60.0)
+
+    def reset(self) -> None:
+        """After a success."""
+        self.pause_in_seconds, self.began = 1.0, None
+
+
+def patiently(function: Callable[..., Any], *args: Any, limit_in_seconds: float, task: str) -> Any:
+    """function(*args), again after network errors. Raises: its other errors, RunEnded(75) past the limit."""
+    patience = Patience(limit_in_seconds)
+    while True:
+        try:
+            return function(*args)
+        except Exception as error:
+            patience.wait(error, task)
+
+
 # --------------------------------------------------------------------------------------------------------- data ----
-
-
 class Rejection(Exception):
     """Why a row cannot be used. Raised by the stages, returned as a value by UtterancePreparer, listed by the run."""
 
@@ -413,6 +507,8 @@ def load_builder(name: str, config_name: str | None, cache_dir: str | None) -> d
         if "scripts are no longer supported" not in str(error):
             raise
     except (FileNotFoundError, ValueError) as error:  # not found, empty, private; the second: no such configuration
+        if is_network_error(error):
+            raise
         flag = f"--dataset_config_name {config_name}" if "BuilderConfig" in str(error) else f"--dataset_name {name}"
         hint = "" if "BuilderConfig" in str(error) else " Pass a Hub id or a folder; set HF_TOKEN for a private one."
         raise UserError(f"{flag}: {one_line(error)}{hint}") from error
@@ -421,6 +517,8 @@ def load_builder(name: str, config_name: str | None, cache_dir: str | None) -> d
     try:
         return datasets.load_dataset_builder(name, data_dir=config_name, cache_dir=cache_dir, revision=export)
     except (FileNotFoundError, ValueError, HfHubHTTPError) as error:
+        if is_network_error(error):
+            raise
         folder = f", folder {config_name}" if config_name else ""
         raise UserError(
             f"--dataset_name {name}: a script dataset, which is never run, and it has no parquet export "
@@ -450,7 +548,6 @@ def downloaded(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str |
 
 def open_part(builder: datasets.DatasetBuilder, part: str, columns: tuple[str, str]) -> datasets.IterableDataset:
     """One split with its audio as bytes or path, never decoded, and its text. Raises: UserError for a wrong column.
-
     Folder builders import torchcodec even for Audio(decode=False) (datasets 5.2, features/audio.py:106), so that their
     column becomes the file's path."""
     dataset = builder.as_streaming_dataset(part)
@@ -476,7 +573,6 @@ def load_source(
     name: str, config_name: str | None, split: str, columns: tuple[str, str], cache_dir: str | None, streaming: bool
 ) -> SpeechSource:
     """Opens a dataset without reading its audio; 'train+validation' becomes one source with the files of both.
-
     columns: (audio, text). Raises: UserError for a missing dataset, configuration, split or column, or no rows."""
     builder = load_builder(name, config_name, cache_dir)
     if not streaming and (folder := downloaded(builder, cache_dir)):
@@ -498,12 +594,7 @@ def load_source(
     return SpeechSource(name, config_name, split, builder.name, revision, opened, data_files, *columns, num_rows)
 
 
-def count_rows(
-    builder: datasets.DatasetBuilder,
-    parts: list[str],
-    opened: tuple[datasets.IterableDataset, ...],
-    urls: tuple[str, ...],
-) -> int | None:
+def count_rows(builder: datasets.DatasetBuilder, parts: list[str], opened: tuple, urls: tuple[str, ...]) -> int | None:
     """Rows of a source without reading its audio: from parquet footers, metadata files or split info, else None."""
     if builder.name == "parquet":
         with ThreadPoolExecutor(16) as pool:
@@ -516,16 +607,15 @@ def count_rows(
 
 def count_parquet_rows(url: str) -> int:
     """Rows according to the file's footer; 0 if the file is damaged (its rejection is counted while reading)."""
-    with fsspec.open(url, "rb") as file:
-        try:
+    try:
+        with fsspec.open(url, "rb") as file:
             return pq.ParquetFile(file).metadata.num_rows
-        except pa.ArrowInvalid:
-            return 0
+    except pa.ArrowInvalid:
+        return 0
 
 
 def read_audio(value: str | dict[str, Any] | None) -> bytes:
     """The bytes of an undecoded audio cell: itself, or the file at its path (local, hf:// or any fsspec address).
-
     Raises: Rejection if the file is missing or empty."""
     cell = {"path": value, "bytes": None} if isinstance(value, str) else (value or {})
     data, path = cell.get("bytes"), cell.get("path")
@@ -553,7 +643,6 @@ def audio_duration_in_seconds(data: bytes) -> float:
 
 def decode_audio(data: bytes) -> np.ndarray:
     """An encoded file as (n_samples,) float32 in [-1, 1], mono, 16 kHz.
-
     soundfile reads wav, flac, ogg, opus and mp3 from memory; librosa resamples with soxr.
     Raises: Rejection if the file is damaged, empty or holds numbers that are not finite."""
     try:
@@ -572,7 +661,6 @@ def decode_audio(data: bytes) -> np.ndarray:
 
 def normalize_text(text: str, do_lower_case: bool, do_remove_punctuation: bool) -> str:
     """The transcript as it is trained: white space collapsed, and only what was asked for.
-
     Punctuation is Unicode category P, in any script; dashes separate words, all other marks vanish. Letters, digits,
     combining marks (vowel signs), symbols and brackets' contents stay."""
     if do_lower_case:
@@ -584,12 +672,9 @@ def normalize_text(text: str, do_lower_case: bool, do_remove_punctuation: bool) 
 
 
 # ----------------------------------------------------------------------------------------------------- features ----
-
-
 def log_mel(waveform: np.ndarray, mel_filters: np.ndarray, max_frames: int) -> torch.Tensor:
     """Log-mel spectrogram of the real frames only, (n_mels, n_frames) float32: WhisperFeatureExtractor's first
     n_frames (largest difference 1.2e-7); the frames after them are one constant, see `pad_features`.
-
     waveform: (n_samples,) float32 at 16 kHz; mel_filters: (201, n_mels); max_frames: the model's window.
     Source: openai/whisper, audio.py, log_mel_spectrogram; transformers, feature_extraction_whisper.py."""
     window_in_samples = max_frames * HOP_LENGTH_IN_SAMPLES
@@ -609,7 +694,6 @@ def log_mel(waveform: np.ndarray, mel_filters: np.ndarray, max_frames: int) -> t
 
 def pad_features(frames: torch.Tensor, frame_counts: list[int], window: int) -> torch.Tensor:
     """Clips laid end to end, (n_mels, sum of frame_counts), as (batch, n_mels, window) on the same device.
-
     The padding is what the library computes for digital silence: 8 (that is 2 after scaling) below the clip's loudest
     value, but never below silence itself."""
     clips = frames.split(frame_counts, dim=1)
@@ -622,7 +706,6 @@ def pad_features(frames: torch.Tensor, frame_counts: list[int], window: int) -> 
 
 def encode_text(text: str, tokenizer: WhisperTokenizer, max_label_length: int) -> list[int]:
     """Token ids of a transcript with prefix and end: <|startoftranscript|> [language, task] <|notimestamps|> ... .
-
     Raises: Rejection if the text is empty or the decoder has too few positions for it."""
     if not text:
         raise Rejection("text_empty")
@@ -644,6 +727,7 @@ class UtterancePreparer:
     max_duration_in_seconds: float
     do_lower_case: bool
     do_remove_punctuation: bool
+    max_network_wait_in_seconds: float
 
     def check_duration(self, seconds: float) -> None:
         """Raises: Rejection outside the limits."""
@@ -658,7 +742,8 @@ class UtterancePreparer:
         """Features (n_mels, n_frames), label ids, text as trained and duration. Raises: Rejection."""
         text = normalize_text(text or "", self.do_lower_case, self.do_remove_punctuation)
         labels = encode_text(text, self.tokenizer, self.max_label_length)
-        data = read_audio(audio)
+        wait = self.max_network_wait_in_seconds
+        data = patiently(read_audio, audio, limit_in_seconds=wait, task="reading audio")
         self.check_duration(audio_duration_in_seconds(data))
         waveform = decode_audio(data)
         seconds = len(waveform) / SAMPLE_RATE_IN_HZ
@@ -675,8 +760,6 @@ class UtterancePreparer:
 
 
 # ------------------------------------------------------------------------------------------------------- stream ----
-
-
 @dataclass(frozen=True)
 class SourceRow:
     """One undecoded row. `rejection` is set when the file could not be read from here on."""
@@ -685,10 +768,6 @@ class SourceRow:
     audio: str | dict[str, Any] | None
     text: str | None
     rejection: Rejection | None = None
-
-    def size_in_bytes(self) -> int:
-        data = self.audio.get("bytes") if isinstance(self.audio, dict) else None
-        return len(data or b"")
 
 
 @dataclass
@@ -701,58 +780,75 @@ class Block:
 
     def add(self, row: SourceRow) -> None:
         self.rows.append(row)
-        self.size_in_bytes += row.size_in_bytes()
+        self.size_in_bytes += len(row.audio.get("bytes") or b"") if isinstance(row.audio, dict) else 0
 
 
-def shard_order(source: SpeechSource, seed: int, pass_number: int, shuffle: bool) -> list[tuple[int, int]]:
-    """The files of a source in the order of this pass: a pure function of its arguments."""
+def shard_order(source: SpeechSource, seed: int | None, pass_number: int) -> list[tuple[int, int]]:
+    """The files of a source in the order of this pass, a pure function of its arguments; seed None: as they are."""
     shards = source.shards()
-    if not shuffle:
+    if seed is None:
         return shards
-    order = np.random.default_rng([seed, pass_number]).permutation(len(shards))
-    return [shards[i] for i in order]
+    return [shards[i] for i in np.random.default_rng([seed, pass_number]).permutation(len(shards))]
 
 
-def read_shard(source: SpeechSource, part: int, shard: int, dataset: datasets.IterableDataset) -> Iterator[SourceRow]:
-    """The remaining rows of one file. A damaged file ends in one rejected row that says so."""
-    try:
-        for row in dataset:
-            audio, text = row[source.audio_column], row[source.text_column]
-            path = audio.get("path") if isinstance(audio, dict) else audio
-            yield SourceRow(f"{source.split}/{part}/{shard}/{path or ''}", audio, text)
-    except (pa.ArrowInvalid, OSError) as error:
-        if type(error) not in (pa.ArrowInvalid, OSError) or getattr(error, "errno", None) is not None:
-            raise  # pyarrow's "Corrupt snappy compressed data" is a bare OSError; the network's and the disk's are not
-        row_id = f"{source.split}/{part}/{shard}"
-        yield SourceRow(row_id, None, None, Rejection("file_damaged", " ".join(str(error).split())[:200], row_id))
+class ShardReader:
+    """The rows of one file from a place on. Network errors are waited out and reading goes on at the same row; a
+    damaged file ends in one rejected row that says so."""
+
+    def __init__(
+        self, source: SpeechSource, place: tuple[int, int], state: dict[str, Any] | None, wait_in_seconds: float
+    ) -> None:
+        self.source, self.place, self.patience = source, place, Patience(wait_in_seconds)
+        self.id = "/".join(map(str, (source.split, *place)))
+        self.open(state)
+
+    def open(self, state: dict[str, Any] | None) -> None:
+        self.dataset = self.source.open_shard(*self.place)
+        if state is None:
+            self.dataset.state_dict()  # datasets keeps track of its place only once it has been asked
+        else:
+            self.dataset.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[SourceRow]:
+        while True:
+            try:
+                for row in self.dataset:
+                    audio, text = row[self.source.audio_column], row[self.source.text_column]
+                    path = audio.get("path") if isinstance(audio, dict) else audio
+                    self.patience.reset()
+                    yield SourceRow(f"{self.id}/{path or ''}", audio, text)
+                return
+            except Exception as error:
+                # pyarrow's "Corrupt snappy compressed data" is a bare OSError; the disk's have a number.
+                if type(error) in (pa.ArrowInvalid, OSError) and getattr(error, "errno", None) is None:
+                    yield SourceRow(self.id, None, None, Rejection("file_damaged", one_line(error)[:200], self.id))
+                    return
+                state = self.dataset.state_dict()
+                self.patience.wait(error, f"reading {self.source.name} {self.id}")
+                self.open(state)
 
 
 def read_pass(
-    source: SpeechSource, seed: int, start: dict[str, Any], block_size: int, max_rows: int | None, shuffle: bool
+    source: SpeechSource, start: dict[str, Any], seed: int | None, block_size: int, max_rows: int | None, wait: float
 ) -> Iterator[Block]:
     """The blocks of one pass from `start` on. Blocks end at block_size rows or 512 MB; seeking opens no earlier file.
-
-    start: {"pass", "block", "shard" (place in the pass's order), "shard_state" (of datasets), "rows" (before it)}."""
-    # A limit on rows must mean the same rows in every pass, so it keeps the files' order.
-    order = shard_order(source, seed, start["pass"], shuffle and max_rows is None)
+    start: {"pass", "block", "shard" (place in the pass's order), "shard_state" (of datasets), "rows" (before it)};
+    seed: None keeps the files' order, as does max_rows, which must mean the same rows in every pass; wait: in s."""
+    order = shard_order(source, seed if max_rows is None else None, start["pass"])
     block = Block(dict(start))
-    num_rows, shard_state = start["rows"], start["shard_state"]
+    num_rows = start["rows"]
     for shard_number in range(start["shard"], len(order)):
-        dataset = source.open_shard(*order[shard_number])
-        if shard_state is not None:
-            dataset.load_state_dict(shard_state)
-            shard_state = None
-        else:
-            dataset.state_dict()  # datasets keeps track of its place only once it has been asked
-        for row in read_shard(source, *order[shard_number], dataset):
+        state = start["shard_state"] if shard_number == start["shard"] else None
+        reader = ShardReader(source, order[shard_number], state, wait)
+        for row in reader:
             if max_rows is not None and num_rows >= max_rows:
                 break
             block.add(row)
             num_rows += 1
             if len(block.rows) >= block_size or block.size_in_bytes >= MAX_BLOCK_IN_BYTES:
                 yield block
-                place = {"block": block.start["block"] + 1, "shard": shard_number, "shard_state": dataset.state_dict()}
-                block = Block({"pass": start["pass"], "rows": num_rows, **place})
+                place = {"shard": shard_number, "shard_state": reader.dataset.state_dict()}
+                block = Block({"pass": start["pass"], "rows": num_rows, "block": block.start["block"] + 1, **place})
     if block.rows:
         yield block
 
@@ -797,7 +893,6 @@ FIRST_POSITION = {
 @dataclass(eq=False)
 class SpeechStream(torch.utils.data.IterableDataset):
     """Endless passes over a source: block-shuffled, dealt to ranks by micro-batch, prepared by threads, in one order.
-
     The order is a pure function of (seed, pass, source), whatever the threads, workers and timing. Every item is
     (position after it, example or Rejection or an error of the reader). Pickles; runs in one DataLoader worker."""
 
@@ -817,7 +912,8 @@ class SpeechStream(torch.utils.data.IterableDataset):
         start, rows_per_pass = self.position["start"], self.position["rows_per_pass"]
         while True:
             num_rows = start["rows"]
-            for block in read_pass(self.source, self.seed, start, self.block_size, self.max_rows, self.block_size > 1):
+            wait, seed = self.preparer.max_network_wait_in_seconds, self.seed if self.block_size > 1 else None
+            for block in read_pass(self.source, start, seed, self.block_size, self.max_rows, wait):
                 num_rows += len(block.rows)
                 yield block, rows_per_pass
             if num_rows == 0:
@@ -872,13 +968,6 @@ def describe_counts(counts: Counter) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
 
 
-def ignore_signals(worker_id: int) -> None:
-    """A terminal signals the whole group, but the parent decides: the worker must not die first."""
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):  # Windows lacks two of them
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
 def num_usable_cores(world_size: int) -> int:
     """This process's share of the cores that it may run on, at least 1 and at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -886,12 +975,9 @@ def num_usable_cores(world_size: int) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------- collator ----
-
-
 @dataclass
 class SpeechCollator:
     """Examples to a batch whose clips lie end to end, unpadded, so that little crosses the process border.
-
     Returns `labels` and `decoder_input_ids` (batch, n_tokens), padded with -100 and the end token, `frames` (n_mels,
     sum of frame_counts), `frame_counts`, and for training a `ride`: position, rejections, num_rows, error.
     A batch whose rows were all rejected holds one silent dummy row without labels, so that every step runs."""
@@ -921,15 +1007,13 @@ class SpeechCollator:
             return {**batch, "index": torch.tensor([row["index"] for row in examples])}
         rejections = [example for _, example in tagged if isinstance(example, Rejection)]
         ride = {"position": tagged[-1][0], "rejections": rejections, "num_rows": len(items), "error": errors[:1]}
+        ride["ids"] = [row["id"] for row in examples]
         return {**batch, "ride": ride}
 
 
 # -------------------------------------------------------------------------------------------------------- model ----
-
-
 def check_language(language: str | None, generation_config: GenerationConfig, name: str) -> str | None:
     """The language's code as the checkpoint knows it; None for English-only models.
-
     Raises: UserError if it is missing, unknown to this checkpoint, or given for an English-only one."""
     known = getattr(generation_config, "lang_to_id", None) or {}
     if not getattr(generation_config, "is_multilingual", bool(known)):
@@ -952,7 +1036,6 @@ def check_language(language: str | None, generation_config: GenerationConfig, na
 
 def load_processor(name: str, revision: str, cache_dir: str | None) -> tuple[WhisperProcessor, GenerationConfig, Any]:
     """Processor, generation config and model config; small files, read before anything large.
-
     Raises: UserError if they are not there or belong to another architecture."""
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
@@ -963,6 +1046,8 @@ def load_processor(name: str, revision: str, cache_dir: str | None) -> tuple[Whi
         processor = WhisperProcessor.from_pretrained(name, revision=revision, cache_dir=cache_dir)
         generation_config = GenerationConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
     except OSError as error:
+        if is_network_error(error):
+            raise
         raise UserError(f"--model_name_or_path {name}: {one_line(error)}") from error
     return processor, generation_config, config
 
@@ -971,7 +1056,6 @@ def load_model(
     name: str, revision: str, cache_dir: str | None, language: str | None, task: str, freeze_encoder: bool
 ) -> WhisperForConditionalGeneration:
     """The checkpoint in float32 (mixed precision comes from --fp16 or --bf16), told language and task.
-
     Only the generation config carries language and task; forced_decoder_ids would contradict them."""
     # Without dtype, transformers 5 loads float16 checkpoints as float16, whose gradients cannot be unscaled.
     model = WhisperForConditionalGeneration.from_pretrained(
@@ -988,14 +1072,7 @@ def load_model(
     return model
 
 
-def default_learning_rate(width: int) -> float:
-    """Peak learning rate for a model of this width (d_model), see LEARNING_RATE_BY_WIDTH."""
-    return LEARNING_RATE_BY_WIDTH[max(limit for limit in LEARNING_RATE_BY_WIDTH if limit <= width)]
-
-
 # ------------------------------------------------------------------------------------------------------ metrics ----
-
-
 def collapse_spaces(text: str) -> str:
     """jiwer separates words at plain spaces only, so every kind of white space becomes one."""
     return " ".join(text.split())
@@ -1020,13 +1097,8 @@ class SpeechErrors(evaluate.Metric):
     """Word and character errors of a corpus by jiwer, as an `evaluate` metric that needs no network."""
 
     def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(
-            description="Word and character error rates in percent, with error counts.",
-            citation="https://github.com/jitsi/jiwer",
-            inputs_description="predictions and references: lists of strings",
-            features=features,
-        )
+        texts = {name: datasets.Value("string") for name in ("predictions", "references")}
+        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(texts))
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         words = jiwer.process_words(references, predictions)
@@ -1038,14 +1110,13 @@ class SpeechErrors(evaluate.Metric):
 @dataclass
 class Scorecard:
     """The trainer's compute_metrics for one evaluation set: generated ids to error rates in percent.
-
     Rows are found by their index, so that rows that several processes scored twice count once."""
 
-    rows: datasets.Dataset
     tokenizer: WhisperTokenizer
     language: str | None
     do_normalize: bool
-    metric: SpeechErrors
+    rows: datasets.Dataset | None = None  # with index and text
+    metric: SpeechErrors = field(default_factory=lambda: SpeechErrors(keep_in_memory=True))
     examples: list[tuple[str, str]] = field(default_factory=list)  # (reference, prediction) of the last call
 
     def __call__(self, outputs: EvalPrediction) -> dict[str, float]:
@@ -1083,7 +1154,6 @@ def prepare_eval_set(
     source: SpeechSource, preparer: UtterancePreparer, max_rows: int | None, num_threads: int, folder: Path
 ) -> tuple[datasets.Dataset, list[Rejection]]:
     """Decodes an evaluation split once into a memory-mapped Arrow file, unpadded features, longest clips first.
-
     Raises: UserError if no row is usable."""
     path = folder / f"{eval_set_key(source, preparer, max_rows)}.arrow"
     listing = path.with_suffix(".json")  # written last: its presence makes the cache complete
@@ -1104,9 +1174,8 @@ def prepare_eval_set(
 def eval_set_key(source: SpeechSource, preparer: UtterancePreparer, max_rows: int | None) -> str:
     """Changes with whatever changes the prepared rows: the files, the model's limits, the prefix, the text options."""
     stats = [(url, os.path.getmtime(url), os.path.getsize(url)) for url in source.data_files if os.path.exists(url)]
-    settings = {
-        f.name: getattr(preparer, f.name) for f in fields(preparer) if f.name not in ("tokenizer", "mel_filters")
-    }
+    others = ("tokenizer", "mel_filters", "max_network_wait_in_seconds")
+    settings = {f.name: getattr(preparer, f.name) for f in fields(preparer) if f.name not in others}
     parts = [source.name, source.config_name, source.split, source.revision, source.audio_column, source.text_column]
     prefix = [preparer.mel_filters.shape[1], len(preparer.tokenizer), preparer.tokenizer.prefix_tokens]
     return datasets.fingerprint.Hasher.hash([stats, settings, parts, prefix, max_rows])
@@ -1120,7 +1189,8 @@ def write_eval_set(
         {"index": pa.int64(), "id": pa.string(), "text": pa.string(), "duration": pa.float64()}
         | {"labels": pa.list_(pa.int32()), "features": pa.large_list(pa.float32())}
     )
-    blocks = read_pass(source, 0, FIRST_POSITION["start"], 100, max_rows, shuffle=False)
+    wait = preparer.max_network_wait_in_seconds
+    blocks = read_pass(source, FIRST_POSITION["start"], None, 100, max_rows, wait)
     rows = enumerate(row for block in read_ahead(blocks) for row in block.rows)
     total = min(source.num_rows or sys.maxsize, max_rows or sys.maxsize)
     rejections: list[Rejection] = []
@@ -1141,12 +1211,9 @@ def write_eval_set(
 
 
 # ------------------------------------------------------------------------------------------------------ trainer ----
-
-
 @dataclass
 class TokenWeightedLoss:
     """Cross-entropy summed over this micro-batch, divided by the target tokens of the optimiser step on all ranks.
-
     Whisper's own loss ignores that number and comes out multiplied by accumulation and processes (transformers 5.23,
     modeling_whisper.py:1126); this one makes 8x1, 2x4 and 1x8 equal."""
 
@@ -1156,13 +1223,8 @@ class TokenWeightedLoss:
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """outputs.logits: (batch, n_tokens, vocabulary); labels: (batch, n_tokens), -100 where nothing is said."""
-        total = functional.cross_entropy(
-            outputs.logits.float().flatten(0, 1),
-            labels.flatten(),
-            ignore_index=IGNORED_LABEL,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
+        logits, how = outputs.logits.float().flatten(0, 1), {"ignore_index": IGNORED_LABEL, "reduction": "sum"}
+        total = functional.cross_entropy(logits, labels.flatten(), label_smoothing=self.label_smoothing, **how)
         num_tokens = labels.ne(IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(num_tokens, device=total.device).clamp(min=1)
 
@@ -1178,11 +1240,10 @@ class StreamProgress:
     num_rows: int = 0
     rejected: Counter = field(default_factory=Counter)
     is_checked: bool = False
+    num_skipped_steps: int = 0  # steps whose loss was not finite
 
     def update(self, ride: dict[str, Any]) -> None:
-        """Counts one trained micro-batch and lists its rejections. Raises: the reader's error, or too many of them."""
-        for error in ride["error"]:
-            raise error
+        """Counts one trained micro-batch and lists its rejections. Raises: UserError if there are too many."""
         # A pass shorter than the limit is judged when the next one begins.
         is_enough = self.num_rows >= ROWS_BEFORE_REJECTION_CHECK or ride["position"]["start"]["pass"] > 0
         if is_enough and not self.is_checked:
@@ -1200,12 +1261,29 @@ class StreamProgress:
         rows_in_pass = start["rows"] + self.position["offset"]
         passes = start["pass"] + (min(1.0, rows_in_pass / self.pass_rows) if self.pass_rows else 0.0)
         reasons = {f"rejected_{reason}": count for reason, count in sorted(self.rejected.items())}
-        return {"pass": round(passes, 4), "rows": self.num_rows, "rejected": self.rejected.total(), **reasons}
+        skipped = {"skipped_steps": self.num_skipped_steps} if self.num_skipped_steps else {}
+        counts = {"rows": self.num_rows, "rejected": self.rejected.total()}
+        return {"pass": round(passes, 4), **counts, **reasons, **skipped}
 
     def state(self, micro_batch_size: int, world_size: int) -> dict[str, Any]:
         """For stream_state.json. Rank 0 takes the first micro-batch of each round, the others' rows follow it."""
-        counts = {"num_rows": self.num_rows, "rejected": dict(self.rejected), "is_checked": self.is_checked}
-        return {"position": self.position | {"skip": micro_batch_size * (world_size - 1)}, **counts}
+        listing = self.output_dir / "rejected.jsonl"
+        return {
+            "position": self.position | {"skip": micro_batch_size * (world_size - 1)},
+            "num_rows": self.num_rows,
+            "rejected": dict(self.rejected),
+            "is_checked": self.is_checked,
+            "num_skipped_steps": self.num_skipped_steps,
+            "rejected_bytes": listing.stat().st_size if listing.exists() else 0,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over what a checkpoint saved; rows that were listed after it will be met, and listed, again."""
+        self.position, self.num_rows, self.is_checked = state["position"], state["num_rows"], state["is_checked"]
+        self.rejected, self.num_skipped_steps = Counter(state["rejected"]), state["num_skipped_steps"]
+        listing = self.output_dir / "rejected.jsonl"
+        if listing.exists() and listing.stat().st_size > state["rejected_bytes"]:
+            os.truncate(listing, state["rejected_bytes"])
 
 
 def check_rejected_fraction(rejected: Counter, num_rows: int, limit: float, output_dir: Path) -> None:
@@ -1226,16 +1304,54 @@ def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+class SkipBrokenSteps(TrainerCallback):
+    """Skips optimiser steps whose loss is NaN or infinite; the tenth in a row ends the run. All ranks decide alike."""
+
+    def __init__(self, trainer: "SpeechTrainer") -> None:
+        self.trainer, self.num_in_a_row, self.rows = trainer, 0, []
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        loss, rows = torch.stack(self.trainer.step_losses).sum(), self.trainer.step_rows
+        self.trainer.step_losses, self.trainer.step_rows = [], []
+        if torch.isfinite(self.trainer.accelerator.reduce(loss)):
+            self.num_in_a_row, self.rows = 0, []
+            return
+        optimizer.zero_grad(set_to_none=True)  # parameters without gradient are left alone, weight decay included
+        self.trainer.progress.num_skipped_steps += 1
+        self.num_in_a_row, self.rows = self.num_in_a_row + 1, self.rows + rows
+        logger.warning("step %d: the loss is not finite; the step is skipped.", state.global_step + 1)
+        if self.num_in_a_row >= MAX_BROKEN_STEPS:
+            listing = Path(args.output_dir) / "diverged_rows.json"
+            write_json(listing, self.rows)
+            reason = f"the loss was not finite in {self.num_in_a_row} steps in a row, see {listing}"
+            raise RunEnded(70, f"{reason}. Lower --learning_rate.")
+
+
 class SpeechTrainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer with a plain loader for the stream, features padded on the device, and the encoder run once."""
+    """Seq2SeqTrainer with a plain loader for the stream, features padded on the device, the encoder run once, and
+    checkpoints that are complete or not there."""
 
     def __init__(
-        self, *args: Any, window_in_frames: int, progress: StreamProgress, scorecard: Scorecard | None, **kwargs: Any
+        self,
+        window_in_frames: int,
+        progress: StreamProgress,
+        scorecard: Scorecard | None,
+        stop: StopSignals,
+        max_train_time_in_hours: float | None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.window_in_frames, self.progress, self.scorecard = window_in_frames, progress, scorecard
+        super().__init__(**kwargs)
+        self.window_in_frames, self.progress, self.scorecard, self.stop = window_in_frames, progress, scorecard, stop
+        self.deadline = time.monotonic() + 3600 * max_train_time_in_hours if max_train_time_in_hours else math.inf
         self.checkpoint_to_resume: str | None = None
+        self.unfinished: Path | None = None  # where a checkpoint is being written
+        self.save_error: Exception | None = None
+        self.step_losses: list[torch.Tensor] = []
+        self.step_rows: list[str] = []
         self.compute_metrics = scorecard  # None would make the library gather logits
+        self.add_callback(SkipBrokenSteps(self))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 # Set by the library at the start of training only: a score before it would go to ./runs (5.23).
@@ -1254,6 +1370,24 @@ class SpeechTrainer(Seq2SeqTrainer):
             worker_init_fn=ignore_signals,
         )
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """Prepared rows come from a memory-mapped file: a worker would only be one more process to end."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        loader = torch.utils.data.DataLoader(rows, self.args.eval_batch_size, collate_fn=self.data_collator)
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of the next step. Here, between two steps, the run can end without losing anything."""
+        self.stop.is_deferred = False
+        self.stop.check()
+        if time.monotonic() > self.deadline:
+            raise RunEnded(75, "--max_train_time_in_hours is over")
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for error in (error for batch in batches for error in batch["ride"]["error"]):
+            raise error
+        self.stop.is_deferred = True
+        return batches, num_items
+
     def padded(self, inputs: dict[str, Any]) -> torch.Tensor:
         """input_features (batch, n_mels, window) on the training device."""
         frames = inputs["frames"].to(self.args.device, non_blocking=True)
@@ -1270,7 +1404,10 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.progress.update(inputs["ride"])
         features = {"input_features": self.padded(inputs)}
         batch = features | {name: inputs[name] for name in ("labels", "decoder_input_ids")}
-        return super().training_step(model, batch, num_items_in_batch)
+        loss = super().training_step(model, batch, num_items_in_batch)
+        self.step_losses.append(loss)
+        self.step_rows += inputs["ride"]["ids"]
+        return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the library's formula counts log-mel values as tokens."""
@@ -1285,7 +1422,6 @@ class SpeechTrainer(Seq2SeqTrainer):
         **generation: Any,
     ) -> tuple[None, tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
         """(None, (generated ids (batch, n), loss sums (batch,), token counts (batch,)), row indices (batch,)).
-
         The library runs the encoder twice, once outside autocast (trainer_seq2seq.py, prediction_step)."""
         labels = inputs["labels"].to(self.args.device)
         decoder_input_ids = inputs["decoder_input_ids"].to(self.args.device)
@@ -1305,7 +1441,11 @@ class SpeechTrainer(Seq2SeqTrainer):
         """Scores a set with its own references; the first pairs go to the log."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         self.scorecard.rows = rows
-        metrics = super().evaluate(rows, ignore_keys, metric_key_prefix, **kwargs)
+        was_deferred, self.stop.is_deferred = self.stop.is_deferred, False
+        self.stop.check()
+        with torch.random.fork_rng():  # whether and when a model is scored must not change how it is trained
+            metrics = super().evaluate(rows, ignore_keys, metric_key_prefix, **kwargs)
+        self.stop.is_deferred = was_deferred
         for reference, prediction in self.scorecard.examples[:3]:
             logger.info("said:  %s\n%29sheard: %s", reference, "", prediction)
         return metrics
@@ -1313,7 +1453,11 @@ class SpeechTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the stream's figures; drops the library's epoch, which means nothing for a stream."""
         self.state.epoch = None
-        super().log(logs | self.progress.figures() if "loss" in logs else logs, start_time)
+        if "loss" in logs:
+            logs = logs | self.progress.figures()
+            # Else one NaN would stay in the library's running sum for ever (transformers 5.23: tr_loss -= tr_loss).
+            self._tr_loss.zero_()
+        super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Also saves what transformers 5.23 leaves out: preprocessor_config.json (older readers), normalizer.json."""
@@ -1326,13 +1470,80 @@ class SpeechTrainer(Seq2SeqTrainer):
     def create_model_card(self, **kwargs: Any) -> None:
         """The card is `model_card`'s; the library's push would overwrite it."""
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        # The last hook before trainer_state.json and the rotation (transformers 5.23, trainer.py:3395): from here on a
-        # checkpoint that has a trainer_state.json also has its position.
-        super()._save_rng_state(output_dir)
+    def _get_output_dir(self, trial: Any) -> str:
+        # While a checkpoint is written, the library is to write it elsewhere (transformers 5.23, trainer.py:3367).
+        return str(self.unfinished) if self.unfinished else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Written aside, then renamed, then pushed, then the old ones rotated. The library (5.23) writes in place and
+        rotates first. A full disk keeps the older checkpoints; the next save tries again."""
+        was_deferred, self.stop.is_deferred = self.stop.is_deferred, True
+        output_dir, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        self.unfinished, self.save_error, pushes = output_dir / "_unfinished", None, self.args.push_to_hub
         if self.args.should_save:
-            state = self.progress.state(self.args.per_device_train_batch_size, self.args.world_size)
-            write_json(Path(output_dir) / "stream_state.json", state)
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.args.push_to_hub = False
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.complete_checkpoint(self.unfinished / name, output_dir / name)
+        except Exception as error:  # OSError, RuntimeError, SafetensorError, or tokenizers' bare Exception
+            self.save_error = error
+            logger.error("%s could not be saved (%s: %s)", name, type(error).__name__, one_line(error))
+            logger.error("Older checkpoints are kept; the next save tries again.")
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+        self.unfinished, self.args.push_to_hub = None, pushes
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save and self.save_error is None:
+            if pushes:
+                self._push_from_checkpoint(str(output_dir / name))
+            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(output_dir=str(output_dir), save_total_limit=limit, best_model_checkpoint=best)
+        self.stop.is_deferred = was_deferred
+
+    def complete_checkpoint(self, unfinished: Path, final: Path) -> None:
+        """Adds the stream's position, makes everything durable, and gives the checkpoint its name in one step."""
+        state = self.progress.state(self.args.per_device_train_batch_size, self.args.world_size)
+        write_json(unfinished / "stream_state.json", state)
+        if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint) == unfinished:
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(unfinished / "trainer_state.json"))
+        for path in unfinished.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one that the run had stepped over
+        unfinished.rename(final)
+        unfinished.parent.rmdir()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # The library keeps the checkpoint's learning rate whatever --learning_rate says now (transformers 5.23).
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            use_learning_rate(self.optimizer, self.lr_scheduler, self.args.learning_rate)
+
+    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
+        # Likewise with --eval_steps, --save_steps and --logging_steps, which the checkpoint's state would override.
+        result = super()._init_training_state(max_steps, *args)
+        self.state.compute_steps(self.args, max_steps)
+        return result
+
+
+def use_learning_rate(optimizer: Any, scheduler: Any, learning_rate: float) -> None:
+    """Puts a schedule that has been loaded at its present place under today's --learning_rate and --max_steps; loading
+    alone would take the first step at the old schedule's rate (transformers 5.23)."""
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        logger.warning(
+            "the learning rate goes on as in the checkpoint: %s has its own state.", type(scheduler).__name__
+        )
+        return
+    if scheduler.base_lrs[0] != learning_rate:
+        logger.info("learning rate: %g now, %g in the checkpoint", learning_rate, scheduler.base_lrs[0])
+    scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
+    scheduler._last_lr = [learning_rate * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["initial_lr"], group["lr"] = learning_rate, rate
 
 
 def save_processor(processor: ProcessorMixin, folder: Path) -> None:
@@ -1344,19 +1555,21 @@ def save_processor(processor: ProcessorMixin, folder: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint has everything that an exact continuation needs."""
-    names = ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "stream_state.json"]
-    if not all((checkpoint / name).is_file() for name in names):
-        return False
+    """Whether a checkpoint has everything that an exact continuation needs, and can be read."""
     try:
-        return all(json.loads((checkpoint / name).read_text(encoding="utf-8")) for name in names[-2:])
-    except ValueError:
+        with safe_open(checkpoint / "model.safetensors", framework="pt") as weights:
+            weights.keys()
+        for name in ("trainer_state.json", "stream_state.json"):
+            json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        for name in ("optimizer.pt", "scheduler.pt"):
+            zipfile.ZipFile(checkpoint / name).close()  # torch writes its index last
+        return any(checkpoint.glob("rng_state*.pth"))
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
         return False
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
     """The checkpoint to continue from, None for a fresh start.
-
     Raises: UserError if the named one is incomplete, or if a fresh start would mix with another run's files."""
     found = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True)
     wish = str(resume_from_checkpoint or "no")
@@ -1374,13 +1587,11 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     for checkpoint in found:
         if is_complete(checkpoint):
             return checkpoint
-        logger.warning("%s is incomplete (the run ended while it was written); trying the one before.", checkpoint)
+        logger.warning("%s is incomplete or damaged; trying the one before.", checkpoint)
     return None
 
 
 # ---------------------------------------------------------------------------------------------------- reporting ----
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is either the old or the new one, never half of it."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -1390,18 +1601,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def run_identity(model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
     """What makes two starts the same run; a folder that holds another one's weights is refused."""
-    names = (
-        "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task".split()
-    )
+    names = "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task"
     model = {name: getattr(model_args, name) for name in ("model_name_or_path", "model_revision")}
-    return {**model, **{name: getattr(data_args, name) for name in names}}
+    return {**model, **{name: getattr(data_args, name) for name in names.split()}}
 
 
 def check_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
     """Raises UserError if output_dir holds weights or checkpoints that are not this run's (it may be './' if not)."""
-    weights = [
-        path for glob in ("checkpoint-*", "*.safetensors", "pytorch_model*.bin") for path in output_dir.glob(glob)
-    ]
+    patterns = ("checkpoint-*", "*.safetensors", "pytorch_model*.bin")
+    weights = [path for pattern in patterns for path in output_dir.glob(pattern)]
     if not weights:
         return
     record = output_dir / "run_info.json"
@@ -1414,23 +1622,12 @@ def check_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def git_state() -> str | None:
-    """Commit of the script's own repository, with -dirty if files differ from it; None outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def redacted(text: str) -> str:
     """The text without anything that looks like a token or like user:password@."""
     return re.sub(r"hf_\w{8,}|(?<=://)[^/\s@]+:[^/\s@]+(?=@)", "REDACTED", text)
 
 
-def run_info(
-    argv: list[str], arguments: dict[str, Any], sources: list[SpeechSource], identity: dict[str, Any]
-) -> dict[str, Any]:
+def run_info(argv: list[str], arguments: dict, sources: dict[str, SpeechSource], identity: dict) -> dict[str, Any]:
     """What is needed to understand and repeat the run: command, arguments, versions, git, data, machine."""
     packages = "torch transformers datasets accelerate huggingface_hub evaluate jiwer soundfile librosa soxr numpy"
     versions = {name: importlib.metadata.version(name) for name in packages.split()}
@@ -1443,8 +1640,8 @@ def run_info(
         "identity": identity,
         "arguments": json.loads(redacted(json.dumps(arguments, default=str))),
         "versions": {"python": platform.python_version(), **versions},
-        "git": git_state(),
-        "data": [{name: getattr(source, name) for name in names} for source in sources],
+        "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' describe --always --dirty --abbrev=40"),
+        "data": {role: {name: getattr(source, name) for name in names} for role, source in sources.items()},
         "machine": machine,
     }
 
@@ -1460,21 +1657,11 @@ def first_label(stream: SpeechStream) -> str:
 
 
 def describe_run(
-    model: WhisperForConditionalGeneration,
-    sources: dict[str, SpeechSource],
-    args: TrainingArguments,
-    checkpoint: Path | None,
-    stream: SpeechStream | None,
+    model: Any, sources: dict[str, SpeechSource], args: TrainingArguments, checkpoint: Path | None, stream: Any
 ) -> None:
     """The first screen of the log: what will happen, in numbers."""
-    count, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
-    logger.info(
-        "model: %s, %s parameters, %s of them trainable, on %s",
-        model.name_or_path,
-        f"{count:,}",
-        f"{trainable:,}",
-        args.device,
-    )
+    sizes = f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trainable"
+    logger.info("model: %s, %s, on %s", model.name_or_path, sizes, args.device)
     for role, source in sources.items():
         rows = f"{source.num_rows:,} rows" if source.num_rows is not None else "rows not counted"
         place = " ".join(filter(None, (source.name, source.config_name, source.split)))
@@ -1482,12 +1669,8 @@ def describe_run(
     if stream is not None:
         sizes = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         logger.info("a step: %d rows (%d per device x %d accumulated x %d processes)", math.prod(sizes), *sizes)
-        logger.info(
-            "steps: %d, learning rate %g, checkpoint every %g steps",
-            args.max_steps,
-            args.learning_rate,
-            args.save_steps,
-        )
+        rate, saves = args.learning_rate, args.save_steps
+        logger.info("steps: %d, learning rate %g, checkpoint every %g steps", args.max_steps, rate, saves)
         logger.info("start: %s", "from the beginning" if checkpoint is None else f"continues from {checkpoint}")
         logger.info("first label: %s", first_label(stream))
     if "tensorboard" in args.report_to:
@@ -1499,18 +1682,15 @@ def score_table(metrics: dict[str, float]) -> str:
     """Before, after and test side by side; the last column is WER's change against the untouched checkpoint."""
     names = {"zero_shot": "before training", "eval": "after training", "test": "test split"}
     before = metrics.get("zero_shot_wer")
-    lines = ["                      WER      CER   subst   delet   insert   rows"]
+    lines = ["                      WER      CER   subst   delet  insert    rows"]
     for prefix, name in names.items():
         if f"{prefix}_wer" not in metrics:
             continue
         wer, cer = metrics[f"{prefix}_wer"], metrics[f"{prefix}_cer"]
-        counts = [
-            int(metrics[f"{prefix}_{kind}"]) for kind in ("substitutions", "deletions", "insertions", "num_rows")
-        ]
+        kinds = ("substitutions", "deletions", "insertions", "num_rows")
+        counts = "".join(f"{int(metrics[f'{prefix}_{kind}']):8d}" for kind in kinds)
         change = f"  {100 * (wer / before - 1):+.1f} %" if before and prefix == "eval" else ""
-        lines.append(
-            f"{name:16s} {wer:8.2f} {cer:8.2f} {counts[0]:7d} {counts[1]:7d} {counts[2]:8d} {counts[3]:6d}{change}"
-        )
+        lines.append(f"{name:16s} {wer:8.2f} {cer:8.2f}{counts}{change}")
     return "\n".join(lines)
 
 
@@ -1520,17 +1700,16 @@ def model_card(info: dict[str, Any], metrics: dict[str, float], language: str | 
     results = [
         EvalResult(
             task_type="automatic-speech-recognition",
-            dataset_type=identity["dataset_name"],
-            dataset_name=identity["dataset_name"],
-            dataset_config=identity["dataset_config_name"] or "default",
+            dataset_type=source["name"],
+            dataset_name=source["name"],
+            dataset_config=source["config_name"] or "default",
             dataset_split=source["split"],
             dataset_revision=source["revision"],
             metric_type=kind,
-            metric_value=round(metrics[f"{prefix}_{kind}"], 2),
+            metric_value=round(metrics[f"{role}_{kind}"], 2),
         )
-        for prefix, source in zip(("eval", "test"), info["data"][-2:], strict=False)
-        for kind in ("wer", "cer")
-        if f"{prefix}_{kind}" in metrics
+        for (role, source), kind in itertools.product(info["data"].items(), ("wer", "cer"))
+        if f"{role}_{kind}" in metrics
     ]
     is_hub_model = not Path(identity["model_name_or_path"]).exists()
     data = ModelCardData(
@@ -1554,14 +1733,16 @@ def model_card(info: dict[str, Any], metrics: dict[str, float], language: str | 
 
 
 # --------------------------------------------------------------------------------------------------------- main ----
-
-
 def set_up_logging(args: TrainingArguments) -> None:
     """One readable log from rank 0; the others speak up only for warnings."""
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
         logger.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    # Their own waiting, up to 33 minutes for one read, would come on top of ours (datasets 5.2, file_utils.py:832).
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
+    datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 0
     for name in ("httpx", "httpx2", "datasets", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_warning()
@@ -1591,29 +1772,25 @@ def make_preparer(processor: WhisperProcessor, config: Any, data_args: DataArgum
             f"the checkpoint's feature extractor makes {extractor.feature_size} mel bins, its model reads "
             f"{config.num_mel_bins}. Copy preprocessor_config.json from the model that it was made from."
         )
-    return UtterancePreparer(
-        tokenizer=processor.tokenizer,
-        mel_filters=np.asarray(extractor.mel_filters),
-        window_in_frames=FRAMES_PER_POSITION * config.max_source_positions,
-        max_label_length=config.max_target_positions,
-        min_duration_in_seconds=data_args.min_duration_in_seconds,
-        max_duration_in_seconds=data_args.max_duration_in_seconds,
-        do_lower_case=data_args.do_lower_case,
-        do_remove_punctuation=data_args.do_remove_punctuation,
-    )
+    limits = (data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
+    text = (data_args.do_lower_case, data_args.do_remove_punctuation)
+    window, longest_label = FRAMES_PER_POSITION * config.max_source_positions, config.max_target_positions
+    mel_filters, wait = np.asarray(extractor.mel_filters), 60 * data_args.max_network_wait_in_minutes
+    return UtterancePreparer(processor.tokenizer, mel_filters, window, longest_label, *limits, *text, wait)
 
 
 def resolve_arguments(args: TrainingArguments, width: int, source: SpeechSource | None, max_rows: int | None) -> None:
     """Fills in what depends on the model and the data: learning rate, and steps from --num_train_epochs passes.
-
     Raises: UserError if the rows of `source` have to be counted and cannot be."""
-    args.learning_rate = args.learning_rate or default_learning_rate(width)
+    narrowest = max(limit for limit in LEARNING_RATE_BY_WIDTH if limit <= width)
+    args.learning_rate = args.learning_rate or LEARNING_RATE_BY_WIDTH[narrowest]
+    args.data_seed = args.seed if args.data_seed is None else args.data_seed
     args.ignore_data_skip = True  # the stream continues from its own position
+    if args.load_best_model_at_end and args.save_total_limit == 1:
+        args.save_total_limit = 2  # the library would delete the last one for the best, and a restart train again
     if source is not None and args.max_steps <= 0:
         if source.num_rows is None:
-            raise UserError(
-                f"--num_train_epochs: rows of {source.name} cannot be counted. Pass --max_steps N instead."
-            )
+            raise UserError(f"--num_train_epochs: {source.name} has no row count. Pass --max_steps N instead.")
         rows = min(source.num_rows, max_rows or source.num_rows)
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         args.max_steps = math.ceil(args.num_train_epochs * rows / batch)
@@ -1624,14 +1801,10 @@ def prepare_eval_sets(
     sources: dict[str, SpeechSource], preparer: UtterancePreparer, data_args: DataArguments, args: TrainingArguments
 ) -> dict[str, datasets.Dataset]:
     """Every scored split, decoded once, with its rejections in the log and in rejected.jsonl."""
-    threads = data_args.num_decoding_threads or num_usable_cores(args.world_size)
-    folder = Path(args.output_dir) / "_eval_cache"
-    sets = {}
+    how, sets = (preparer, data_args.max_eval_samples, data_args.num_decoding_threads), {}
     for role in [role for role in sources if role != "train"]:
         with args.main_process_first(local=False):  # the others find the finished cache
-            sets[role], rejections = prepare_eval_set(
-                sources[role], preparer, data_args.max_eval_samples, threads, folder
-            )
+            sets[role], rejections = prepare_eval_set(sources[role], *how, Path(args.output_dir) / "_eval_cache")
         reasons = Counter(rejection.reason for rejection in rejections)
         logger.info("%s: %d rows to score, rejected: %s", role, len(sets[role]), describe_counts(reasons))
     return sets
@@ -1642,21 +1815,12 @@ def make_stream(
     preparer: UtterancePreparer,
     data_args: DataArguments,
     args: TrainingArguments,
-    position: dict[str, Any] | None,
+    position: dict,
 ) -> SpeechStream:
     """This rank's endless training stream, from `position` on."""
-    return SpeechStream(
-        source,
-        preparer,
-        seed=args.data_seed if args.data_seed is not None else args.seed,
-        block_size=data_args.shuffle_buffer_size,
-        micro_batch_size=args.per_device_train_batch_size,
-        num_threads=data_args.num_decoding_threads or num_usable_cores(args.world_size),
-        max_rows=data_args.max_train_samples,
-        rank=args.process_index,
-        world_size=args.world_size,
-        position=position,
-    )
+    sizes = (data_args.shuffle_buffer_size, args.per_device_train_batch_size, data_args.num_decoding_threads)
+    ranks = (data_args.max_train_samples, args.process_index, args.world_size)
+    return SpeechStream(source, preparer, args.data_seed, *sizes, *ranks, position)
 
 
 def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
@@ -1667,14 +1831,42 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
             # The library would train one more step (transformers 5.23, trainer.py, _run_epoch).
             logger.info("%s has all %d steps: nothing is left to train.", checkpoint, trainer.args.max_steps)
             trainer._load_from_checkpoint(str(checkpoint))
+            save_final_model(trainer)
             return {}
         trainer.checkpoint_to_resume = str(checkpoint)
-    metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    try:
+        metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+        save_final_model(trainer)
+    except Exception:
+        if not trainer.stop.is_deferred:  # between two steps, or scoring: nothing is half done
+            save_at_the_end(trainer)
+        raise
+    finally:
+        trainer.stop.is_deferred = False
     progress = trainer.progress
     check_rejected_fraction(progress.rejected, progress.num_rows, progress.max_rejected_fraction, progress.output_dir)
     rejected = {"train_rows": progress.num_rows, "train_rejected": progress.rejected.total()}
     logger.info("training rows: %d, rejected: %s", progress.num_rows, describe_counts(progress.rejected))
     return {name: value for name, value in metrics.items() if name != "total_flos"} | rejected
+
+
+def save_final_model(trainer: SpeechTrainer) -> None:
+    """The trained model to output_dir. Raises: RunEnded(73) if it, or the last checkpoint, could not be written."""
+    try:
+        trainer.save_model()
+    except Exception as error:  # OSError, RuntimeError, SafetensorError, or tokenizers' bare Exception
+        trainer.save_error = error
+    if trainer.save_error is not None:
+        raise RunEnded(73, f"the trained model could not be saved: {one_line(trainer.save_error)}")
+
+
+def save_at_the_end(trainer: SpeechTrainer) -> None:
+    """Saves what has been trained when a run ends between two steps, and says how to go on."""
+    step, output_dir = trainer.state.global_step, Path(trainer.args.output_dir)
+    if step > 0 and not is_complete(output_dir / f"checkpoint-{step}"):
+        trainer._save_checkpoint(trainer.model, trial=None)  # the library has no public name for it
+    newest = find_checkpoint(output_dir, "auto")
+    logger.warning("saved: %s. To go on, start the same command again.", newest or "nothing, no step was finished")
 
 
 def final_scores(trainer: SpeechTrainer) -> dict[str, float]:
@@ -1694,31 +1886,19 @@ def restore_progress(
     pass_rows = source.num_rows and min(source.num_rows, data_args.max_train_samples or source.num_rows)
     progress = StreamProgress(output_dir, data_args.max_rejected_fraction, pass_rows)
     if checkpoint is not None:
-        state = json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8"))
-        progress.position, progress.num_rows = state["position"], state["num_rows"]
-        progress.rejected, progress.is_checked = Counter(state["rejected"]), state["is_checked"]
+        progress.restore(json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8")))
     return progress
 
 
-def make_scorecard(
-    eval_sets: dict[str, datasets.Dataset], tokenizer: WhisperTokenizer, language: str | None, do_normalize: bool
-) -> Scorecard | None:
-    """The metric for whatever is scored, None if nothing is."""
-    if not eval_sets:
-        return None
-    rows = next(iter(eval_sets.values()))
-    return Scorecard(rows, tokenizer, language, do_normalize, SpeechErrors(keep_in_memory=True))
-
-
 def zero_shot_scores(trainer: SpeechTrainer, output_dir: Path, checkpoint: Path | None) -> dict[str, float]:
-    """Scores of the untouched model; a continued run reads them from scorecard.json."""
+    """Scores of the untouched model; a continued run reads them from zero_shot.json."""
     record = output_dir / "zero_shot.json"
-    if checkpoint is None or not record.is_file():
-        metrics = trainer.evaluate(metric_key_prefix="zero_shot")
-        if trainer.is_world_process_zero():
-            write_json(record, metrics)
-        return metrics
-    return json.loads(record.read_text(encoding="utf-8"))
+    if checkpoint is not None and record.is_file():
+        return json.loads(record.read_text(encoding="utf-8"))
+    metrics = trainer.evaluate(metric_key_prefix="zero_shot")
+    if trainer.is_world_process_zero():
+        write_json(record, metrics)
+    return metrics
 
 
 def write_reports(
@@ -1732,7 +1912,7 @@ def write_reports(
         logger.info("scores\n%s", score_table(metrics))
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
+def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
     """Trains and scores as the command line says. Returns all metrics. Raises: UserError for what can be mended."""
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, args = parse_arguments(argv)
@@ -1741,14 +1921,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_up_logging(args)
     output_dir, identity = Path(args.output_dir), run_identity(model_args, data_args)
     check_output_dir(output_dir, identity)
+    data_args.num_decoding_threads = data_args.num_decoding_threads or num_usable_cores(args.world_size)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.do_train else None
 
     where = (model_args.model_name_or_path, model_args.model_revision, model_args.cache_dir)
-    processor, generation_config, config = load_processor(*where)
+    patience = {"limit_in_seconds": 60 * data_args.max_network_wait_in_minutes}
+    processor, generation_config, config = patiently(load_processor, *where, task=f"loading {where[0]}", **patience)
     language = check_language(data_args.language, generation_config, where[0])
     processor.tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
     preparer = make_preparer(processor, config, data_args)
-    sources = load_sources(model_args, data_args, args)
+    sources = patiently(
+        load_sources, model_args, data_args, args, task=f"opening {data_args.dataset_name}", **patience
+    )
 
     resolve_arguments(args, config.d_model, sources.get("train"), data_args.max_train_samples)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -1758,7 +1942,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
     # Else the gradient of the decoder's positions differs in its last bit from run to run (torch 2.13, index_put).
     torch.use_deterministic_algorithms(args.full_determinism or args.device.type == "cpu", warn_only=True)
-    model = load_model(*where, language, data_args.task, model_args.freeze_encoder)
+    how = (language, data_args.task, model_args.freeze_encoder)
+    model = patiently(load_model, *where, *how, task=f"loading {where[0]}", **patience)
+    scorecard = Scorecard(processor.tokenizer, language, data_args.do_normalize_eval)
     ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
     trainer = SpeechTrainer(
         model=model,
@@ -1771,10 +1957,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         callbacks=[EarlyStoppingCallback(patience)] if (patience := data_args.early_stopping_patience) else [],
         window_in_frames=preparer.window_in_frames,
         progress=progress,
-        scorecard=make_scorecard(eval_sets, processor.tokenizer, language, data_args.do_normalize_eval),
+        scorecard=scorecard if eval_sets else None,
+        stop=stop or StopSignals(),
+        max_train_time_in_hours=data_args.max_train_time_in_hours,
     )
     arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}
-    info = run_info(argv, arguments, list(sources.values()), identity)
+    info = run_info(argv, arguments, sources, identity)
     describe_run(model, sources, args, checkpoint, stream)
 
     metrics: dict[str, float] = {}
@@ -1784,7 +1972,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics |= zero_shot_scores(trainer, output_dir, checkpoint)
     if args.do_train:
         metrics |= train(trainer, checkpoint)
-        trainer.save_model()
     if args.do_eval:
         metrics |= final_scores(trainer)
     if "test" in eval_sets:
@@ -1797,13 +1984,35 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 def run(argv: list[str] | None = None) -> int:
-    """`main` for the shell: what the user can mend is one line and exit code 2."""
+    """`main` for the shell: one line instead of a traceback for all that has a known end, exit_status.json always."""
+    argv = sys.argv[1:] if argv is None else argv
+    code, reason = 1, "crashed"
     try:
-        main(argv)
+        with StopSignals() as stop:
+            main(argv, stop)
+        code, reason = 0, "done"
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        code, reason = 2, str(error)
+    except RunEnded as ending:
+        code, reason = ending.code, ending.reason
+    except torch.OutOfMemoryError as error:
+        advice = "halve --per_device_train_batch_size and double --gradient_accumulation_steps (the same global batch)"
+        code, reason = 74, f"out of GPU memory: {advice}, or add --gradient_checkpointing. {one_line(error)[:200]}"
+    finally:
+        write_exit_status(argv, code, reason)
+    if code:
+        print(f"error: {reason}", file=sys.stderr)
+    return code
+
+
+def write_exit_status(argv: list[str], code: int, reason: str) -> None:
+    """exit_status.json for run.sh (torchrun swallows its children's codes), if there is an output_dir to write to."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--output_dir", type=Path, default=Path("/dev/null"))
+    folder = parser.parse_known_args(argv)[0].output_dir
+    if folder.is_dir() and os.environ.get("RANK", "0") == "0" and os.access(folder, os.W_OK):
+        command = redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv]))
+        write_json(folder / "exit_status.json", {"code": code, "reason": reason, "command": command})
 
 
 if __name__ == "__main__":

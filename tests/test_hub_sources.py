@@ -69,7 +69,7 @@ def test_a_private_parquet_dataset_is_streamed_with_a_token(hub: Hub, tmp_path: 
     result = run(hub, tmp_path, "hf_owner_token", dataset_name="alice/private")
     assert result.returncode == 0, result.stderr[-3000:]
     info = json.loads((tmp_path / "output" / "run_info.json").read_text())
-    assert info["data"][0]["revision"] == hub.commits("dataset", "alice/private")[0].id
+    assert info["data"]["train"]["revision"] == hub.commits("dataset", "alice/private")[0].id
     assert "alice/private train (parquet, 2 files, 40 rows)" in result.stderr
     requests = hub.requests[first:]
     assert any(request.headers.get("range") for request in requests if ".parquet" in request.path)

@@ -17,7 +17,9 @@ NAME = "run_speech_recognition_seq2seq_streaming.py"
 def commands(text: str) -> list[list[str]]:
     """The words after the script's name in every command of a text, continued lines joined."""
     joined = text.replace("\\\n", " ")
-    pieces = [line.split(name)[1] for line in joined.splitlines() for name in (NAME, '"$script"') if name in line]
+    pieces = [
+        line.split(name)[1] for line in joined.splitlines() for name in (NAME, '"$script"', "  train ") if name in line
+    ]
     return [shlex.split(piece) for piece in pieces if "--model_name_or_path" in piece]
 
 
@@ -100,3 +102,27 @@ def test_smoke_recipe_from_another_directory(tmp_path: Path):
     assert "after training" in result.stderr and "reloaded " in result.stdout
     output = next(tmp_path.glob("whisper-smoke.*/output"))
     assert (output / "checkpoint-2" / "stream_state.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("endings", "code", "starts"),
+    [("75 kill 143 0", 0, 4), ("2", 2, 1), ("130", 130, 1), ("75 76", 76, 2), ("75 74", 74, 2)],
+)
+def test_restart_starts_again_only_when_that_helps(tmp_path: Path, endings: str, code: int, starts: int):
+    """A stand-in for Python ends as told: with an exit code or, for "kill", by SIGKILL."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "endings").write_text(endings)
+    stand_in = tmp_path / "bin" / "python"
+    stand_in.write_text(
+        f"""#!/bin/bash
+        read -r now rest <{tmp_path}/endings; echo "$rest" >{tmp_path}/endings; echo start >>{tmp_path}/starts
+        [[ $now == kill ]] && kill -9 $$; exit "$now\""""
+    )
+    stand_in.chmod(0o755)
+    stamp = subprocess.run(["cksum"], input=(PROJECT / "requirements.txt").read_bytes(), capture_output=True).stdout
+    (tmp_path / ".requirements-1").write_bytes(stamp)
+    environment = {"PATH": "/usr/bin:/bin", "VENV": str(tmp_path), "RESTART": "1", "RESTART_DELAY": "0.1"}
+    result = subprocess.run(["bash", PROJECT / "run.sh"], env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == code, result.stderr
+    assert (tmp_path / "starts").read_text().count("start") == starts
+    assert result.stderr.count("starting it again") == starts - 1

@@ -101,16 +101,16 @@ def test_a_position_opens_no_earlier_file(speech: Path, preparer, monkeypatch: p
         script.SpeechSource, "open_shard", lambda self, *place: opened.append(place) or open_shard(self, *place)
     )
     take(make_stream(source, preparer, position=items[-1][0] | {"skip": 0}), 1)
-    second_of_first_pass = script.shard_order(source, 1, 0, True)[1]
+    second_of_first_pass = script.shard_order(source, 1, 0)[1]
     assert opened[0] == second_of_first_pass
 
 
 def test_blocks_end_at_rows_or_bytes(speech: Path, monkeypatch: pytest.MonkeyPatch):
     start = script.FIRST_POSITION["start"]
-    sizes = [len(block.rows) for block in script.read_pass(load(speech), 0, start, 15, None, True)]
+    sizes = [len(block.rows) for block in script.read_pass(load(speech), start, 0, 15, None, 0)]
     assert sizes == [15, 15, 10]
     monkeypatch.setattr(script, "MAX_BLOCK_IN_BYTES", 100_000)
-    blocks = list(script.read_pass(load(speech), 0, start, 1000, None, True))
+    blocks = list(script.read_pass(load(speech), start, 0, 1000, None, 0))
     assert len(blocks) > 3 and all(block.size_in_bytes < 200_000 for block in blocks)
 
 
@@ -156,8 +156,9 @@ def test_errors_of_the_reader_keep_their_type_and_message(speech: Path, preparer
             super().__init__("no words")
 
     for raised, expected in ((PermissionError(13, "keep out"), PermissionError), (Unpicklable(1, 2), RuntimeError)):
-        monkeypatch.setattr(script, "read_shard", lambda *a, error=raised: (_ for _ in ()).throw(error))
-        loader = torch.utils.data.DataLoader(make_stream(load(speech), preparer), batch_size=None, num_workers=1)
+        source = load(speech)
+        monkeypatch.setattr(script, "shard_order", lambda *a, error=raised: (_ for _ in ()).throw(error))
+        loader = torch.utils.data.DataLoader(make_stream(source, preparer), batch_size=None, num_workers=1)
         position, error = next(iter(loader))
         assert position is None and type(error) is expected
     assert "Unpicklable: no words" in str(error)
@@ -206,7 +207,7 @@ def test_worker_cores_are_shared_by_ranks(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_shard_order_is_pure(speech: Path):
-    orders = [script.shard_order(load(speech, "train+validation"), 3, n, True) for n in range(20)]
+    orders = [script.shard_order(load(speech, "train+validation"), 3, n) for n in range(20)]
     assert all(sorted(order) == [(0, 0), (0, 1), (1, 0), (1, 1)] for order in orders)
     assert len({tuple(order) for order in orders}) > 5
-    assert np.array_equal(orders[4], script.shard_order(load(speech, "train+validation"), 3, 4, True))
+    assert np.array_equal(orders[4], script.shard_order(load(speech, "train+validation"), 3, 4))

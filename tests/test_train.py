@@ -49,7 +49,7 @@ def test_the_whole_job(train: Train, flags: list[str], tiny_model: Path, caplog:
     assert json.loads((folder / "all_results.json").read_text()) == pytest.approx(metrics)
     info = json.loads((folder / "run_info.json").read_text())
     assert info["command"].startswith("python ") and "--max_steps 4" in info["command"]
-    assert info["versions"]["torch"] == torch.__version__ and info["data"][0]["num_rows"] == 40
+    assert info["versions"]["torch"] == torch.__version__ and info["data"]["train"]["num_rows"] == 40
     card = ModelCard.load(folder / "README.md").data
     assert card.language == "es" and {r.metric_type for r in card.eval_results} == {"wer", "cer"}
     assert list(folder.glob("runs/*/events*")), "TensorBoard files belong to output_dir"
@@ -101,7 +101,7 @@ def test_the_loss_is_the_mean_over_target_tokens(
     train("--do_train --max_steps 1 --per_device_train_batch_size 40 --shuffle_buffer_size 1")
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
     source = script.load_source(str(speech), None, "train", ("audio", "text"), None, True)
-    blocks = script.read_pass(source, 0, script.FIRST_POSITION["start"], 40, None, False)
+    blocks = script.read_pass(source, script.FIRST_POSITION["start"], None, 40, None, 0)
     examples = [preparer(row) for block in blocks for row in block.rows]
     total, count = 0.0, 0
     for example in examples:
@@ -162,7 +162,7 @@ def test_every_bad_row_is_counted_listed_and_nothing_else_is_lost(train: Train, 
     metrics = train(f"--do_train --do_eval --num_train_epochs 1 --dataset_name {tmp_path / 'data'}")
     assert metrics["train_rows"] == 20 and metrics["train_rejected"] >= 6 and metrics["eval_num_rows"] == 3
     lines = [json.loads(line) for line in (output(flags) / "rejected.jsonl").read_text().splitlines()]
-    reasons = [line["reason"] for line in lines if line["split"] == "eval"]
+    reasons = [line["reason"] for line in lines if line["split"] == "validation"]
     expected = ["audio_missing", "audio_too_long", "audio_unreadable", "label_too_long", "text_empty", "text_empty"]
     assert sorted(reasons) == expected
     assert set(reasons) == {line["reason"] for line in lines if line["split"] == "train"}

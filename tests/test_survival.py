@@ -1,0 +1,458 @@
+"""A run that cannot be lost: signals, kills, a lost network, a full disk, broken losses, changed flags.
+
+Real processes get real signals; the Hub is a real HTTP server with injected faults."""
+
+import fcntl
+import json
+import os
+import pty
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import kill_training
+import pytest
+import synthetic
+import torch
+from hub import Hub
+from safetensors.torch import load_file
+
+import run_speech_recognition_seq2seq_streaming as script
+
+
+def losses(folder: Path) -> list[float]:
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def rates(folder: Path) -> list[float]:
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    return [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+
+
+def status(folder: Path) -> dict:
+    return json.loads((folder / "exit_status.json").read_text())
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = (load_file(path / "model.safetensors") for path in (first, second))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def output(flags: list[str]) -> Path:
+    return Path(flags[flags.index("--output_dir") + 1])
+
+
+@pytest.fixture(scope="session")
+def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic.make_model(tmp_path_factory.mktemp("dropout"), d_model=16, num_layers=1, dropout=0.2)
+
+
+# ------------------------------------------------------------------------------------------------- in this process
+
+
+def test_a_larger_max_steps_continues_with_the_right_schedule(train: Callable, flags: list[str], tmp_path: Path):
+    train(f"--do_train --max_steps 12 --output_dir {tmp_path / 'whole'}")
+    train("--do_train --max_steps 6")
+    train("--do_train --max_steps 12")
+    whole, parts = rates(tmp_path / "whole"), rates(output(flags))
+    assert len(parts) == 12 and parts[6:] == pytest.approx(whole[6:])
+
+
+def test_changed_flags_count_on_resume(train: Callable, flags: list[str], caplog: pytest.LogCaptureFixture):
+    train("--do_train --max_steps 10 --save_steps 5 --learning_rate 1e-3 --lr_scheduler_type constant")
+    (output(flags) / "checkpoint-10").rename(output(flags).parent / "later")
+    train(
+        "--do_train --do_eval --max_steps 10 --save_steps 2 --eval_steps 3 --learning_rate 5e-4 "
+        "--lr_scheduler_type constant --per_device_train_batch_size 2"
+    )
+    assert rates(output(flags)) == pytest.approx([1e-3] * 5 + [5e-4] * 5)
+    assert "learning rate: 0.0005 now, 0.001 in the checkpoint" in caplog.text
+    assert {path.name for path in output(flags).glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (5, 6, 8, 10)}
+    state = json.loads((output(flags) / "checkpoint-10" / "stream_state.json").read_text())
+    assert state["position"]["row"] == state["num_rows"] == 5 * 4 + 5 * 2
+
+
+def test_evaluation_does_not_change_training(train: Callable, dropout_model: Path, tmp_path: Path):
+    common = f"--do_train --max_steps 8 --model_name_or_path {dropout_model}"
+    train(f"{common} --output_dir {tmp_path / 'a'}")
+    train(f"{common} --do_eval --eval_steps 2 --eval_before_training --output_dir {tmp_path / 'b'}")
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "optimizer.pt").unlink(),
+        lambda folder: (folder / "stream_state.json").unlink(),
+        lambda folder: (folder / "rng_state.pth").unlink(),
+        lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 8, "log_his'),
+        lambda folder: os.truncate(folder / "model.safetensors", 50_000),
+        lambda folder: os.truncate(folder / "optimizer.pt", 20_000),
+    ],
+)
+def test_damaged_checkpoints_are_named_and_stepped_over(
+    train: Callable, flags: list[str], damage: Callable, caplog: pytest.LogCaptureFixture
+):
+    train("--do_train --max_steps 8 --save_steps 4")
+    expected = load_file(output(flags) / "model.safetensors")
+    damage(output(flags) / "checkpoint-8")
+    train("--do_train --max_steps 8 --save_steps 4")
+    assert "checkpoint-8 is incomplete or damaged; trying the one before" in caplog.text
+    found = load_file(output(flags) / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert script.is_complete(output(flags) / "checkpoint-8")
+
+
+def test_the_best_checkpoint_has_its_real_name(train: Callable, flags: list[str]):
+    train(
+        "--do_train --do_eval --max_steps 6 --save_steps 2 --eval_steps 2 "
+        "--load_best_model_at_end --save_total_limit 1"
+    )
+    state = json.loads((output(flags) / "checkpoint-6" / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]).is_dir() and "_unfinished" not in state["best_model_checkpoint"]
+    assert not (output(flags) / "_unfinished").exists()
+
+
+def test_rejections_are_listed_once_after_a_resume(train: Callable, flags: list[str], tmp_path: Path):
+    rows = [(b"junk", "uno") if i % 4 == 0 else row for i, row in enumerate(synthetic.make_rows(24, seed=3))]
+    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
+    common = f"--do_train --num_train_epochs 1 --save_steps 2 --dataset_name {tmp_path / 'data'}"
+    train(common)
+    listing = output(flags) / "rejected.jsonl"
+    once = listing.read_text()
+    for name in ("checkpoint-4", "checkpoint-6"):
+        (output(flags) / name).rename(tmp_path / name)
+    train(common)
+    assert listing.read_text() == once and len(once.splitlines()) == 6
+
+
+class BrokenLoss(script.TokenWeightedLoss):
+    """NaN in the calls that `broken` names."""
+
+    broken: range = range(0)
+    calls = 0
+
+    def __call__(self, *args: object, **kwargs: object) -> torch.Tensor:
+        BrokenLoss.calls += 1
+        loss = super().__call__(*args, **kwargs)
+        return loss * float("nan") if BrokenLoss.calls - 1 in self.broken else loss
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(
+    train: Callable, flags: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(script, "TokenWeightedLoss", BrokenLoss)
+    monkeypatch.setattr(BrokenLoss, "broken", range(5, 6))  # the second micro-batch of the third step
+    monkeypatch.setattr(BrokenLoss, "calls", 0)
+    train("--do_train --max_steps 5 --gradient_accumulation_steps 2 --save_steps 1")
+    logged = losses(output(flags))
+    assert [loss == loss for loss in logged] == [True, True, False, True, True]  # the log hides nothing
+    before, after, later = (output(flags) / f"checkpoint-{n}" for n in (2, 3, 4))
+    assert same_weights(before, after) and not same_weights(after, later)
+    assert json.loads((later / "stream_state.json").read_text())["num_skipped_steps"] == 1
+
+
+def test_ten_broken_steps_in_a_row_end_the_run(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(script, "TokenWeightedLoss", BrokenLoss)
+    monkeypatch.setattr(BrokenLoss, "broken", range(3, 100))
+    monkeypatch.setattr(BrokenLoss, "calls", 0)
+    assert script.run([*flags, "--do_train", "--max_steps", "50"]) == 70
+    assert "10 steps in a row" in capsys.readouterr().err and status(output(flags))["code"] == 70
+    assert len(json.loads((output(flags) / "diverged_rows.json").read_text())) == 40
+
+
+def test_out_of_gpu_memory_names_the_next_flags(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def no_memory(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(script, "pad_features", no_memory)
+    assert script.run([*flags, "--do_train", "--max_steps", "2"]) == 74
+    assert "halve --per_device_train_batch_size" in capsys.readouterr().err
+
+
+def test_the_time_limit_saves_and_exits_with_75(
+    flags: list[str], dropout_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    common = [*flags, "--do_train", "--do_eval", "--max_steps", "40", "--model_name_or_path", str(dropout_model)]
+    assert script.run([*common, "--max_train_time_in_hours", str(0.7 / 3600)]) == 75
+    saved = [path.name for path in output(flags).glob("checkpoint-*")]
+    assert len(saved) == 1 and saved[0] != "checkpoint-40" and not (output(flags) / "all_results.json").exists()
+    assert "--max_train_time_in_hours is over" in capsys.readouterr().err
+    assert script.run(common) == 0
+    assert script.run([*common, "--output_dir", str(tmp_path / "whole")]) == 0
+    assert same_weights(output(flags), tmp_path / "whole")
+
+
+def test_what_counts_as_the_network():
+    class Answer:
+        def __init__(self, code: int) -> None:
+            self.status_code, self.headers, self.request = code, {}, None
+
+    def hub_error(code: int) -> Exception:
+        error = script.HfHubHTTPError.__new__(script.HfHubHTTPError)
+        OSError.__init__(error, f"status {code}")
+        error.response = Answer(code)
+        return error
+
+    wrapped = FileNotFoundError("Couldn't find any data file")
+    wrapped.__cause__ = hub_error(503)
+    waits = [hub_error(500), hub_error(429), hub_error(504), ConnectionResetError(), TimeoutError(), wrapped]
+    ends = [
+        hub_error(401),
+        hub_error(403),
+        hub_error(404),
+        ValueError(),
+        FileNotFoundError(),
+        OSError(28, "disk full"),
+    ]
+    script.HF_HUB_OFFLINE, before = False, script.HF_HUB_OFFLINE
+    try:
+        assert [script.is_network_error(error) for error in waits + ends] == [True] * 6 + [False] * 6
+    finally:
+        script.HF_HUB_OFFLINE = before
+
+
+def test_back_off_is_real_and_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(script, "HF_HUB_OFFLINE", False)
+    tries = []
+
+    def fail() -> None:
+        tries.append(time.monotonic())
+        raise ConnectionError("gone")
+
+    with pytest.raises(script.RunEnded, match="no network for 0.06") as ending:
+        script.patiently(fail, limit_in_seconds=4, task="reading")
+    assert ending.value.code == 75
+    pauses = [b - a for a, b in zip(tries, tries[1:], strict=False)]
+    assert pauses == pytest.approx([1, 2, 1], abs=0.3)
+
+
+# ------------------------------------------------------------------------------------------------- other processes
+
+
+def start(words: list[str], log: Path, **settings: object) -> subprocess.Popen:
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            [sys.executable, script.__file__, *words],
+            stdout=file,
+            stderr=file,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+            **settings,
+        )
+
+
+def wait_for(log: Path, text: str, count: int = 1, seconds: float = 120) -> None:
+    """Until the log holds the text so many times."""
+    deadline = time.monotonic() + seconds
+    while log.read_text(errors="replace").count(text) < count:
+        assert time.monotonic() < deadline, f"no {text!r} in {log.read_text(errors='replace')[-2000:]}"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_every_signal_saves_and_the_run_ends_with_the_same_weights(
+    flags: list[str], dropout_model: Path, train: Callable, tmp_path: Path
+):
+    common = (
+        f"--do_train --do_eval --max_steps 200 --eval_steps 50 --save_steps 99 --model_name_or_path {dropout_model}"
+    )
+    train(f"{common} --output_dir {tmp_path / 'whole'}")
+    words = [*flags, *common.split(), "--dataloader_num_workers", "1", "--disable_tqdm", "True"]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        log = tmp_path / f"{number}.log"
+        process = start(words, log)
+        wait_for(log, "'loss'", 10)
+        os.killpg(process.pid, number)  # the whole group, as a terminal or Slurm does
+        assert process.wait(60) == 128 + number, log.read_text()[-2000:]
+        text = log.read_text()
+        assert f"{number.name} received: saving and stopping" in text and "To go on, start the same command" in text
+        assert "Traceback" not in text and "after training" not in text
+        assert status(output(flags))["code"] == 128 + number
+        assert script.find_checkpoint(output(flags), "auto") is not None
+    assert script.run(words) == 0
+    assert same_weights(output(flags), tmp_path / "whole")
+    assert losses(output(flags)) == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_during_evaluation(flags: list[str], tmp_path: Path):
+    """A real terminal, which sends SIGINT to the whole foreground group; the evaluation would take minutes."""
+    folder = synthetic.make_speech(tmp_path / "data", {"train": 8, "validation": 400})
+    words = [
+        *flags,
+        "--do_train",
+        "--do_eval",
+        "--max_steps",
+        "20",
+        "--eval_steps",
+        "3",
+        "--dataset_name",
+        str(folder),
+    ]
+    words += ["--generation_max_length", "60", "--per_device_eval_batch_size", "1", "--dataloader_num_workers", "1"]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(sys.executable, [sys.executable, script.__file__, *words])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))  # else the progress bar hides
+    text = read_terminal(terminal, "/400 [")
+    os.write(terminal, b"\x03")
+    text += read_terminal(terminal, None)
+    _, ended = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(ended) == 130, text[-2000:]
+    assert "SIGINT received" in text and "Traceback" not in text
+    assert [path.name for path in output(flags).glob("checkpoint-*")] == ["checkpoint-3"]
+    assert script.is_complete(output(flags) / "checkpoint-3")
+
+
+def read_terminal(terminal: int, until: str | None) -> str:
+    """What the terminal shows until a text comes after the training has begun, or until the program ends."""
+    text = ""
+    while until is None or until not in text.partition("'loss'")[2]:
+        try:
+            text += os.read(terminal, 4096).decode(errors="replace")
+        except OSError:  # the other side has closed
+            break
+    return text
+
+
+@pytest.mark.slow
+def test_three_kills_change_nothing(tmp_path: Path):
+    """SIGKILL at random instants in a process that imports nothing; tests/kill_training.py takes any number."""
+    result = subprocess.run(
+        [sys.executable, kill_training.__file__, tmp_path, "--kills", "3"], capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+    assert json.loads(result.stdout.splitlines()[-1])["kills"] == 3
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_older_checkpoint_and_ends_with_73(flags: list[str], tmp_path: Path):
+    """A limit on the size of files stands in for the full disk: weights fit, the optimiser's state does not."""
+    words = [*flags, "--do_train", "--save_steps", "2", "--disable_tqdm", "True", "--max_steps"]
+    assert script.run([*words, "2"]) == 0
+    size = (output(flags) / "tokenizer.json").stat().st_size
+    assert size < (output(flags) / "checkpoint-2" / "optimizer.pt").stat().st_size
+    log = tmp_path / "log"
+    limit = (size + 10_000, size + 10_000)
+    process = start([*words, "6"], log, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert process.wait(120) == 73, log.read_text()[-2000:]
+    text = log.read_text()
+    assert "checkpoint-4 could not be saved" in text and "checkpoint-6 could not be saved" in text
+    assert "Traceback" not in text and status(output(flags))["code"] == 73
+    assert script.find_checkpoint(output(flags), "auto").name == "checkpoint-2"
+    assert script.run([*words, "6"]) == 0  # with space again
+
+
+@pytest.fixture(scope="module")
+def hub(speech: Path):
+    files = {path.name: path.read_bytes() for path in speech.glob("*.parquet")}
+    with Hub() as server:
+        server.add_repo("dataset", "alice/speech", files)
+        yield server
+        server.remove_faults()
+
+
+SHORT_SLEEPS = """
+import runpy, sys, time
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(min(seconds, 0.1))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""  # the libraries' back-off and ours take a tenth of a second each
+
+
+def on_hub(
+    hub: Hub, flags: list[str], folder: Path, more: str, launcher: str = SHORT_SLEEPS
+) -> tuple[subprocess.Popen, Path]:
+    """The script with its data on the Hub. Returns the process and its log."""
+    words = [*flags, "--do_train", "--dataset_name", "alice/speech", "--disable_tqdm", "True"]
+    words += ["--shuffle_buffer_size", "10", "--dataloader_num_workers", "1", "--output_dir", str(folder / "out")]
+    folder.mkdir()
+    log = folder / "log"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", launcher, script.__file__, *words, *more.split()],
+            stdout=file,
+            stderr=file,
+            env=hub.environment(folder) | {"PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""},
+            cwd=folder,
+        )
+    return process, log
+
+
+FAULTS = {
+    "503 eight times": {"status": 503, "times": 8},
+    "429": {"status": 429, "times": 3, "headers": {"Retry-After": "1"}},
+    "500": {"status": 500, "times": 7},
+    "dropped": {"action": "drop", "times": 7},
+    "body cut": {"action": "truncate", "times": 3},
+}
+
+
+@pytest.mark.slow
+def test_network_faults_lose_and_double_nothing(hub: Hub, flags: list[str], tmp_path: Path):
+    hub.remove_faults()
+    process, log = on_hub(hub, flags, tmp_path / "whole", "--max_steps 20")
+    assert process.wait(200) == 0, log.read_text()[-3000:]
+    for name, fault in FAULTS.items():
+        hub.remove_faults()
+        hub.add_fault(method="GET", path_contains="?name=train-00001", **fault)
+        first = len(hub.requests)
+        process, log = on_hub(hub, flags, tmp_path / name, "--max_steps 20")
+        assert process.wait(300) == 0, log.read_text()[-3000:]
+        met = [request for request in hub.requests[first:] if request.fault]
+        assert len(met) == fault["times"], f"{name}: {len(met)} faults were met"
+        assert losses(tmp_path / name / "out") == losses(tmp_path / "whole" / "out"), name
+        assert same_weights(tmp_path / name / "out", tmp_path / "whole" / "out"), name
+
+
+@pytest.mark.slow
+def test_a_network_that_stays_away_saves_and_exits_with_75_and_a_signal_is_heard_while_waiting(
+    hub: Hub, flags: list[str], tmp_path: Path
+):
+    hub.remove_faults()
+    hub.add_fault(method="GET", path_contains="train-0000", status=503, times=None)
+    process, log = on_hub(hub, flags, tmp_path / "never", "--max_steps 20 --max_network_wait_in_minutes 0.01")
+    assert process.wait(200) == 75, log.read_text()[-3000:]
+    assert "no network for 0.01 minutes" in log.read_text() and "Traceback" not in log.read_text()
+    hub.remove_faults()
+    # All is well until the first pass has opened its files; the second one meets a server that is gone.
+    process, log = on_hub(hub, flags, tmp_path / "later", "--max_steps 400 --save_steps 300 --logging_steps 1")
+    wait_for(log, "'loss'", 3)
+    hub.add_fault(method="GET", path_contains="train-0000", status=503, times=None)
+    wait_for(log, "Trying again in", 1)
+    trained = log.read_text().count("'loss'")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143, log.read_text()[-3000:]
+    checkpoint = script.find_checkpoint(tmp_path / "later" / "out", "auto")
+    assert checkpoint is not None and int(checkpoint.name[11:]) >= trained > 3
+    hub.remove_faults()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("status_code", "message"), [(401, "error: "), (404, "error: ")])
+def test_what_waiting_cannot_mend_ends_at_once(
+    hub: Hub, flags: list[str], tmp_path: Path, status_code: int, message: str
+):
+    hub.remove_faults()
+    hub.add_fault(method="GET", path_contains="/api/datasets/alice/speech", status=status_code, times=None)
+    began = time.monotonic()
+    process, log = on_hub(hub, flags, tmp_path / "out", "--max_steps 2")
+    assert process.wait(100) == 2, log.read_text()[-3000:]
+    assert message in log.read_text().splitlines()[-1] and "Trying again" not in log.read_text()
+    assert time.monotonic() - began < 60
+    hub.remove_faults()
