@@ -83,7 +83,6 @@ from transformers import (
     EvalPrediction,
     GenerationConfig,
     HfArgumentParser,
-    ProcessorMixin,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
@@ -153,7 +152,7 @@ class DataArguments:
     max_train_samples: int | None = HfArg(default=None, help="Trains on the first rows only, rejected ones included.")
     max_eval_samples: int | None = HfArg(default=None, help="Scores the first rows of each split only.")
     max_rejected_fraction: float = HfArg(
-        default=0.5, help="Ends the run if a larger share of the first 1,000 rows (or of a shorter pass) is rejected."
+        default=0.5, help="Ends the run if more of the first 1,000 rows are rejected."
     )
     do_lower_case: bool = HfArg(default=False, help="Lower-cases the transcripts.")
     do_remove_punctuation: bool = HfArg(default=False, help="Removes punctuation, and nothing else, from transcripts.")
@@ -188,12 +187,13 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
     logging_nan_inf_filter: bool = HfArg(default=False, help="True would hide NaN losses from the log.")
     resume_from_checkpoint: str | None = HfArg(
-        default="auto", help="'auto': the newest complete checkpoint in output_dir; a path: that one; 'no': none."
+        default="auto", help="'auto': from the newest in output_dir; PATH; 'no'."
     )
 
     def __post_init__(self) -> None:
         if not self.do_eval:
             self.eval_strategy = "no"  # the library would switch do_eval on instead
+        self.eval_steps = self.eval_steps or self.save_steps  # the library's default is logging_steps: far too often
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "wer"
         if self.metric_for_best_model is not None and self.greater_is_better is None:
@@ -346,9 +346,7 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
 def check_devices(args: TrainingArguments) -> None:
     """Raises UserError for GPU flags without a usable GPU, naming the driver if that is the reason."""
     if args.n_gpu > 1:
-        raise UserError(
-            f"{args.n_gpu} GPUs in one process. Start with torchrun --nproc_per_node {args.n_gpu} instead."
-        )
+        raise UserError(f"{args.n_gpu} GPUs in one process. Start with torchrun --nproc_per_node {args.n_gpu}.")
     reason = "--use_cpu was given" if args.use_cpu else ""
     if not torch.cuda.is_available() and not args.use_cpu:
         try:
@@ -416,7 +414,7 @@ def ignore_signals(worker_id: int) -> None:
 def is_network_error(error: BaseException) -> bool:
     """Whether waiting may help: everything that the network or a server does but 401, 403 and 404."""
     chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     statuses = [e.response.status_code for e in chain if isinstance(e, HfHubHTTPError) and e.response is not None]
     if HF_HUB_OFFLINE or any(status in (401, 403, 404) for status in statuses):
@@ -452,7 +450,6 @@ class Patience:
         self.pause_in_seconds = min(2 * self.pause_in_seconds, 60.0)
 
     def reset(self) -> None:
-        """After a success."""
         self.pause_in_seconds, self.began = 1.0, None
 
 
@@ -495,7 +492,6 @@ class SpeechSource:
         return [(part, shard) for part, ds in enumerate(self.parts) for shard in range(ds.num_shards)]
 
     def open_shard(self, part: int, shard: int) -> datasets.IterableDataset:
-        """One file of the source."""
         return self.parts[part].shard(num_shards=self.parts[part].num_shards, index=shard)
 
 
@@ -534,7 +530,7 @@ def one_line(error: Exception | str) -> str:
 
 def downloaded(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str | None:
     """Downloads the Hub files that the builder reads (--streaming False). Returns their folder, None if local."""
-    urls = [url for files in (builder.config.data_files or {}).values() for url in files]
+    urls = (url for files in (builder.config.data_files or {}).values() for url in files)
     on_hub = [match for url in urls if (match := re.match(r"hf://datasets/([^@]+)@([^/]+)/(.+)", url))]
     if not on_hub:
         logger.warning("--streaming False has no effect: the files of %s are already here.", builder.dataset_name)
@@ -1022,9 +1018,7 @@ def check_language(language: str | None, generation_config: GenerationConfig, na
         return None
     codes = sorted(token.strip("<|>") for token in known)
     if language is None:
-        raise UserError(
-            f"--language is missing: {name} knows {len(codes)} languages. Pass --language CODE, such as es."
-        )
+        raise UserError(f"--language is missing: {name} knows {len(codes)} languages. Pass --language es, say.")
     code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
     if code not in codes:
         raise UserError(
@@ -1041,7 +1035,7 @@ def load_processor(name: str, revision: str, cache_dir: str | None) -> tuple[Whi
         config = AutoConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
         if config.model_type != "whisper":
             raise UserError(
-                f"--model_name_or_path {name}: a {config.model_type} model. This script trains Whisper models only."
+                f"--model_name_or_path {name}: a {config.model_type} model; this script trains Whisper only."
             )
         processor = WhisperProcessor.from_pretrained(name, revision=revision, cache_dir=cache_dir)
         generation_config = GenerationConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
@@ -1337,20 +1331,18 @@ class SpeechTrainer(Seq2SeqTrainer):
         self,
         window_in_frames: int,
         progress: StreamProgress,
-        scorecard: Scorecard | None,
         stop: StopSignals,
-        max_train_time_in_hours: float | None,
+        max_hours: float | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.window_in_frames, self.progress, self.scorecard, self.stop = window_in_frames, progress, scorecard, stop
-        self.deadline = time.monotonic() + 3600 * max_train_time_in_hours if max_train_time_in_hours else math.inf
+        self.window_in_frames, self.progress, self.stop = window_in_frames, progress, stop
+        self.deadline = time.monotonic() + 3600 * max_hours if max_hours else math.inf
         self.checkpoint_to_resume: str | None = None
         self.unfinished: Path | None = None  # where a checkpoint is being written
         self.save_error: Exception | None = None
         self.step_losses: list[torch.Tensor] = []
         self.step_rows: list[str] = []
-        self.compute_metrics = scorecard  # None would make the library gather logits
         self.add_callback(SkipBrokenSteps(self))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -1414,13 +1406,8 @@ class SpeechTrainer(Seq2SeqTrainer):
         return 0
 
     def prediction_step(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-        **generation: Any,
-    ) -> tuple[None, tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+        self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None, **generation: Any
+    ) -> tuple[None, tuple[torch.Tensor, ...], torch.Tensor]:
         """(None, (generated ids (batch, n), loss sums (batch,), token counts (batch,)), row indices (batch,)).
         The library runs the encoder twice, once outside autocast (trainer_seq2seq.py, prediction_step)."""
         labels = inputs["labels"].to(self.args.device)
@@ -1440,13 +1427,13 @@ class SpeechTrainer(Seq2SeqTrainer):
     ) -> dict[str, float]:
         """Scores a set with its own references; the first pairs go to the log."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        self.scorecard.rows = rows
+        self.compute_metrics.rows = rows
         was_deferred, self.stop.is_deferred = self.stop.is_deferred, False
         self.stop.check()
         with torch.random.fork_rng():  # whether and when a model is scored must not change how it is trained
             metrics = super().evaluate(rows, ignore_keys, metric_key_prefix, **kwargs)
         self.stop.is_deferred = was_deferred
-        for reference, prediction in self.scorecard.examples[:3]:
+        for reference, prediction in self.compute_metrics.examples[:3]:
             logger.info("said:  %s\n%29sheard: %s", reference, "", prediction)
         return metrics
 
@@ -1546,7 +1533,7 @@ def use_learning_rate(optimizer: Any, scheduler: Any, learning_rate: float) -> N
         group["initial_lr"], group["lr"] = learning_rate, rate
 
 
-def save_processor(processor: ProcessorMixin, folder: Path) -> None:
+def save_processor(processor: WhisperProcessor, folder: Path) -> None:
     """Writes preprocessor_config.json and the tokenizer's normalizer.json beside a saved processor."""
     processor.feature_extractor.save_pretrained(folder)
     spelling = processor.tokenizer.english_spelling_normalizer
@@ -1711,12 +1698,11 @@ def model_card(info: dict[str, Any], metrics: dict[str, float], language: str | 
         for (role, source), kind in itertools.product(info["data"].items(), ("wer", "cer"))
         if f"{role}_{kind}" in metrics
     ]
-    is_hub_model = not Path(identity["model_name_or_path"]).exists()
     data = ModelCardData(
         language=language or "en",
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
-        base_model=identity["model_name_or_path"] if is_hub_model else None,
+        base_model=None if Path(identity["model_name_or_path"]).exists() else identity["model_name_or_path"],
         datasets=None if Path(identity["dataset_name"]).exists() else identity["dataset_name"],
         metrics=["wer", "cer"],
         tags=["whisper", "speech"],
@@ -1944,7 +1930,6 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     torch.use_deterministic_algorithms(args.full_determinism or args.device.type == "cpu", warn_only=True)
     how = (language, data_args.task, model_args.freeze_encoder)
     model = patiently(load_model, *where, *how, task=f"loading {where[0]}", **patience)
-    scorecard = Scorecard(processor.tokenizer, language, data_args.do_normalize_eval)
     ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
     trainer = SpeechTrainer(
         model=model,
@@ -1957,9 +1942,9 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
         callbacks=[EarlyStoppingCallback(patience)] if (patience := data_args.early_stopping_patience) else [],
         window_in_frames=preparer.window_in_frames,
         progress=progress,
-        scorecard=scorecard if eval_sets else None,
+        compute_metrics=Scorecard(processor.tokenizer, language, data_args.do_normalize_eval),
         stop=stop or StopSignals(),
-        max_train_time_in_hours=data_args.max_train_time_in_hours,
+        max_hours=data_args.max_train_time_in_hours,
     )
     arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}
     info = run_info(argv, arguments, sources, identity)

@@ -75,6 +75,7 @@ def make_model(
     multilingual: bool = True,
     dropout: float = 0.0,
     dtype: str = "float32",
+    apply_spec_augment: bool = False,
     seed: int = 0,
 ) -> Path:
     """Saves a random Whisper with its processor. Returns the folder."""
@@ -93,6 +94,7 @@ def make_model(
         max_source_positions=window_in_seconds * 50,
         max_target_positions=max_target_positions,
         dropout=dropout,
+        apply_spec_augment=apply_spec_augment,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -33,6 +33,7 @@ def test_a_new_flag_is_a_decision():
 def test_defaults_that_differ_from_the_library():
     _, data, args = check("--do_train --do_eval --max_steps 1")
     assert (args.predict_with_generate, args.report_to, args.dataloader_num_workers) == (True, ["tensorboard"], 1)
+    assert args.eval_steps == args.save_steps == 500
     assert (args.eval_strategy, args.save_strategy, args.resume_from_checkpoint) == ("steps", "steps", "auto")
     assert (data.max_duration_in_seconds, data.do_normalize_eval, data.streaming) == (30.0, True, True)
 

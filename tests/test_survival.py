@@ -358,10 +358,11 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_ends_with_73(flags: list[str
 
 
 @pytest.fixture(scope="module")
-def hub(speech: Path):
+def hub(speech: Path, tiny_model: Path):
     files = {path.name: path.read_bytes() for path in speech.glob("*.parquet")}
     with Hub() as server:
         server.add_repo("dataset", "alice/speech", files)
+        server.add_repo("model", "alice/tiny", tiny_model)
         yield server
         server.remove_faults()
 
@@ -388,7 +389,8 @@ def on_hub(
             [sys.executable, "-c", launcher, script.__file__, *words, *more.split()],
             stdout=file,
             stderr=file,
-            env=hub.environment(folder) | {"PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env=hub.environment(folder)
+            | {"PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DOWNLOAD_TIMEOUT": "2"},
             cwd=folder,
         )
     return process, log
@@ -400,6 +402,13 @@ FAULTS = {
     "500": {"status": 500, "times": 7},
     "dropped": {"action": "drop", "times": 7},
     "body cut": {"action": "truncate", "times": 3},
+    "504": {"status": 504, "times": 3},
+    "hangs": {"action": "hang", "seconds": 5, "times": 1},
+}
+LOADING_FAULTS = {
+    "/datasets/alice/speech/resolve/main/README.md": {"action": "drop", "times": 1},
+    "/api/datasets/alice/speech": {"status": 503, "times": 2},
+    "?name=model.safetensors": {"method": "GET", "status": 503, "times": 2},
 }
 
 
@@ -418,6 +427,20 @@ def test_network_faults_lose_and_double_nothing(hub: Hub, flags: list[str], tmp_
         assert len(met) == fault["times"], f"{name}: {len(met)} faults were met"
         assert losses(tmp_path / name / "out") == losses(tmp_path / "whole" / "out"), name
         assert same_weights(tmp_path / name / "out", tmp_path / "whole" / "out"), name
+
+
+@pytest.mark.slow
+def test_loading_is_tried_again(hub: Hub, flags: list[str], tmp_path: Path):
+    hub.remove_faults()
+    first = len(hub.requests)
+    for path, fault in LOADING_FAULTS.items():
+        hub.add_fault(path_contains=path, **fault)
+    process, log = on_hub(hub, flags, tmp_path / "load", "--max_steps 2 --model_name_or_path alice/tiny")
+    assert process.wait(200) == 0, log.read_text()[-3000:]
+    met = [request for request in hub.requests[first:] if request.fault]
+    assert len(met) == sum(fault["times"] for fault in LOADING_FAULTS.values())
+    text = log.read_text()
+    assert "opening alice/speech" in text and "loading alice/tiny" in text and "Trying again in" in text
 
 
 @pytest.mark.slow
@@ -444,7 +467,7 @@ def test_a_network_that_stays_away_saves_and_exits_with_75_and_a_signal_is_heard
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("status_code", "message"), [(401, "error: "), (404, "error: ")])
+@pytest.mark.parametrize(("status_code", "message"), [(401, "error: "), (403, "error: "), (404, "error: ")])
 def test_what_waiting_cannot_mend_ends_at_once(
     hub: Hub, flags: list[str], tmp_path: Path, status_code: int, message: str
 ):
