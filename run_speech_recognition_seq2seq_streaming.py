@@ -140,9 +140,7 @@ class DataArguments:
 
     dataset_name: str = HfArg(help="Dataset: a Hub id or a local folder (required).")
     dataset_config_name: str | None = HfArg(default=None, help="Configuration of the dataset, often the language.")
-    train_split_name: str = HfArg(
-        default="train", help="Split to train on; 'train+validation' uses every row of both."
-    )
+    train_split_name: str = HfArg(default="train", help="Split to train on; 'train+validation' uses all of both.")
     eval_split_name: str = HfArg(default="validation", help="Split to score during training.")
     test_split_name: str | None = HfArg(default=None, help="Split to score once, at the end, with the best model.")
     audio_column_name: str = HfArg(default="audio", help="Column with the audio.")
@@ -151,14 +149,10 @@ class DataArguments:
     min_duration_in_seconds: float = HfArg(default=0.0, help="Rejects shorter clips.")
     max_train_samples: int | None = HfArg(default=None, help="Trains on the first rows only, rejected ones included.")
     max_eval_samples: int | None = HfArg(default=None, help="Scores the first rows of each split only.")
-    max_rejected_fraction: float = HfArg(
-        default=0.5, help="Ends the run if more of the first 1,000 rows are rejected."
-    )
+    max_rejected_fraction: float = HfArg(default=0.5, help="Ends the run if more of 1,000 rows are rejected.")
     do_lower_case: bool = HfArg(default=False, help="Lower-cases the transcripts.")
     do_remove_punctuation: bool = HfArg(default=False, help="Removes punctuation, and nothing else, from transcripts.")
-    do_normalize_eval: bool = HfArg(
-        default=True, help="eval_wer and eval_cer read normalised text; False: as written."
-    )
+    do_normalize_eval: bool = HfArg(default=True, help="eval_wer and eval_cer of normalised text; or as written.")
     language: str | None = HfArg(default=None, help="Language spoken, a code or an English name; not for .en models.")
     task: str = HfArg(default="transcribe", help="'transcribe', or 'translate' (into English).")
     shuffle_buffer_size: int = HfArg(default=500, help="Rows of a shuffle block, undecoded; 1 keeps the files' order.")
@@ -166,9 +160,7 @@ class DataArguments:
     num_decoding_threads: int | None = HfArg(default=None, help="Threads that decode; default: the cores, at most 8.")
     max_network_wait_in_minutes: float = HfArg(default=30.0, help="Waits so long for a lost network before it stops.")
     max_train_time_in_hours: float | None = HfArg(default=None, help="Saves and stops (exit code 75) after this time.")
-    eval_before_training: bool = HfArg(
-        default=False, help="Scores the untouched model first, for a before/after table."
-    )
+    eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first, for a before/after.")
     early_stopping_patience: int | None = HfArg(default=None, help="Ends after so many evaluations without a gain.")
 
 
@@ -182,13 +174,9 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     predict_with_generate: bool = HfArg(default=True, help="Must stay True: WER needs real generation.")
     report_to: str = HfArg(default="tensorboard", help="Where the curves go: tensorboard, wandb, none.")
     eval_strategy: str = HfArg(default="steps", help="When --do_eval scores during training: steps or no.")
-    dataloader_num_workers: int = HfArg(
-        default=1, help="1, or 0 to read in the main process; see num_decoding_threads."
-    )
+    dataloader_num_workers: int = HfArg(default=1, help="1, or 0; see --num_decoding_threads.")
     logging_nan_inf_filter: bool = HfArg(default=False, help="True would hide NaN losses from the log.")
-    resume_from_checkpoint: str | None = HfArg(
-        default="auto", help="'auto': from the newest in output_dir; PATH; 'no'."
-    )
+    resume_from_checkpoint: str | None = HfArg(default="auto", help="'auto' (newest in output_dir), PATH, 'no'.")
 
     def __post_init__(self) -> None:
         if not self.do_eval:
@@ -315,15 +303,12 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
     defaults = {f.name: f.default for f in fields(args)}
     training, scoring, workers = args.do_train, args.do_eval, args.dataloader_num_workers
     shortest, longest = data_args.min_duration_in_seconds, data_args.max_duration_in_seconds
+    unsafe = [name for name in (".env", ".venv", ".git") if (Path(args.output_dir or "none") / name).exists()]
     is_timed = args.max_steps > 0 or args.num_train_epochs is not None
     best = {name: getattr(data_args, name) for name in ("early_stopping_patience", "eval_before_training")}
     best["load_best_model_at_end"] = args.load_best_model_at_end
-    rules = [
-        (getattr(args, n) != defaults[n], f"--{n} is refused: {REFUSED_ARGUMENTS[n]}.") for n in REFUSED_ARGUMENTS
-    ]
-    rules += [
-        (value and not (training and scoring), f"--{n} needs --do_train and --do_eval.") for n, value in best.items()
-    ]
+    rules = [(getattr(args, n) != defaults[n], f"--{n} is refused: {why}.") for n, why in REFUSED_ARGUMENTS.items()]
+    rules += [(on and not (training and scoring), f"--{n} needs --do_train and --do_eval.") for n, on in best.items()]
     rules += [
         (not (training or scoring), "nothing to do. Pass --do_train, --do_eval or both."),
         (not args.output_dir, "--output_dir is missing. Pass --output_dir FOLDER."),
@@ -336,6 +321,10 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
         ((data_args.num_decoding_threads or 1) < 1, "--num_decoding_threads must be at least 1."),
         (not 0 <= data_args.max_rejected_fraction <= 1, "--max_rejected_fraction must lie between 0 and 1."),
         (args.max_steps > 0 and args.num_train_epochs, "pass --max_steps or --num_train_epochs, not both."),
+        (
+            args.push_to_hub and unsafe,
+            f"--push_to_hub uploads all of --output_dir, also {unsafe}. Choose another folder.",
+        ),
         (training and not is_timed, "how long to train? Pass --max_steps N (or --num_train_epochs N)."),
     ]
     for is_broken, message in rules:
@@ -861,9 +850,7 @@ def read_ahead(iterator: Iterator[Any]) -> Iterator[Any]:
         reader.shutdown(wait=False, cancel_futures=True)
 
 
-def map_in_order(
-    function: Callable[[Any], Any], items: Iterable[tuple[Any, Any]], num_threads: int
-) -> Iterator[tuple]:
+def map_in_order(function: Callable[[Any], Any], items: Iterable[tuple], num_threads: int) -> Iterator[tuple]:
     """(tag, function(item)) for (tag, item) in order, computed by threads with a bounded number in flight."""
     pending: deque = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
@@ -1035,7 +1022,7 @@ def load_processor(name: str, revision: str, cache_dir: str | None) -> tuple[Whi
         config = AutoConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
         if config.model_type != "whisper":
             raise UserError(
-                f"--model_name_or_path {name}: a {config.model_type} model; this script trains Whisper only."
+                f"--model_name_or_path {name}: {config.model_type} model; this script trains Whisper only."
             )
         processor = WhisperProcessor.from_pretrained(name, revision=revision, cache_dir=cache_dir)
         generation_config = GenerationConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
@@ -1052,9 +1039,8 @@ def load_model(
     """The checkpoint in float32 (mixed precision comes from --fp16 or --bf16), told language and task.
     Only the generation config carries language and task; forced_decoder_ids would contradict them."""
     # Without dtype, transformers 5 loads float16 checkpoints as float16, whose gradients cannot be unscaled.
-    model = WhisperForConditionalGeneration.from_pretrained(
-        name, revision=revision, cache_dir=cache_dir, dtype=torch.float32
-    )
+    where = {"revision": revision, "cache_dir": cache_dir}
+    model = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32, **where)
     # Whisper's sinusoids are constants, but transformers 5.23 loads them with requires_grad=True.
     model.model.encoder.embed_positions.requires_grad_(False)
     model.generation_config.forced_decoder_ids = None
@@ -1191,10 +1177,8 @@ def write_eval_set(
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         prepared = map_in_order(preparer, rows, num_threads)
-        bar = tqdm(
-            prepared, total=total if total < sys.maxsize else None, desc=f"preparing {source.split}", unit="row"
-        )
-        for index, example in bar:
+        total = total if total < sys.maxsize else None
+        for index, example in tqdm(prepared, total=total, desc=f"preparing {source.split}", unit="row"):
             if isinstance(example, Rejection):
                 rejections.append(example)
                 continue
@@ -1328,14 +1312,9 @@ class SpeechTrainer(Seq2SeqTrainer):
     checkpoints that are complete or not there."""
 
     def __init__(
-        self,
-        window_in_frames: int,
-        progress: StreamProgress,
-        stop: StopSignals,
-        max_hours: float | None,
-        **kwargs: Any,
+        self, window_in_frames: int, progress: StreamProgress, stop: StopSignals, max_hours: float | None, **other: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**other)
         self.window_in_frames, self.progress, self.stop = window_in_frames, progress, stop
         self.deadline = time.monotonic() + 3600 * max_hours if max_hours else math.inf
         self.checkpoint_to_resume: str | None = None
@@ -1415,9 +1394,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         with torch.no_grad(), self.accelerator.autocast():
             encoder_outputs = self.model.get_encoder()(self.padded(inputs))
             logits = self.model(encoder_outputs=encoder_outputs, decoder_input_ids=decoder_input_ids).logits.float()
-            losses = functional.cross_entropy(
-                logits.transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none"
-            )
+            losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # -100 is ignored
             ids = self.model.generate(encoder_outputs=encoder_outputs, **(generation or self._gen_kwargs))
         counts = labels.ne(IGNORED_LABEL).sum(dim=1)
         return None, (ids, losses.sum(dim=1), counts), inputs["index"].to(self.args.device)
@@ -1434,7 +1411,8 @@ class SpeechTrainer(Seq2SeqTrainer):
             metrics = super().evaluate(rows, ignore_keys, metric_key_prefix, **kwargs)
         self.stop.is_deferred = was_deferred
         for reference, prediction in self.compute_metrics.examples[:3]:
-            logger.info("said:  %s\n%29sheard: %s", reference, "", prediction)
+            logger.info("said:  %s", reference)
+            logger.info("heard: %s", prediction)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -1470,16 +1448,12 @@ class SpeechTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             shutil.rmtree(self.unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        try:
-            self.args.push_to_hub = False
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self.complete_checkpoint(self.unfinished / name, output_dir / name)
-        except Exception as error:  # OSError, RuntimeError, SafetensorError, or tokenizers' bare Exception
-            self.save_error = error
-            logger.error("%s could not be saved (%s: %s)", name, type(error).__name__, one_line(error))
-            logger.error("Older checkpoints are kept; the next save tries again.")
+        self.args.push_to_hub = False
+        self.attempt(super()._save_checkpoint, model, trial)
+        self.accelerator.wait_for_everyone()  # every rank has written its random state
+        if self.args.should_save and self.save_error is None:
+            self.attempt(self.complete_checkpoint, self.unfinished / name, output_dir / name)
+        if self.save_error is not None:
             shutil.rmtree(self.unfinished, ignore_errors=True)
         self.unfinished, self.args.push_to_hub = None, pushes
         self.accelerator.wait_for_everyone()
@@ -1489,6 +1463,15 @@ class SpeechTrainer(Seq2SeqTrainer):
             limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
             rotate_checkpoints(output_dir=str(output_dir), save_total_limit=limit, best_model_checkpoint=best)
         self.stop.is_deferred = was_deferred
+
+    def attempt(self, save: Callable[..., None], *args: Any) -> None:
+        """save(*args), its error noted instead of raised: older checkpoints are kept, the next save tries again."""
+        try:
+            save(*args)
+        except Exception as error:  # OSError, RuntimeError, SafetensorError, or tokenizers' bare Exception
+            self.save_error = error
+            step, kind = self.state.global_step, type(error).__name__
+            logger.error("checkpoint-%d could not be saved (%s: %s)", step, kind, one_line(error))
 
     def complete_checkpoint(self, unfinished: Path, final: Path) -> None:
         """Adds the stream's position, makes everything durable, and gives the checkpoint its name in one step."""
@@ -1521,9 +1504,7 @@ def use_learning_rate(optimizer: Any, scheduler: Any, learning_rate: float) -> N
     """Puts a schedule that has been loaded at its present place under today's --learning_rate and --max_steps; loading
     alone would take the first step at the old schedule's rate (transformers 5.23)."""
     if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-        logger.warning(
-            "the learning rate goes on as in the checkpoint: %s has its own state.", type(scheduler).__name__
-        )
+        logger.warning("the learning rate goes on as in the checkpoint: %s decides.", type(scheduler).__name__)
         return
     if scheduler.base_lrs[0] != learning_rate:
         logger.info("learning rate: %g now, %g in the checkpoint", learning_rate, scheduler.base_lrs[0])
@@ -1604,9 +1585,7 @@ def check_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
     changed = [f"{name} was {previous.get(name)!r}" for name, value in identity.items() if previous.get(name) != value]
     if changed:
         reason = "; ".join(changed) if previous else "there is no run_info.json of this script"
-        raise UserError(
-            f"--output_dir {output_dir} holds {weights[0].name} of another run ({reason}). Choose another folder."
-        )
+        raise UserError(f"--output_dir {output_dir} has {weights[0].name} of another run ({reason}). Choose another.")
 
 
 def redacted(text: str) -> str:
@@ -1734,14 +1713,12 @@ def set_up_logging(args: TrainingArguments) -> None:
     transformers.logging.set_verbosity_warning()
 
 
-def load_sources(
-    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments
-) -> dict[str, SpeechSource]:
+def load_sources(model: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict[str, SpeechSource]:
     """The sources that this run needs, by role: train, eval, test. Warns where scored rows are also trained on."""
     roles = {"train": args.do_train and data_args.train_split_name, "eval": args.do_eval and data_args.eval_split_name}
     splits = {role: split for role, split in {**roles, "test": data_args.test_split_name}.items() if split}
     columns = (data_args.audio_column_name, data_args.text_column_name)
-    where, how = (data_args.dataset_name, data_args.dataset_config_name), (model_args.cache_dir, data_args.streaming)
+    where, how = (data_args.dataset_name, data_args.dataset_config_name), (model.cache_dir, data_args.streaming)
     sources = {role: load_source(*where, split, columns, *how) for role, split in splits.items()}
     for role, source in sources.items():
         shared = set(source.data_files) & set(sources["train"].data_files) if "train" in sources else set()
@@ -1812,13 +1789,16 @@ def make_stream(
 def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
     """Trains to max_steps and returns the library's figures. A finished run is loaded, not trained a step further."""
     if checkpoint is not None:
-        step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        if step >= trainer.args.max_steps:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if state["global_step"] >= trainer.args.max_steps:
             # The library would train one more step (transformers 5.23, trainer.py, _run_epoch).
             logger.info("%s has all %d steps: nothing is left to train.", checkpoint, trainer.args.max_steps)
-            trainer._load_from_checkpoint(str(checkpoint))
+            best = trainer.args.load_best_model_at_end and state["best_model_checkpoint"]
+            trainer._load_from_checkpoint(str(best or checkpoint))
             save_final_model(trainer)
-            return {}
+            record = trainer.progress.output_dir / "all_results.json"
+            previous = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+            return {name: value for name, value in previous.items() if name.startswith("train_")}
         trainer.checkpoint_to_resume = str(checkpoint)
     try:
         metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
@@ -1838,10 +1818,7 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
 
 def save_final_model(trainer: SpeechTrainer) -> None:
     """The trained model to output_dir. Raises: RunEnded(73) if it, or the last checkpoint, could not be written."""
-    try:
-        trainer.save_model()
-    except Exception as error:  # OSError, RuntimeError, SafetensorError, or tokenizers' bare Exception
-        trainer.save_error = error
+    trainer.attempt(trainer.save_model)
     if trainer.save_error is not None:
         raise RunEnded(73, f"the trained model could not be saved: {one_line(trainer.save_error)}")
 
@@ -1898,6 +1875,16 @@ def write_reports(
         logger.info("scores\n%s", score_table(metrics))
 
 
+def push(trainer: SpeechTrainer, output_dir: Path) -> None:
+    """Uploads what output_dir holds. Raises: RunEnded(76) with the command that finishes it."""
+    try:
+        trainer.push_to_hub()
+    except Exception as error:
+        words = ["hf", "upload", trainer.hub_model_id, str(output_dir), ".", "--exclude", "checkpoint-*", "_*"]
+        reason = f"trained and saved, but not uploaded ({one_line(error)[:300]})"
+        raise RunEnded(76, f"{reason}. Finish with: {shlex.join(words)}") from error
+
+
 def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
     """Trains and scores as the command line says. Returns all metrics. Raises: UserError for what can be mended."""
     argv = sys.argv[1:] if argv is None else argv
@@ -1916,9 +1903,8 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     language = check_language(data_args.language, generation_config, where[0])
     processor.tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
     preparer = make_preparer(processor, config, data_args)
-    sources = patiently(
-        load_sources, model_args, data_args, args, task=f"opening {data_args.dataset_name}", **patience
-    )
+    task = f"opening {data_args.dataset_name}"
+    sources = patiently(load_sources, model_args, data_args, args, task=task, **patience)
 
     resolve_arguments(args, config.d_model, sources.get("train"), data_args.max_train_samples)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -1939,7 +1925,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
         data_collator=SpeechCollator(*ids),
         processing_class=processor,
         compute_loss_func=TokenWeightedLoss(args.label_smoothing_factor),
-        callbacks=[EarlyStoppingCallback(patience)] if (patience := data_args.early_stopping_patience) else [],
+        callbacks=[EarlyStoppingCallback(limit)] if (limit := data_args.early_stopping_patience) else [],
         window_in_frames=preparer.window_in_frames,
         progress=progress,
         compute_metrics=Scorecard(processor.tokenizer, language, data_args.do_normalize_eval),
@@ -1964,7 +1950,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     if trainer.is_world_process_zero():
         write_reports(output_dir, info, metrics, language, model_args.model_index_name or output_dir.resolve().name)
     if args.push_to_hub:
-        trainer.push_to_hub()
+        push(trainer, output_dir)
     return metrics
 
 

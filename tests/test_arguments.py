@@ -91,13 +91,16 @@ def test_harmful_flags_are_refused(name: str):
         ("--do_train --max_steps 1 --shuffle_buffer_size 0", "at least 1"),
         ("--do_train --max_steps 1 --max_rejected_fraction 2", "between 0 and 1"),
         ("--do_train --max_steps 1 --predict_with_generate False", "real generation"),
+        ("--do_train --max_steps 1 --push_to_hub --output_dir UNSAFE", "also ['.env']"),
         ("--do_train --max_steps abc", "invalid int value: 'abc'"),
         ("--do_train --max_step 1", "unknown flag --max_step. Did you mean --max_steps?"),
         ("--do_train --max_steps 1 --text_colum_name x", "Did you mean --text_column_name?"),
         ("--do_train --max_steps 1 surplus", "unknown flag surplus"),
     ],
 )
-def test_bad_flags_are_one_line(flags: str, message: str, capsys: pytest.CaptureFixture):
+def test_bad_flags_are_one_line(flags: str, message: str, capsys: pytest.CaptureFixture, tmp_path: Path):
+    (tmp_path / ".env").write_text("HF_TOKEN=secret")
+    flags = flags.replace("UNSAFE", str(tmp_path))
     assert script.run([*REQUIRED, *flags.split()]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and "\n" not in error

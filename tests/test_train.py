@@ -222,7 +222,7 @@ def test_language_is_required_by_multilingual_and_refused_by_english_models(
 
 def test_other_architectures_are_refused(train: Train, tmp_path: Path):
     BertConfig().save_pretrained(tmp_path / "bert")
-    with pytest.raises(script.UserError, match="a bert model; this script trains Whisper only"):
+    with pytest.raises(script.UserError, match="bert model; this script trains Whisper only"):
         train(f"--do_train --max_steps 1 --model_name_or_path {tmp_path / 'bert'}")
 
 
