@@ -1605,7 +1605,7 @@ def run_info(argv: list[str], arguments: dict, sources: dict[str, SpeechSource],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "identity": identity,
         "arguments": json.loads(redacted(json.dumps(arguments, default=str))),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **versions, "torch": torch.__version__},  # with its build
         "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' describe --always --dirty --abbrev=40"),
         "data": {role: {name: getattr(source, name) for name in names} for role, source in sources.items()},
         "machine": machine,
