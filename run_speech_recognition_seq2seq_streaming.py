@@ -990,7 +990,7 @@ class SpeechCollator:
             return {**batch, "index": torch.tensor([row["index"] for row in examples])}
         rejections = [example for _, example in tagged if isinstance(example, Rejection)]
         ride = {"position": tagged[-1][0], "rejections": rejections, "num_rows": len(items), "error": errors[:1]}
-        ride["ids"] = [row["id"] for row in examples]
+        ride |= {"ids": [row["id"] for row in examples], "seconds": sum(row["duration"] for row in examples)}
         return {**batch, "ride": ride}
 
 
@@ -1322,6 +1322,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.save_error: Exception | None = None
         self.step_losses: list[torch.Tensor] = []
         self.step_rows: list[str] = []
+        self.waited, self.heard, self.logged_at = 0.0, 0.0, time.monotonic()  # seconds since the last log line
         self.add_callback(SkipBrokenSteps(self))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -1353,7 +1354,9 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.stop.check()
         if time.monotonic() > self.deadline:
             raise RunEnded(75, "--max_train_time_in_hours is over")
+        began = time.monotonic()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.waited += time.monotonic() - began
         for error in (error for batch in batches for error in batch["ride"]["error"]):
             raise error
         self.stop.is_deferred = True
@@ -1378,6 +1381,7 @@ class SpeechTrainer(Seq2SeqTrainer):
         loss = super().training_step(model, batch, num_items_in_batch)
         self.step_losses.append(loss)
         self.step_rows += inputs["ride"]["ids"]
+        self.heard += inputs["ride"]["seconds"]
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -1407,9 +1411,10 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.compute_metrics.rows = rows
         was_deferred, self.stop.is_deferred = self.stop.is_deferred, False
         self.stop.check()
+        began = time.monotonic()
         with torch.random.fork_rng():  # whether and when a model is scored must not change how it is trained
             metrics = super().evaluate(rows, ignore_keys, metric_key_prefix, **kwargs)
-        self.stop.is_deferred = was_deferred
+        self.stop.is_deferred, self.logged_at = was_deferred, self.logged_at + time.monotonic() - began
         for reference, prediction in self.compute_metrics.examples[:3]:
             logger.info("said:  %s", reference)
             logger.info("heard: %s", prediction)
@@ -1419,7 +1424,10 @@ class SpeechTrainer(Seq2SeqTrainer):
         """Adds the stream's figures; drops the library's epoch, which means nothing for a stream."""
         self.state.epoch = None
         if "loss" in logs:
-            logs = logs | self.progress.figures()
+            elapsed = time.monotonic() - self.logged_at
+            speed = {"data_wait_fraction": self.waited / elapsed, "audio_hours_per_hour": self.heard / elapsed}
+            logs = logs | self.progress.figures() | {name: round(value, 3) for name, value in speed.items()}
+            self.waited, self.heard, self.logged_at = 0.0, 0.0, time.monotonic()
             # Else one NaN would stay in the library's running sum for ever (transformers 5.23: tr_loss -= tr_loss).
             self._tr_loss.zero_()
         super().log(logs, start_time)
@@ -1525,8 +1533,8 @@ def save_processor(processor: WhisperProcessor, folder: Path) -> None:
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint has everything that an exact continuation needs, and can be read."""
     try:
-        with safe_open(checkpoint / "model.safetensors", framework="pt") as weights:
-            weights.keys()
+        with safe_open(checkpoint / "model.safetensors", framework="pt"):
+            pass  # opening checks the header against the file's length
         for name in ("trainer_state.json", "stream_state.json"):
             json.loads((checkpoint / name).read_text(encoding="utf-8"))
         for name in ("optimizer.pt", "scheduler.pt"):

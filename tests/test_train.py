@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -296,3 +297,15 @@ def test_early_stopping_and_the_best_model(train: Train, flags: list[str]):
 def test_streaming_false_on_local_files_warns(train: Train, caplog: pytest.LogCaptureFixture):
     train("--do_train --max_steps 1 --streaming False")
     assert "--streaming False has no effect" in caplog.text
+
+
+def test_the_stall_meter_rises_when_the_source_is_slow(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    common = "--do_train --max_steps 6 --logging_steps 3 --num_decoding_threads 1"
+    train(f"{common} --output_dir {tmp_path / 'fast'}")
+    read_audio = script.read_audio
+    monkeypatch.setattr(script, "read_audio", lambda value: time.sleep(0.1) or read_audio(value))
+    train(f"{common} --output_dir {tmp_path / 'slow'}")
+    fast, slow = (history(tmp_path / name, "data_wait_fraction")[-1] for name in ("fast", "slow"))
+    assert slow > 0.7 and 0 <= fast < slow
+    hours = [history(tmp_path / name, "audio_hours_per_hour")[-1] for name in ("fast", "slow")]
+    assert hours[0] > hours[1] > 0
