@@ -76,6 +76,7 @@ def make_model(
     dropout: float = 0.0,
     dtype: str = "float32",
     apply_spec_augment: bool = False,
+    num_decoder_layers: int | None = None,
     seed: int = 0,
 ) -> Path:
     """Saves a random Whisper with its processor. Returns the folder."""
@@ -86,7 +87,7 @@ def make_model(
         d_model=d_model,
         num_mel_bins=n_mels,
         encoder_layers=num_layers,
-        decoder_layers=num_layers,
+        decoder_layers=num_decoder_layers or num_layers,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
         encoder_ffn_dim=4 * d_model,

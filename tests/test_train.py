@@ -120,14 +120,16 @@ def test_a_half_precision_checkpoint_trains_in_float32(train: Train, flags: list
     assert {tensor.dtype for tensor in weights(output(flags)).values()} == {torch.float32}
 
 
-def test_english_only_and_128_mels(train: Train, flags: list[str], english_model: Path, tmp_path: Path):
+def test_english_only_and_turbo(train: Train, flags: list[str], english_model: Path, tmp_path: Path):
     position = flags.index("--language")
     del flags[position : position + 2]
     metrics = train(f"--do_train --do_eval --max_steps 1 --model_name_or_path {english_model}")
     assert math.isfinite(metrics["eval_wer"])
     processor = AutoProcessor.from_pretrained(output(flags))
     assert processor.tokenizer.decode(processor.tokenizer("a").input_ids).startswith("<|startoftranscript|><|notim")
-    v3 = synthetic.make_model(tmp_path / "v3", d_model=16, num_layers=1, n_mels=128, window_in_seconds=3)
+    # Turbo's shape: 128 mel bins, Cantonese, fewer decoder than encoder layers; and another window.
+    shape = {"num_layers": 3, "num_decoder_layers": 1, "n_mels": 128, "window_in_seconds": 3}
+    v3 = synthetic.make_model(tmp_path / "v3", d_model=16, **shape)
     metrics = train(
         f"--do_train --do_eval --max_steps 1 --model_name_or_path {v3} --language yue --output_dir {v3}-out"
     )
