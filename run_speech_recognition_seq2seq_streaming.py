@@ -230,17 +230,19 @@ RETIRED_ARGUMENTS = {name: hint for hint, names in RETIRED_BY_REPLACEMENT.items(
 
 # Flags of the library that would do nothing or harm here: refused unless they are left alone.
 REFUSED_ARGUMENTS = {
-    "auto_find_batch_size": "it starts the stream again with changed weights; halve --per_device_train_batch_size and "
-    "double --gradient_accumulation_steps instead (the same global batch)",
+    "auto_find_batch_size": "it starts the stream again; halve the batch and double --gradient_accumulation_steps",
     "batch_eval_metrics": "error rates are computed over all rows at once",
     "bf16_full_eval": "evaluation already runs in bfloat16 with --bf16",
     "dataloader_drop_last": "the stream is endless and has no last batch",
+    "enable_jit_checkpoint": "SIGTERM, and three more signals, already save",
     "eval_accumulation_steps": "only token ids are gathered in evaluation",
     "eval_do_concat_batches": "the scorecard needs one array",
     "fp16_full_eval": "evaluation already runs in float16 with --fp16",
     "ignore_data_skip": "the stream continues from its own saved position",
+    "include_num_input_tokens_seen": "it would count log-mel values",
     "label_names": "the labels are known",
     "prediction_loss_only": "WER needs real generation",
+    "save_only_model": "the run could not be continued",
     "sortish_sampler": "it never had an effect on a stream",
     "train_sampling_strategy": "a stream is shuffled by --shuffle_buffer_size",
     "use_liger_kernel": "it has no Whisper kernels",
