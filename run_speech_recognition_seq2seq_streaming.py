@@ -395,10 +395,10 @@ class StopSignals:
 
 def ignore_signals(worker_id: int) -> None:
     """For the reading worker: a terminal or Slurm signals the whole group, but the parent decides. SIGTERM, which the
-    DataLoader itself uses at its end, gives the parent 20 s to save first."""
+    DataLoader itself uses at its end, gives the parent 20 s to save; a second one ends the worker at once."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(20))
+    signal.signal(signal.SIGTERM, lambda *_: (signal.alarm(20), signal.signal(signal.SIGTERM, signal.SIG_DFL)))
     sys.excepthook = lambda *_: None  # of a parent that leaves while it fetches a batch; our errors travel as data
 
 
