@@ -52,7 +52,7 @@ import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -354,7 +354,7 @@ def check_devices(args: TrainingArguments) -> None:
 
 # ----------------------------------------------------------------------------------------------------- survival ----
 class RunEnded(Exception):
-    """The run ends early for a reason outside it; `code` is its exit code (see EXIT_CODES in the README)."""
+    """The run ends early for a reason outside it; `code` is its exit code (the README has the table)."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)
@@ -1624,7 +1624,7 @@ def run_info(argv: list[str], arguments: dict, sources: dict[str, SpeechSource],
 
 def first_label(stream: SpeechStream) -> str:
     """The first accepted training row's label as the model will see it, special tokens included."""
-    rows = (row for block, _ in stream.blocks() for row in block.rows)
+    rows = (row for block, _ in replace(stream, block_size=1).blocks() for row in block.rows)  # reads no whole block
     for row in itertools.islice(rows, ROWS_BEFORE_REJECTION_CHECK):
         example = stream.preparer(row)
         if not isinstance(example, Rejection):
