@@ -28,7 +28,11 @@ before they are decoded; a bad row becomes a Rejection with a reason and never e
 """
 
 import argparse
+import atexit
+import copy
+import csv
 import difflib
+import functools
 import importlib.metadata
 import io
 import itertools
@@ -45,10 +49,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import unicodedata
 import zipfile
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,11 +77,20 @@ import soundfile
 import torch
 import transformers
 import yaml
-from huggingface_hub import EvalResult, ModelCardData, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    get_token,
+    snapshot_download,
+)
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional
+from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -108,9 +123,15 @@ FRAMES_PER_POSITION = 2  # the encoder's second convolution halves the frames
 SILENCE = -1.5  # log-mel of digital silence: (log10(1e-10) + 4) / 4
 MAX_BLOCK_IN_BYTES = 512 * 2**20  # bounds the shuffle block's memory, whatever the rows' size
 ROWS_BEFORE_REJECTION_CHECK = 1_000
+SLOWEST_UPLOAD_IN_BYTES_PER_SECOND = 500_000  # what is slower counts as hung
+MAX_DATA_WAIT_FRACTION = 0.1  # of the time, before the log gives advice
 MAX_BROKEN_STEPS = 10  # steps in a row without a finite loss before the run is given up
 STOP_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
 IGNORED_LABEL = -100  # torch's cross-entropy skips it
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+# Tried in this order when no column is named; the last ones are the file types in a webdataset's tars.
+AUDIO_COLUMNS = ("audio", "audio_filepath", "path", "file_name", "flac", "wav", "mp3", "ogg", "opus")
+TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text", "txt")
 
 # Peak learning rates for full fine-tuning by the model's width, about a fortieth of pre-training's (Jong Wook Kim, as
 # quoted by the whisper-finetune README). Narrower models are toys trained from nothing.
@@ -138,13 +159,14 @@ class ModelArguments:
 class DataArguments:
     """Which speech to train and score on, and what is done to it."""
 
-    dataset_name: str = HfArg(help="Dataset: a Hub id or a local folder (required).")
+    dataset_name: str | None = HfArg(default=None, help="Dataset: a Hub id, a folder, or a CSV, TSV or JSONL file.")
+    data_mix: str | None = HfArg(default=None, help="YAML list of datasets, each with flags of its own and a weight.")
     dataset_config_name: str | None = HfArg(default=None, help="Configuration of the dataset, often the language.")
     train_split_name: str = HfArg(default="train", help="Split to train on; 'train+validation' uses all of both.")
     eval_split_name: str = HfArg(default="validation", help="Split to score during training.")
     test_split_name: str | None = HfArg(default=None, help="Split to score once, at the end, with the best model.")
-    audio_column_name: str = HfArg(default="audio", help="Column with the audio.")
-    text_column_name: str = HfArg(default="text", help="Column with the transcript.")
+    audio_column_name: str | None = HfArg(default=None, help="Column with the audio; default: a usual name.")
+    text_column_name: str | None = HfArg(default=None, help="Column with the transcript; default: a usual name.")
     max_duration_in_seconds: float = HfArg(default=30.0, help="Rejects longer clips (or than the window); cuts none.")
     min_duration_in_seconds: float = HfArg(default=0.0, help="Rejects shorter clips.")
     max_train_samples: int | None = HfArg(default=None, help="Trains on the first rows only, rejected ones included.")
@@ -156,12 +178,28 @@ class DataArguments:
     language: str | None = HfArg(default=None, help="Language spoken, a code or an English name; not for .en models.")
     task: str = HfArg(default="transcribe", help="'transcribe', or 'translate' (into English).")
     shuffle_buffer_size: int = HfArg(default=500, help="Rows of a shuffle block, undecoded; 1 keeps the files' order.")
+    data_report_samples: int = HfArg(default=500, help="Rows of the data report before training; 0: none.")
     streaming: bool = HfArg(default=True, help="Reads rows as they are needed; False downloads the files first.")
     num_decoding_threads: int | None = HfArg(default=None, help="Threads that decode; default: the cores, at most 8.")
     max_network_wait_in_minutes: float = HfArg(default=30.0, help="Waits so long for a lost network before it stops.")
     max_train_time_in_hours: float | None = HfArg(default=None, help="Saves and stops (exit code 75) after this time.")
     eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first, for a before/after.")
+    push_predictions: bool = HfArg(default=False, help="Also uploads transcripts: --push_to_hub leaves them out.")
     early_stopping_patience: int | None = HfArg(default=None, help="Ends after so many evaluations without a gain.")
+
+
+@dataclass
+class DataRecord(DataArguments):
+    """One dataset of the run: the flags above, overridden by its entries in --data_mix."""
+
+    name: str = ""  # in the log, in row ids and metric names; empty without --data_mix
+    weight: float = 1.0  # its share of the training rows, to the sum of all weights
+
+
+# What an entry of --data_mix may say; everything else is one setting for the whole run.
+RECORD_KEYS = """name weight dataset_name dataset_config_name train_split_name eval_split_name test_split_name language
+audio_column_name text_column_name min_duration_in_seconds max_duration_in_seconds max_train_samples max_eval_samples
+do_lower_case do_remove_punctuation do_normalize_eval""".split()
 
 
 @dataclass
@@ -176,7 +214,9 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     eval_strategy: str = HfArg(default="steps", help="When --do_eval scores during training: steps or no.")
     dataloader_num_workers: int = HfArg(default=1, help="1, or 0; see --num_decoding_threads.")
     logging_nan_inf_filter: bool = HfArg(default=False, help="True would hide NaN losses from the log.")
-    resume_from_checkpoint: str | None = HfArg(default="auto", help="'auto' (newest in output_dir), PATH, 'no'.")
+    resume_from_checkpoint: str | None = HfArg(
+        default="auto", help="'auto' (newest in output_dir), 'hub', PATH, 'no'."
+    )
 
     def __post_init__(self) -> None:
         if not self.do_eval:
@@ -256,15 +296,19 @@ class ArgumentParser(HfArgumentParser):
         raise UserError(f"{message}. Run with --help for the list of flags.")
 
 
-def flags_from_config(path: str) -> list[str]:
-    """The flags and values of a YAML file as a command line, so that argparse converts 1e-5 to a number.
-    Raises: UserError if the file cannot be read or is not a mapping."""
+def read_yaml(flag: str, path: str, kind: type, example: str) -> Any:
+    """The list or mapping that a YAML file holds. Raises: UserError if it cannot be read or holds something else."""
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"--config {path}: expected lines like 'max_steps: 1000', found {type(settings).__name__}.")
+        raise UserError(f"{flag} {path}: {one_line(error)}") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{flag} {path}: expected lines like '{example}', found {type(value).__name__}.")
+    return value
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """Names and values of a YAML file as a command line, so that argparse converts 1e-5 to a number."""
     flags: list[str] = []
     for name, value in settings.items():
         values = value if isinstance(value, list) else [value]
@@ -273,13 +317,39 @@ def flags_from_config(path: str) -> list[str]:
     return flags
 
 
+def data_records(data_args: DataArguments) -> list[DataRecord]:
+    """The datasets of the run: that of the flags, or the entries of --data_mix, where null takes a setting away.
+    Raises: UserError for what an entry cannot say."""
+    if data_args.data_mix is None:
+        return [DataRecord(**asdict(data_args))]
+    records: list[DataRecord] = []
+    for number, entry in enumerate(read_yaml("--data_mix", data_args.data_mix, list, "- dataset_name: path/to/data")):
+        where = f"--data_mix {data_args.data_mix}, entry {number + 1}"
+        if not isinstance(entry, dict) or "dataset_name" not in entry or set(entry) - set(RECORD_KEYS):
+            raise UserError(f"{where}: expected dataset_name and any of: {', '.join(RECORD_KEYS)}. Found: {entry}.")
+        name = "_".join(filter(None, (Path(str(entry["dataset_name"])).stem, entry.get("dataset_config_name"))))
+        settings = asdict(data_args) | {"name": name} | entry
+        try:
+            (record,) = ArgumentParser(DataRecord).parse_args_into_dataclasses(as_flags(settings))
+        except ValueError as error:
+            raise UserError(f"{where}: {one_line(error)}") from error
+        records.append(
+            replace(record, name=re.sub(r"\W", "_", record.name), **{k: None for k in entry if entry[k] is None})
+        )
+        if record.weight <= 0 or records[-1].name in [earlier.name for earlier in records[:-1]]:
+            raise UserError(
+                f"{where}: needs a weight above 0 and a 'name: ...' of its own ({records[-1].name!r} is taken)."
+            )
+    return records
+
+
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Command line (and --config file) to the three groups of arguments.
     Raises: UserError for unknown or retired flags and for values that the libraries refuse."""
     outer = ArgumentParser([], add_help=False, allow_abbrev=False)
     outer.add_argument("--config")
     config = outer.parse_known_args(argv)[0].config
-    flags = (flags_from_config(config) if config else []) + argv
+    flags = (as_flags(read_yaml("--config", config, dict, "max_steps: 1000")) if config else []) + argv
     names = {flag.split("=")[0].replace("-", "_").replace("__", "--", 1) for flag in flags}
     for name in sorted(names & {f"--{retired}" for retired in RETIRED_ARGUMENTS}):
         raise UserError(f"{name} is retired. Write instead: {RETIRED_ARGUMENTS[name[2:]]}.")
@@ -305,7 +375,6 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
     defaults = {f.name: f.default for f in fields(args)}
     training, scoring, workers = args.do_train, args.do_eval, args.dataloader_num_workers
     shortest, longest = data_args.min_duration_in_seconds, data_args.max_duration_in_seconds
-    unsafe = [name for name in (".env", ".venv", ".git") if (Path(args.output_dir or "none") / name).exists()]
     is_timed = args.max_steps > 0 or args.num_train_epochs is not None
     best = {name: getattr(data_args, name) for name in ("early_stopping_patience", "eval_before_training")}
     best["load_best_model_at_end"] = args.load_best_model_at_end
@@ -323,10 +392,13 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
         ((data_args.num_decoding_threads or 1) < 1, "--num_decoding_threads must be at least 1."),
         (not 0 <= data_args.max_rejected_fraction <= 1, "--max_rejected_fraction must lie between 0 and 1."),
         (args.max_steps > 0 and args.num_train_epochs, "pass --max_steps or --num_train_epochs, not both."),
+        (data_args.push_predictions and not args.push_to_hub, "--push_predictions needs --push_to_hub."),
+        (args.hub_always_push, "--hub_always_push is refused: the newest save always follows a running upload."),
         (
-            args.push_to_hub and unsafe,
-            f"--push_to_hub uploads all of --output_dir, also {unsafe}. Choose another folder.",
+            args.resume_from_checkpoint == "hub" and not (args.push_to_hub or args.hub_model_id),
+            "--resume_from_checkpoint hub needs --hub_model_id (or --push_to_hub).",
         ),
+        (bool(data_args.dataset_name) == bool(data_args.data_mix), "pass either --dataset_name or --data_mix FILE."),
         (training and not is_timed, "how long to train? Pass --max_steps N (or --num_train_epochs N)."),
     ]
     for message in (message for is_broken, message in rules if is_broken):
@@ -467,10 +539,11 @@ class Rejection(Exception):
 class SpeechSource:
     """Rows of undecoded audio and text: one streaming dataset for each part of a split like 'train+validation'."""
 
+    record: str  # its name in a --data_mix, else ""
     name: str
     config_name: str | None
     split: str
-    kind: str  # the `datasets` builder: parquet, audiofolder, ...
+    kind: str  # the `datasets` builder: parquet, audiofolder, webdataset, ...; or manifest
     revision: str | None  # commit on the Hub, None for local files
     parts: tuple[datasets.IterableDataset, ...]
     data_files: tuple[str, ...]
@@ -533,61 +606,131 @@ def downloaded(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str |
     return snapshot_download(repo_id, allow_patterns=patterns, **where)
 
 
-def open_part(builder: datasets.DatasetBuilder, part: str, columns: tuple[str, str]) -> datasets.IterableDataset:
-    """One split with its audio as bytes or path, never decoded, and its text. Raises: UserError for a wrong column.
-    Folder builders import torchcodec even for Audio(decode=False) (datasets 5.2, features/audio.py:106), so that their
-    column becomes the file's path."""
+def find_column(flag: str, wanted: str | None, known: tuple[str, ...], found: list[str], where: str) -> str:
+    """The wanted column, by default the first of the known names that is there. Raises: UserError."""
+    names = [name for name in ([wanted] if wanted else known) if name in found]
+    if not names:
+        there = ", ".join(found) or "nothing: the split is empty"
+        raise UserError(f"--{flag} {wanted or 'is missing'}: no such column in {where}. Found: {there}.")
+    return names[0]
+
+
+def find_columns(columns: tuple[str | None, str | None], found: list[str], where: str) -> tuple[str, str]:
+    """The (audio, text) columns. Raises: UserError if one is not there."""
+    audio = find_column("audio_column_name", columns[0], AUDIO_COLUMNS, found, where)
+    return audio, find_column("text_column_name", columns[1], TEXT_COLUMNS, found, where)
+
+
+def open_part(builder: datasets.DatasetBuilder, part: str, columns: tuple) -> tuple[datasets.IterableDataset, tuple]:
+    """One split with its audio as bytes or path, never decoded, and its text; and the names of these two columns.
+    Folder and tar builders import torchcodec even for Audio(decode=False) (datasets 5.2, features/audio.py:106), so
+    that their column becomes the file's path, or bytes and path. Raises: UserError for a wrong column."""
     dataset = builder.as_streaming_dataset(part)
     if dataset.features is None:
         dataset = dataset._resolve_features()  # reads the first rows; datasets 5.2 has no public name for it
     features = dataset.features or {}
-    for flag, column in zip(("audio_column_name", "text_column_name"), columns, strict=True):
-        if column not in features:
-            found = ", ".join(features) or "nothing: the split is empty"
-            raise UserError(f"--{flag} {column}: not in split '{part}' of {builder.dataset_name}. Found: {found}.")
+    columns = find_columns(columns, list(features), f"split '{part}' of {builder.dataset_name}")
     audio, text = (features[column] for column in columns)
     dtype = getattr(text, "dtype", type(text).__name__)
     if dtype not in ("string", "large_string"):
         raise UserError(f"--text_column_name {columns[1]}: holds {dtype}, not text. Found: {', '.join(features)}.")
     if isinstance(audio, datasets.Audio):  # else it holds bytes, a path, or both already
-        is_folder = builder.name.endswith("folder")
-        feature = datasets.Value("string") if is_folder else datasets.Audio(decode=False)
-        dataset = dataset.cast_column(columns[0], feature)
-    return dataset.select_columns(list(columns))
+        path = datasets.Value("string")
+        undecoded = {"audiofolder": path, "webdataset": {"bytes": datasets.Value("binary"), "path": path}}
+        dataset = dataset.cast_column(columns[0], undecoded.get(builder.name, datasets.Audio(decode=False)))
+    return dataset.select_columns(list(columns)), columns
+
+
+def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
+    """{split: [file]} of a CSV, TSV or JSON-lines file, or of a folder with such files, like a Common Voice download
+    as it unpacks (its language folder, or config_name inside it). Empty if `datasets` has to look at the place."""
+    path = Path(name)
+    if path.is_file():
+        return {"train": [str(path)]}
+    if config_name and (path / config_name).is_dir():
+        path /= config_name
+    files = sorted(file for file in path.glob("*") if file.suffix in MANIFEST_SUFFIXES and file.stem != "metadata")
+    is_other = any((*path.glob("*.parquet"), *path.glob("*.tar"), *path.glob("metadata.*")))
+    return {} if is_other else {file.stem: [str(file)] for file in files}
+
+
+def read_manifest(files: list[str], columns: tuple[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of manifests, or of each only audio (its path made absolute) and text under these names. A TSV file has
+    no quoting (Common Voice); a JSON line that cannot be read becomes a row without audio and text."""
+    for name in files:
+        with open(name, encoding="utf-8-sig", errors="replace", newline="") as file:
+            rows: Iterable[dict] = map(parse_json_line, file)
+            if name.endswith(("csv", "tsv")):
+                how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if name.endswith("tsv") else {}
+                rows = csv.DictReader(file, **how)
+            folder = Path(name).parent
+            for number, row in enumerate(rows):
+                if columns is None:
+                    yield row
+                    continue
+                audio, text = (row.get(column) for column in columns)
+                if number == 0 and audio and (folder / "clips" / audio).is_file():
+                    folder /= "clips"  # Common Voice names its files so
+                place = str(folder / audio) if audio and "://" not in audio else audio
+                yield {columns[0]: place, columns[1]: None if text is None else str(text)}
+
+
+def parse_json_line(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+        return value if isinstance(value, dict) else {}
+    except ValueError:
+        return {}
+
+
+def open_manifest(files: list[str], columns: tuple) -> tuple[datasets.IterableDataset, tuple]:
+    """Like `open_part` for the manifests of one split."""
+    columns = find_columns(columns, list(next(read_manifest(files), {})), files[0])
+    arguments = {"files": files, "columns": columns}
+    return datasets.IterableDataset.from_generator(read_manifest, gen_kwargs=arguments), columns
 
 
 def load_source(
-    name: str, config_name: str | None, split: str, columns: tuple[str, str], cache_dir: str | None, streaming: bool
+    name: str, config_name: str | None, split: str, columns: tuple, cache_dir: str | None, streaming: bool, record: str
 ) -> SpeechSource:
     """Opens a dataset without reading its audio; 'train+validation' becomes one source with the files of both.
-    columns: (audio, text). Raises: UserError for a missing dataset, configuration, split or column, or no rows."""
-    builder = load_builder(name, config_name, cache_dir)
-    if not streaming and (folder := downloaded(builder, cache_dir)):
-        builder = load_builder(folder, config_name if builder.config.name == config_name else None, cache_dir)
-    if hasattr(builder.config, "decode_num_threads"):
-        builder.config.decode_num_threads = 0  # else folders on the Hub are decoded whatever we cast (builder.py:1186)
-    files = {str(part): list(urls) for part, urls in (builder.config.data_files or {}).items()}
+    columns: (audio, text), None for the usual names. Raises: UserError for a missing dataset, configuration, split or
+    column, or no rows."""
+    builder, files = None, manifest_files(name, config_name)
+    if not files:
+        builder = load_builder(name, config_name, cache_dir)
+        if not streaming and (folder := downloaded(builder, cache_dir)):
+            builder = load_builder(folder, config_name if builder.config.name == config_name else None, cache_dir)
+        if hasattr(builder.config, "decode_num_threads"):
+            builder.config.decode_num_threads = 0  # else Hub folders are decoded whatever we cast (builder.py:1186)
+        files = {str(part): list(urls) for part, urls in (builder.config.data_files or {}).items()}
     parts = [part.strip() for part in split.split("+")]
     for part in parts:
         if part not in files:
             raise UserError(f"split '{part}': {name} has no such split. Found: {', '.join(files)}.")
-    opened = tuple(open_part(builder, part, columns) for part in parts)
+    opened = [open_part(builder, p, columns) if builder else open_manifest(files[p], columns) for p in parts]
+    if len({names for _, names in opened}) > 1:
+        raise UserError(f"split '{split}' of {name}: its parts name their columns differently: {opened[0][1]} ...")
     data_files = tuple(url for part in parts for url in files[part])
-    num_rows = count_rows(builder, parts, opened, data_files)
+    datasets_of_parts = tuple(dataset for dataset, _ in opened)
+    num_rows = count_rows(builder, parts, datasets_of_parts, data_files)
     if num_rows == 0:
         raise UserError(f"split '{split}' of {name} is empty, or none of its {len(data_files)} files is readable.")
     commit = re.match(r"hf://datasets/[^@]+@([^/]+)/", data_files[0])
-    revision = commit.group(1) if commit else None
-    return SpeechSource(name, config_name, split, builder.name, revision, opened, data_files, *columns, num_rows)
+    kind, revision = builder.name if builder else "manifest", commit.group(1) if commit else None
+    where = (record, name, config_name, split, kind, revision)
+    return SpeechSource(*where, datasets_of_parts, data_files, *opened[0][1], num_rows)
 
 
-def count_rows(builder: datasets.DatasetBuilder, parts: list[str], opened: tuple, urls: tuple[str, ...]) -> int | None:
+def count_rows(builder: Any, parts: list[str], opened: tuple, urls: tuple[str, ...]) -> int | None:
     """Rows of a source without reading its audio: from parquet footers, metadata files or split info, else None."""
+    if builder is None:
+        return sum(1 for _ in read_manifest(list(urls)))
+    if builder.name.endswith("folder"):
+        return sum(1 for dataset in opened for _ in dataset)  # paths and metadata only
     if builder.name == "parquet":
         with ThreadPoolExecutor(16) as pool:
             return sum(pool.map(count_parquet_rows, urls))
-    if builder.name.endswith("folder"):
-        return sum(1 for dataset in opened for _ in dataset)  # paths and metadata only
     counts = [splits[part].num_examples if part in (splits := builder.info.splits or {}) else None for part in parts]
     return sum(counts) if all(counts) else None
 
@@ -786,7 +929,7 @@ class ShardReader:
         self, source: SpeechSource, place: tuple[int, int], state: dict[str, Any] | None, wait_in_seconds: float
     ) -> None:
         self.source, self.place, self.patience = source, place, Patience(wait_in_seconds)
-        self.id = "/".join(map(str, (source.split, *place)))
+        self.id = "/".join(filter(None, [source.record, source.split, *map(str, place)]))
         self.open(state)
 
     def open(self, state: dict[str, Any] | None) -> None:
@@ -807,7 +950,8 @@ class ShardReader:
                 return
             except Exception as error:
                 # pyarrow's "Corrupt snappy compressed data" is a bare OSError; the disk's have a number.
-                if type(error) in (pa.ArrowInvalid, OSError) and getattr(error, "errno", None) is None:
+                is_bare = type(error) in (pa.ArrowInvalid, OSError, tarfile.ReadError)
+                if is_bare and getattr(error, "errno", None) is None:
                     yield SourceRow(self.id, None, None, Rejection("file_damaged", one_line(error)[:200], self.id))
                     return
                 state = self.dataset.state_dict()
@@ -815,18 +959,27 @@ class ShardReader:
                 self.open(state)
 
 
-def read_pass(
-    source: SpeechSource, start: dict[str, Any], seed: int | None, block_size: int, max_rows: int | None, wait: float
-) -> Iterator[Block]:
+@dataclass(frozen=True)
+class SpeechSet:
+    """A source with the way its rows are prepared; max_rows: its first ones only; weight: in the draw of a mix."""
+
+    source: SpeechSource
+    preparer: UtterancePreparer
+    max_rows: int | None = None
+    weight: float = 1.0
+
+
+def read_pass(item: SpeechSet, start: dict[str, Any], seed: int | None, block_size: int) -> Iterator[Block]:
     """The blocks of one pass from `start` on. Blocks end at block_size rows or 512 MB; seeking opens no earlier file.
     start: {"pass", "block", "shard" (place in the pass's order), "shard_state" (of datasets), "rows" (before it)};
-    seed: None keeps the files' order, as does max_rows, which must mean the same rows in every pass; wait: in s."""
-    order = shard_order(source, seed if max_rows is None else None, start["pass"])
+    seed: None keeps the files' order, as does max_rows, which must mean the same rows in every pass."""
+    max_rows, wait_in_seconds = item.max_rows, item.preparer.max_network_wait_in_seconds
+    order = shard_order(item.source, seed if max_rows is None else None, start["pass"])
     block = Block(dict(start))
     num_rows = start["rows"]
     for shard_number in range(start["shard"], len(order)):
         state = start["shard_state"] if shard_number == start["shard"] else None
-        reader = ShardReader(source, order[shard_number], state, wait)
+        reader = ShardReader(item.source, order[shard_number], state, wait_in_seconds)
         for row in reader:
             if max_rows is not None and num_rows >= max_rows:
                 break
@@ -866,74 +1019,105 @@ def map_in_order(function: Callable[[Any], Any], items: Iterable[tuple], num_thr
             yield done, future.result()
 
 
-FIRST_POSITION = {
+FIRST_PLACE = {  # of one source
     "start": {"pass": 0, "block": 0, "shard": 0, "shard_state": None, "rows": 0},
     "offset": 0,  # rows of the block already used
-    "row": 0,  # rows used since the training began, by all ranks together
-    "skip": 0,  # rows after this position that other ranks have used
     "rows_per_pass": None,  # known after the first pass
+    "used": 0,  # rows of this source used since the training began
 }
+
+
+def first_position(num_sources: int) -> dict[str, Any]:
+    """Where a training begins. row: rows used, by all ranks together; skip: rows after them that other ranks have."""
+    return {"row": 0, "skip": 0, "sources": [FIRST_PLACE] * num_sources}
+
+
+@functools.lru_cache(maxsize=2)
+def draw_sources(seed: int, chunk: int, weights: tuple[float, ...]) -> np.ndarray:
+    """Which source each of the rows chunk * 1000 ... chunk * 1000 + 999 of a mix comes from."""
+    shares = np.array(weights) / sum(weights)
+    return np.random.default_rng([seed, len(weights), chunk]).choice(len(weights), 1000, p=shares)
 
 
 @dataclass(eq=False)
 class SpeechStream(torch.utils.data.IterableDataset):
-    """Endless passes over a source: block-shuffled, dealt to ranks by micro-batch, prepared by threads, in one order.
-    The order is a pure function of (seed, pass, source), whatever the threads, workers and timing. Every item is
-    (position after it, example or Rejection or an error of the reader). Pickles; runs in one DataLoader worker."""
+    """Endless passes over each source, block-shuffled; a seeded draw by weight mixes them to one global order, which
+    goes to the ranks by micro-batch and is prepared by threads. The order is a pure function of (seed, pass, sources),
+    whatever the threads, workers and timing. Every item is (position after it, example or Rejection or an error of the
+    reader). Pickles; runs in one DataLoader worker."""
 
-    source: SpeechSource
-    preparer: UtterancePreparer
+    sets: tuple[SpeechSet, ...]
     seed: int
     block_size: int
     micro_batch_size: int
     num_threads: int
-    max_rows: int | None = None
     rank: int = 0
     world_size: int = 1
-    position: dict[str, Any] = field(default_factory=lambda: FIRST_POSITION)
+    position: dict[str, Any] | None = None  # None: the beginning
 
-    def blocks(self) -> Iterator[tuple[Block, int | None]]:
-        """Endless (block, rows of a whole pass if known), beginning with the block of `self.position`."""
-        start, rows_per_pass = self.position["start"], self.position["rows_per_pass"]
+    def place(self, number: int) -> dict[str, Any]:
+        """Where reading of one source begins."""
+        return self.position["sources"][number] if self.position else FIRST_PLACE
+
+    def blocks(self, number: int) -> Iterator[tuple[Block, int | None]]:
+        """Endless (block, rows of a whole pass if known) of one source, beginning with the block of its place."""
+        item = self.sets[number]
+        start, rows_per_pass = self.place(number)["start"], self.place(number)["rows_per_pass"]
+        seed = self.seed if self.block_size > 1 else None
         while True:
             num_rows = start["rows"]
-            wait, seed = self.preparer.max_network_wait_in_seconds, self.seed if self.block_size > 1 else None
-            for block in read_pass(self.source, start, seed, self.block_size, self.max_rows, wait):
+            for block in read_pass(item, start, seed, self.block_size):
                 num_rows += len(block.rows)
                 yield block, rows_per_pass
             if num_rows == 0:
-                raise UserError(f"split '{self.source.split}' of {self.source.name} is empty.")
+                raise UserError(f"split '{item.source.split}' of {item.source.name} is empty.")
             rows_per_pass = num_rows
-            start = {"pass": start["pass"] + 1, "block": 0, "shard": 0, "shard_state": None, "rows": 0}
+            start = FIRST_PLACE["start"] | {"pass": start["pass"] + 1}
 
-    def rows(self) -> Iterator[tuple[dict[str, Any], SourceRow]]:
-        """(position after it, row) of this rank's share of the one global order."""
-        offset, row_number = self.position["offset"], self.position["row"]
-        first = row_number + self.position["skip"]
-        for block, rows_per_pass in read_ahead(self.blocks()):
+    def source_rows(self, number: int) -> Iterator[tuple[dict[str, Any], SourceRow]]:
+        """Endless (place after it, row) of one source."""
+        offset, used = self.place(number)["offset"], self.place(number)["used"]
+        for block, rows_per_pass in read_ahead(self.blocks(number)):
             start = block.start
             generator = np.random.default_rng([self.seed, start["pass"], start["block"]])
             order = generator.permutation(len(block.rows)) if self.block_size > 1 else range(len(block.rows))
-            for place in range(offset, len(block.rows)):
-                row_number += 1
-                turn = (row_number - 1 - first) // self.micro_batch_size
-                if turn >= 0 and turn % self.world_size == self.rank:
-                    position = {"start": start, "offset": place + 1, "row": row_number, "rows_per_pass": rows_per_pass}
-                    yield position, block.rows[order[place]]
+            for i in range(offset, len(block.rows)):
+                used += 1
+                place = {"start": start, "offset": i + 1, "rows_per_pass": rows_per_pass, "used": used}
+                yield place, block.rows[order[i]]
             offset = 0
 
+    def rows(self) -> Iterator[tuple[dict[str, Any], tuple[int, SourceRow]]]:
+        """(position after it, (number of its source, row)) of this rank's share of the one global order."""
+        position = self.position or first_position(len(self.sets))
+        places, row_number, first = list(position["sources"]), position["row"], position["row"] + position["skip"]
+        streams = [self.source_rows(number) for number in range(len(self.sets))]
+        weights = tuple(item.weight for item in self.sets)
+        while True:
+            chunk, place_in_chunk = divmod(row_number, 1000)
+            number = int(draw_sources(self.seed, chunk, weights)[place_in_chunk]) if len(weights) > 1 else 0
+            places[number], row = next(streams[number])
+            row_number += 1
+            turn = (row_number - 1 - first) // self.micro_batch_size
+            if turn >= 0 and turn % self.world_size == self.rank:
+                yield {"row": row_number, "sources": list(places), "last": number}, (number, row)
+
+    def prepare(self, item: tuple[int, SourceRow]) -> dict[str, Any] | Rejection:
+        return self.sets[item[0]].preparer(item[1])
+
     def __iter__(self) -> Iterator[tuple[dict[str, Any] | None, Any]]:
-        accepted, reasons, current_pass = 0, Counter(), None
+        # What became of the rows of (source, pass); of a pass that is continued only the rest is seen: taken as good.
+        begun = {number: self.place(number) for number in range(len(self.sets)) if self.place(number)["used"]}
+        tallies = {(number, place["start"]["pass"]): Counter(accepted=1) for number, place in begun.items()}
         try:
-            for position, example in map_in_order(self.preparer, self.rows(), self.num_threads):
-                if position["start"]["pass"] != current_pass:
-                    if current_pass is not None and accepted == 0:
-                        raise UserError(f"no usable row in a whole pass: {describe_counts(reasons)}.")
-                    accepted, reasons, current_pass = 0, Counter(), position["start"]["pass"]
-                if isinstance(example, Rejection):
-                    reasons[example.reason] += 1
-                else:
-                    accepted += 1
+            for position, example in map_in_order(self.prepare, self.rows(), self.num_threads):
+                number = position["last"]
+                this_pass = position["sources"][number]["start"]["pass"]
+                if (tally := tallies.pop((number, this_pass - 1), None)) and not tally["accepted"]:
+                    name = self.sets[number].source.name
+                    raise UserError(f"no usable row in a whole pass over {name}: {describe_counts(tally)}.")
+                outcome = example.reason if isinstance(example, Rejection) else "accepted"
+                tallies.setdefault((number, this_pass), Counter())[outcome] += 1
                 yield position, example
         except Exception as error:  # travels as data: a DataLoader worker would lose its type
             yield None, portable(error)
@@ -1076,118 +1260,345 @@ def text_normalizers(language: str | None, tokenizer: WhisperTokenizer) -> dict[
 
 
 class SpeechErrors(evaluate.Metric):
-    """Word and character errors of a corpus by jiwer, as an `evaluate` metric that needs no network."""
+    """Word and character errors of a corpus by jiwer, as an `evaluate` metric that needs no network; rates in percent,
+    and for each row its word errors and words."""
 
     def _info(self) -> evaluate.MetricInfo:
         texts = {name: datasets.Value("string") for name in ("predictions", "references")}
         return evaluate.MetricInfo(description="", citation="", features=datasets.Features(texts))
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         words = jiwer.process_words(references, predictions)
         characters = jiwer.process_characters(references, predictions)
         counts = {name: getattr(words, name) for name in ("substitutions", "deletions", "insertions", "hits")}
-        return {"wer": 100 * words.wer, "cer": 100 * characters.cer, **counts}
+        rows = [
+            row_counts(alignment) | {"words": len(r)}
+            for alignment, r in zip(words.alignments, words.references, strict=True)
+        ]
+        return {"wer": 100 * words.wer, "cer": 100 * characters.cer, **counts, "rows": rows}
+
+
+def row_counts(alignment: list[jiwer.AlignmentChunk]) -> dict[str, int]:
+    """Substituted, deleted and inserted words of one aligned utterance."""
+    widths: Counter = Counter()
+    for chunk in alignment:  # of an insertion only the hypothesis has a width, of a deletion only the reference
+        widths[chunk.type] += max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+    names = {"substitutions": "substitute", "deletions": "delete", "insertions": "insert"}
+    return {name: widths[kind] for name, kind in names.items()}
+
+
+def num_errors(counts: dict[str, int]) -> int:
+    return counts["substitutions"] + counts["deletions"] + counts["insertions"]
+
+
+def bootstrap_interval(rows: list[dict[str, int]], num_draws: int = 1_000) -> tuple[float, float]:
+    """95 % interval of the WER in percent: utterances drawn with replacement, seeded (Bisani and Ney, ICASSP 2004).
+    rows: `row_counts` and the number of words of each utterance."""
+    errors, words = (np.array([count(row) for row in rows]) for count in (num_errors, lambda row: row["words"]))
+    generator = np.random.default_rng(0)
+    draws = (generator.integers(len(rows), size=len(rows)) for _ in range(num_draws))
+    low, high = np.percentile([errors[draw].sum() / words[draw].sum() for draw in draws], [2.5, 97.5])
+    return 100 * float(low), 100 * float(high)
+
+
+def is_loop(text: str) -> bool:
+    """Whether a transcript repeats itself: it compresses better than 2.4 to 1 (Whisper's own test, transcribe.py)."""
+    data = text.encode()
+    return len(data) > 2.4 * len(zlib.compress(data))
 
 
 @dataclass
 class Scorecard:
-    """The trainer's compute_metrics for one evaluation set: generated ids to error rates in percent.
+    """The trainer's compute_metrics: generated ids to error rates in percent, for each evaluation set and in total.
     Rows are found by their index, so that rows that several processes scored twice count once."""
 
     tokenizer: WhisperTokenizer
-    language: str | None
-    do_normalize: bool
-    rows: datasets.Dataset | None = None  # with index and text
+    readings: dict[str, tuple[str | None, bool]]  # set name to (language, whether normalised text leads)
     metric: SpeechErrors = field(default_factory=lambda: SpeechErrors(keep_in_memory=True))
-    examples: list[tuple[str, str]] = field(default_factory=list)  # (reference, prediction) of the last call
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)  # by index: id, set, text, duration
+    scored: list[dict[str, Any]] = field(default_factory=list)  # the rows of the last call with their predictions
+    max_new_tokens: int = sys.maxsize
+
+    def use(self, eval_set: datasets.Dataset) -> None:
+        """Takes the references of a prepared evaluation set."""
+        columns = eval_set.with_format(None).select_columns(["index", "set", "id", "text", "duration"])
+        self.rows = {row.pop("index"): row | {"reference": row.pop("text")} for row in columns}
+
+    def languages(self, indices: torch.Tensor) -> list[str | None]:
+        return [self.readings[self.rows[index]["set"]][0] for index in indices.tolist()]
 
     def __call__(self, outputs: EvalPrediction) -> dict[str, float]:
         """outputs: predictions (ids (rows, n_tokens), loss sums (rows,), token counts (rows,)), label_ids indices."""
         ids, loss_sums, token_counts = outputs.predictions
         ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        lengths = (ids != self.tokenizer.pad_token_id).sum(axis=1)
         place = {int(index): i for i, index in enumerate(outputs.label_ids)}
-        references = dict(zip(self.rows["index"], self.rows["text"], strict=True))
-        order = sorted(place)
-        self.examples = [(references[index], texts[place[index]].strip()) for index in order]
-        once = [place[index] for index in order]
-        loss = float(np.sum(loss_sums[once]) / max(1, np.sum(token_counts[once])))
-        return {**self.error_rates(), "loss": loss, "num_rows": len(order)}
+        once = [place[index] for index in sorted(place)]
+        self.scored = [
+            self.rows[index] | {"prediction": texts[place[index]].strip(), "num_tokens": int(lengths[place[index]])}
+            for index in sorted(place)
+        ]
+        pairs = {name: self.pairs(name) for name in sorted({row["set"] for row in self.scored})}
+        pooled = {
+            suffix: [pair for one in pairs.values() for pair in one[suffix]] for suffix in next(iter(pairs.values()))
+        }
+        metrics = {
+            "loss": float(np.sum(loss_sums[once]) / max(1, np.sum(token_counts[once]))),
+            **self.rates(pooled, self.scored),
+        }
+        for name in pairs if len(pairs) > 1 else ():
+            rates = self.rates(pairs[name], [row for row in self.scored if row["set"] == name])
+            metrics |= {f"{name}_{key}": value for key, value in rates.items()}
+        return metrics
 
-    def error_rates(self) -> dict[str, float]:
-        """wer_*, cer_* for each reading; wer, cer and counts as --do_normalize_eval says."""
-        metrics: dict[str, float] = {}
-        for name, normalize in text_normalizers(self.language, self.tokenizer).items():
-            pairs = [(collapse_spaces(normalize(r)), collapse_spaces(normalize(p))) for r, p in self.examples]
-            kept = [(reference, prediction) for reference, prediction in pairs if reference]
-            is_leading = name == ("norm" if self.do_normalize else "ortho")
-            if is_leading:
-                metrics["empty_references"] = len(pairs) - len(kept)
+    def pairs(self, name: str) -> dict[str, list[tuple[str, str]]]:
+        """(reference, prediction) of the rows of a set in each reading; "" is the leading one."""
+        language, do_normalize = self.readings[name]
+        normalizers = {f"_{name}": normalize for name, normalize in text_normalizers(language, self.tokenizer).items()}
+        normalizers[""] = normalizers["_norm" if do_normalize else "_ortho"]
+        rows, result = [row for row in self.scored if row["set"] == name], {}
+        for suffix, normalize in normalizers.items():
+            texts = ((normalize(row["reference"]), normalize(row["prediction"])) for row in rows)
+            result[suffix] = [
+                (collapse_spaces(reference), collapse_spaces(prediction)) for reference, prediction in texts
+            ]
+        return result
+
+    def rates(self, pairs: dict[str, list[tuple[str, str]]], rows: list[dict[str, Any]]) -> dict[str, float]:
+        """wer_*, cer_* for each reading; for the leading one wer, cer, counts, and the WER's 95 % interval."""
+        metrics = {"num_rows": len(rows), "empty_references": sum(not reference for reference, _ in pairs[""])}
+        for suffix, all_pairs in pairs.items():
+            kept = [(reference, prediction) for reference, prediction in all_pairs if reference]
             if not kept:
-                logger.warning("No reference is left after normalisation (%s): its error rates are not defined.", name)
+                reading = suffix[1:] or "leading reading"
+                logger.warning("No reference is left after normalisation (%s): error rates are not defined.", reading)
                 continue
             errors = self.metric.compute(references=[r for r, _ in kept], predictions=[p for _, p in kept])
-            metrics |= {f"wer_{name}": errors["wer"], f"cer_{name}": errors["cer"]}
-            metrics |= errors if is_leading else {}
+            counts = errors.pop("rows")
+            metrics |= {f"wer{suffix}": errors.pop("wer"), f"cer{suffix}": errors.pop("cer")}
+            if suffix:
+                continue
+            metrics |= errors
+            metrics["wer_low"], metrics["wer_high"] = bootstrap_interval(counts)
+            scored = (row for row, (reference, _) in zip(rows, all_pairs, strict=True) if reference)
+            for row, (said, heard), count in zip(scored, kept, counts, strict=True):
+                row |= {"said": said, "heard": heard, **count, "wer": 100 * num_errors(count) / count["words"]}
+        with_text = [row for row, (reference, _) in zip(rows, pairs[""], strict=True) if reference] or rows
+        metrics["empty_outputs"] = 100 * sum(not row["prediction"] for row in with_text) / len(with_text)
+        metrics["repetition_loops"] = 100 * sum(is_loop(row["prediction"]) for row in rows) / len(rows)
+        metrics["cut_outputs"] = 100 * sum(row["num_tokens"] >= self.max_new_tokens for row in rows) / len(rows)
         return metrics
 
 
-def prepare_eval_set(
-    source: SpeechSource, preparer: UtterancePreparer, max_rows: int | None, num_threads: int, folder: Path
-) -> tuple[datasets.Dataset, list[Rejection]]:
-    """Decodes an evaluation split once into a memory-mapped Arrow file, unpadded features, longest clips first.
+def prepare_eval_set(item: SpeechSet, num_threads: int, folder: Path) -> tuple[datasets.Dataset, list[Rejection]]:
+    """Decodes an evaluation split once into a memory-mapped Arrow file, unpadded features.
     Raises: UserError if no row is usable."""
-    path = folder / f"{eval_set_key(source, preparer, max_rows)}.arrow"
+    path = folder / f"{eval_set_key(item)}.arrow"
     listing = path.with_suffix(".json")  # written last: its presence makes the cache complete
     if not listing.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        rejections = write_eval_set(source, preparer, max_rows, num_threads, path)
-        list_rejections(folder.parent, source.split, rejections)
+        rejections = write_eval_set(item, num_threads, path)
+        list_rejections(folder.parent, item.source.split, rejections)
         write_json(listing, [rejection.args for rejection in rejections])
     rejections = [Rejection(*args) for args in json.loads(listing.read_text(encoding="utf-8"))]
     rows = datasets.Dataset.from_file(str(path))
     if len(rows) == 0:
         reasons = describe_counts(Counter(rejection.reason for rejection in rejections))
-        raise UserError(f"no usable row in split '{source.split}' of {source.name}. Rejected: {reasons}.")
-    longest_first = np.argsort(-np.array(rows["duration"]), kind="stable")
-    return rows.select(longest_first).with_format("torch", columns=["features"], output_all_columns=True), rejections
+        raise UserError(f"no usable row in split '{item.source.split}' of {item.source.name}. Rejected: {reasons}.")
+    return rows, rejections
 
 
-def eval_set_key(source: SpeechSource, preparer: UtterancePreparer, max_rows: int | None) -> str:
+def eval_set_key(item: SpeechSet) -> str:
     """Changes with whatever changes the prepared rows: the files, the model's limits, the prefix, the text options."""
+    source, preparer = item.source, item.preparer
     stats = [(url, os.path.getmtime(url), os.path.getsize(url)) for url in source.data_files if os.path.exists(url)]
     others = ("tokenizer", "mel_filters", "max_network_wait_in_seconds")
     settings = {f.name: getattr(preparer, f.name) for f in fields(preparer) if f.name not in others}
-    parts = [source.name, source.config_name, source.split, source.revision, source.audio_column, source.text_column]
+    parts = [getattr(source, f.name) for f in fields(source) if f.name not in ("parts", "data_files")]
     prefix = [preparer.mel_filters.shape[1], len(preparer.tokenizer), preparer.tokenizer.prefix_tokens]
-    return datasets.fingerprint.Hasher.hash([stats, settings, parts, prefix, max_rows])
+    return datasets.fingerprint.Hasher.hash([stats, settings, parts, prefix, item.max_rows])
 
 
-def write_eval_set(
-    source: SpeechSource, preparer: UtterancePreparer, max_rows: int | None, num_threads: int, path: Path
-) -> list[Rejection]:
+def write_eval_set(item: SpeechSet, num_threads: int, path: Path) -> list[Rejection]:
     """Writes the accepted rows of a split to an Arrow stream file. Returns the rejected ones."""
     schema = pa.schema(
-        {"index": pa.int64(), "id": pa.string(), "text": pa.string(), "duration": pa.float64()}
+        {"id": pa.string(), "text": pa.string(), "duration": pa.float64()}
         | {"labels": pa.list_(pa.int32()), "features": pa.large_list(pa.float32())}
     )
-    wait = preparer.max_network_wait_in_seconds
-    blocks = read_pass(source, FIRST_POSITION["start"], None, 100, max_rows, wait)
-    rows = enumerate(row for block in read_ahead(blocks) for row in block.rows)
-    total = min(source.num_rows or sys.maxsize, max_rows or sys.maxsize)
+    blocks = read_pass(item, FIRST_PLACE["start"], None, 100)
+    rows = ((None, row) for block in read_ahead(blocks) for row in block.rows)
+    total = min(item.source.num_rows or sys.maxsize, item.max_rows or sys.maxsize)
     rejections: list[Rejection] = []
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        prepared = map_in_order(preparer, rows, num_threads)
+        prepared = map_in_order(item.preparer, rows, num_threads)
         total = total if total < sys.maxsize else None
-        for index, example in tqdm(prepared, total=total, desc=f"preparing {source.split}", unit="row"):
+        for _, example in tqdm(prepared, total=total, desc=f"preparing {item.source.split}", unit="row"):
             if isinstance(example, Rejection):
                 rejections.append(example)
                 continue
-            record = {**example, "index": index, "features": example["features"].flatten().numpy()}
+            record = {**example, "features": example["features"].flatten().numpy()}
             writer.write_batch(pa.RecordBatch.from_pylist([record], schema=schema))
     unfinished.replace(path)
     return rejections
+
+
+def join_eval_sets(sets: dict[str, datasets.Dataset]) -> datasets.Dataset:
+    """One set of all, longest clips first, each row with its set's name and its index in the order of the files."""
+    names = [name for name, rows in sets.items() for _ in range(len(rows))]
+    rows = datasets.concatenate_datasets(list(sets.values())).add_column("set", names)
+    rows = rows.add_column("index", list(range(len(rows))))
+    longest_first = np.argsort(-np.array(rows["duration"]), kind="stable")
+    return rows.select(longest_first).with_format("torch", columns=["features"], output_all_columns=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- hub ----
+# By name, never by folder: output_dir may be "./" with .git, .env and .venv in it.
+MODEL_FILES = """*.safetensors *.safetensors.index.json config.json generation_config.json processor_config.json
+preprocessor_config.json tokenizer*.json vocab.json merges.txt normalizer.json *_tokens*.json adapter_*""".split()
+REPORT_FILES = "run_info.json all_results.json scorecard.json runs/*/events* runs/events*".split()
+TRANSCRIPT_FILES = "predictions_*.jsonl worst_*.txt".split()  # with --push_predictions only: data may be private
+
+
+def check_hub(name: str, private: bool | None) -> str:
+    """Creates the model repo if it is missing and proves, before any GPU work, that this token may write to it: roles
+    tell little, so the Hub is asked what it would do with a file. Returns the repo's id. Raises: UserError."""
+    if HF_HUB_OFFLINE:
+        raise UserError("--push_to_hub with HF_HUB_OFFLINE=1. Unset it, or leave out --push_to_hub.")
+    if not get_token():
+        raise UserError("--push_to_hub needs a token. Run `hf auth login`, or set HF_TOKEN.")
+    api, probe = HfApi(), CommitOperationAdd("run_info.json", b"{}")
+    try:
+        repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
+        api.preupload_lfs_files(repo_id, [probe])
+    except (HfHubHTTPError, HFValidationError) as error:
+        if is_network_error(error):
+            raise
+        fix = "The token needs write access to it (https://huggingface.co/settings/tokens); see --hub_model_id."
+        raise UserError(f"--push_to_hub to {name}: {one_line(error)[:300]} {fix}") from error
+    logger.info("hub: %s may be written by %s", repo_id, api.whoami()["name"])
+    return repo_id
+
+
+def download_checkpoint(repo_id: str, output_dir: Path) -> None:
+    """Makes the Hub's last-checkpoint (--hub_strategy checkpoint) the newest of output_dir. Raises: UserError."""
+    folder = Path(snapshot_download(repo_id, allow_patterns="last-checkpoint/*", local_dir=output_dir / "_hub"))
+    if not is_complete(folder / "last-checkpoint"):
+        raise UserError(f"--resume_from_checkpoint hub: {repo_id} has no complete last-checkpoint. Use 'auto'.")
+    step = json.loads((folder / "last-checkpoint" / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    if not is_complete(output_dir / f"checkpoint-{step}"):
+        shutil.rmtree(output_dir / f"checkpoint-{step}", ignore_errors=True)
+        (folder / "last-checkpoint").rename(output_dir / f"checkpoint-{step}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def link_files(source: Path, patterns: list[str], target: Path) -> None:
+    """Copies the files that are named; weights and optimiser states as hard links, which rotation cannot touch. JSON
+    loses tokens and local paths."""
+    homes = [str(path) for path in (source.resolve(), Path.cwd(), Path.home()) if len(path.parts) > 1]
+    for path in [path for pattern in patterns for path in source.glob(pattern) if path.is_file()]:
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        if path.suffix == ".json" and not path.name.startswith("tokenizer"):
+            text = redacted(path.read_text(encoding="utf-8"))
+            place.write_text(
+                functools.reduce(lambda text, home: text.replace(home, "."), homes, text), encoding="utf-8"
+            )
+            continue
+        try:
+            (os.link if path.suffix in (".safetensors", ".pt") else shutil.copy2)(path, place)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, place)
+
+
+class HubUploads:
+    """Uploads snapshots by the `hf` command, a child process with a deadline, so that a hung server can block neither
+    training nor exit. What is saved during an upload follows it; what failed is tried again with the next save."""
+
+    def __init__(
+        self, repo_id: str, output_dir: Path, strategy: str, with_transcripts: bool, wait_in_seconds: float
+    ) -> None:
+        self.repo_id, self.output_dir, self.strategy = repo_id, output_dir, strategy
+        self.patterns, self.wait_in_seconds = REPORT_FILES + TRANSCRIPT_FILES * with_transcripts, wait_in_seconds
+        self.current, self.next = output_dir / "_upload" / "current", output_dir / "_upload" / "next"
+        self.child: subprocess.Popen | None = None
+        self.is_due, self.num_pushed, self.error, self.deadline = False, 0, "", 0.0
+        self.write_card: Callable[[list[dict]], str] = lambda history: ""
+        shutil.rmtree(self.next.parent, ignore_errors=True)
+        atexit.register(self.cancel)
+
+    def submit(self, model: Path, history: list[dict], checkpoint: Path | None = None) -> None:
+        """Takes a snapshot of a model folder, and of a whole checkpoint if the strategy wants it, and uploads it."""
+        if checkpoint is not None and self.strategy == "end":
+            return
+        link_files(model, MODEL_FILES, self.next)
+        link_files(self.output_dir, self.patterns, self.next)
+        shutil.copy2(__file__, self.next)
+        (self.next / "README.md").write_text(self.write_card(history), encoding="utf-8")
+        if checkpoint is not None and self.strategy != "every_save":
+            name = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
+            names = [path.name for path in checkpoint.iterdir() if path.name != "training_args.bin"]
+            link_files(checkpoint, names, self.next / name)
+        self.is_due = True
+        self.poll()
+
+    def poll(self) -> None:
+        """Notes how the running upload ended, ends it if it takes too long, and starts the next one if it is due."""
+        if self.child is not None:
+            code = self.child.poll()
+            if code is None and time.monotonic() < self.deadline:
+                return
+            self.cancel()
+            self.note(code)
+        if self.is_due and self.next.exists():
+            self.next.rename(self.current)
+            size = sum(path.stat().st_size for path in self.current.rglob("*"))
+            self.deadline = time.monotonic() + self.wait_in_seconds + size / SLOWEST_UPLOAD_IN_BYTES_PER_SECOND
+            words = [sys.executable, "-m", "huggingface_hub.cli.hf", "upload", self.repo_id, str(self.current), "."]
+            how = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+            with open(self.current.parent / "log", "w", encoding="utf-8") as log:
+                # In a session of its own: the terminal's Ctrl-C is for the trainer, which decides.
+                self.child = subprocess.Popen(words, stdout=log, start_new_session=True, **how)
+            self.is_due = False
+
+    def note(self, code: int | None) -> None:
+        """Counts an upload that has ended; what failed stays for the next one, under what was saved since."""
+        self.child, self.error = None, ""
+        if code == 0:
+            self.num_pushed += 1
+        else:
+            lines = (self.current.parent / "log").read_text(encoding="utf-8", errors="replace").split()
+            self.error = "no end in time" if code is None else redacted(" ".join(lines))[-300:]
+            logger.warning("hub: an upload failed (%s); it is tried again with the next save.", self.error)
+            if self.next.exists():
+                shutil.copytree(self.next, self.current, copy_function=os.replace, dirs_exist_ok=True)
+                shutil.rmtree(self.next)
+            self.current.rename(self.next)
+        shutil.rmtree(self.current, ignore_errors=True)
+
+    def cancel(self) -> None:
+        """Ends the running upload."""
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+
+    def figures(self) -> dict[str, int]:
+        return {"hub_pushed": self.num_pushed, "hub_pending": int(self.child is not None) + int(self.next.exists())}
+
+    def finish(self) -> None:
+        """Waits until all is uploaded, with new tries. Raises: RunEnded(76) with the command that finishes it."""
+        give_up, pause = time.monotonic() + self.wait_in_seconds, 1.0
+        while self.child is not None or self.next.exists():
+            self.poll()
+            time.sleep(0.2)
+            if self.child is None and self.error:
+                if time.monotonic() > give_up:
+                    words = shlex.join(["hf", "upload", self.repo_id, str(self.next), "."])
+                    raise RunEnded(76, f"trained and saved, but not uploaded ({self.error}). Finish with: {words}")
+                time.sleep(pause)
+                pause, self.is_due = min(2 * pause, 60.0), True
 
 
 # ------------------------------------------------------------------------------------------------------ trainer ----
@@ -1215,8 +1626,8 @@ class StreamProgress:
 
     output_dir: Path
     max_rejected_fraction: float
-    pass_rows: int | None  # rows of a pass, None until they are known
-    position: dict[str, Any] = field(default_factory=lambda: dict(FIRST_POSITION))
+    pass_rows: dict[str, int | None]  # rows of a pass of each source, None until they are known
+    position: dict[str, Any] | None = None
     num_rows: int = 0
     rejected: Counter = field(default_factory=Counter)
     is_checked: bool = False
@@ -1225,25 +1636,28 @@ class StreamProgress:
     def update(self, ride: dict[str, Any]) -> None:
         """Counts one trained micro-batch and lists its rejections. Raises: UserError if there are too many."""
         # A pass shorter than the limit is judged when the next one begins.
-        is_enough = self.num_rows >= ROWS_BEFORE_REJECTION_CHECK or ride["position"]["start"]["pass"] > 0
+        passes = [place["start"]["pass"] for place in ride["position"]["sources"]]
+        is_enough = self.num_rows >= ROWS_BEFORE_REJECTION_CHECK or min(passes) > 0
         if is_enough and not self.is_checked:
             self.is_checked = True
             check_rejected_fraction(self.rejected, self.num_rows, self.max_rejected_fraction, self.output_dir)
         self.position = ride["position"]
-        self.pass_rows = self.position["rows_per_pass"] or self.pass_rows
         self.num_rows += ride["num_rows"]
         self.rejected.update(rejection.reason for rejection in ride["rejections"])
         list_rejections(self.output_dir, "train", ride["rejections"])
 
     def figures(self) -> dict[str, float]:
-        """For the log: passes over the source with their fraction, rows used and rejected (by reason)."""
-        start = self.position["start"]
-        rows_in_pass = start["rows"] + self.position["offset"]
-        passes = start["pass"] + (min(1.0, rows_in_pass / self.pass_rows) if self.pass_rows else 0.0)
+        """For the log: passes over each source and its share of the rows, rows used and rejected (by reason)."""
+        figures: dict[str, float] = {}
+        for (name, num_rows), place in zip(self.pass_rows.items(), self.position["sources"], strict=True):
+            num_rows, start = place["rows_per_pass"] or num_rows, place["start"]
+            part = min(1.0, (start["rows"] + place["offset"]) / num_rows) if num_rows else 0.0
+            figures[f"pass_{name}".rstrip("_")] = round(start["pass"] + part, 4)
+            if name:
+                figures[f"share_{name}"] = round(place["used"] / self.position["row"], 4)
         reasons = {f"rejected_{reason}": count for reason, count in sorted(self.rejected.items())}
         skipped = {"skipped_steps": self.num_skipped_steps} if self.num_skipped_steps else {}
-        counts = {"rows": self.num_rows, "rejected": self.rejected.total()}
-        return {"pass": round(passes, 4), **counts, **reasons, **skipped}
+        return {**figures, "rows": self.num_rows, "rejected": self.rejected.total(), **reasons, **skipped}
 
     def state(self, micro_batch_size: int, world_size: int) -> dict[str, Any]:
         """For stream_state.json. Rank 0 takes the first micro-batch of each round, the others' rows follow it."""
@@ -1314,17 +1728,24 @@ class SpeechTrainer(Seq2SeqTrainer):
     checkpoints that are complete or not there."""
 
     def __init__(
-        self, window_in_frames: int, progress: StreamProgress, stop: StopSignals, max_hours: float | None, **other: Any
+        self,
+        window_in_frames: int,
+        progress: StreamProgress,
+        stop: StopSignals,
+        max_hours: float | None,
+        uploads: HubUploads | None,
+        **other: Any,
     ) -> None:
         super().__init__(**other)
-        self.window_in_frames, self.progress, self.stop = window_in_frames, progress, stop
+        self.window_in_frames, self.progress, self.stop, self.uploads = window_in_frames, progress, stop, uploads
         self.deadline = time.monotonic() + 3600 * max_hours if max_hours else math.inf
         self.checkpoint_to_resume: str | None = None
         self.unfinished: Path | None = None  # where a checkpoint is being written
         self.save_error: Exception | None = None
+        self.is_starting, self.is_advised = True, False
         self.step_losses: list[torch.Tensor] = []
         self.step_rows: list[str] = []
-        self.waited, self.heard, self.logged_at = 0.0, 0.0, time.monotonic()  # seconds since the last log line
+        self.meter, self.logged_at = Counter(), time.monotonic()  # seconds, rows and frames since the last log line
         self.add_callback(SkipBrokenSteps(self))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -1356,9 +1777,13 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.stop.check()
         if time.monotonic() > self.deadline:
             raise RunEnded(75, "--max_train_time_in_hours is over")
+        if self.uploads is not None:
+            self.uploads.poll()
         began = time.monotonic()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.waited += time.monotonic() - began
+        self.meter["waited"] += time.monotonic() - began
+        if self.is_starting:  # the worker's start belongs to no figure
+            self.is_starting, self.meter, self.logged_at = False, Counter(), time.monotonic()
         for error in (error for batch in batches for error in batch["ride"]["error"]):
             raise error
         self.stop.is_deferred = True
@@ -1383,7 +1808,10 @@ class SpeechTrainer(Seq2SeqTrainer):
         loss = super().training_step(model, batch, num_items_in_batch)
         self.step_losses.append(loss)
         self.step_rows += inputs["ride"]["ids"]
-        self.heard += inputs["ride"]["seconds"]
+        frames, window = sum(inputs["frame_counts"]), len(inputs["frame_counts"]) * self.window_in_frames
+        self.meter.update(
+            seconds=inputs["ride"]["seconds"], rows=len(inputs["ride"]["ids"]), frames=frames, window=window
+        )
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -1397,39 +1825,78 @@ class SpeechTrainer(Seq2SeqTrainer):
         The library runs the encoder twice, once outside autocast (trainer_seq2seq.py, prediction_step)."""
         labels = inputs["labels"].to(self.args.device)
         decoder_input_ids = inputs["decoder_input_ids"].to(self.args.device)
+        languages = self.compute_metrics.languages(inputs["index"])  # a mix may hold several
+        language = {"language": languages} if None not in languages else {}
         with torch.no_grad(), self.accelerator.autocast():
             encoder_outputs = self.model.get_encoder()(self.padded(inputs))
             logits = self.model(encoder_outputs=encoder_outputs, decoder_input_ids=decoder_input_ids).logits.float()
             losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # -100 is ignored
-            ids = self.model.generate(encoder_outputs=encoder_outputs, **(generation or self._gen_kwargs))
+            ids = self.model.generate(encoder_outputs=encoder_outputs, **language, **(generation or self._gen_kwargs))
         counts = labels.ne(IGNORED_LABEL).sum(dim=1)
         return None, (ids, losses.sum(dim=1), counts), inputs["index"].to(self.args.device)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
-        """Scores a set with its own references; the first pairs go to the log."""
+        """Scores a set with its own references; every prediction goes to a file, the first ones to the log."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        self.compute_metrics.rows = rows
+        scorecard = self.compute_metrics
+        scorecard.use(rows)
+        config, prefix = self.model.config, len(self.processing_class.tokenizer.prefix_tokens)
+        longest = kwargs.get("max_length") or self.args.generation_max_length or self.model.generation_config.max_length
+        scorecard.max_new_tokens = min(longest or sys.maxsize, config.max_target_positions - prefix)
         was_deferred, self.stop.is_deferred = self.stop.is_deferred, False
         self.stop.check()
         began = time.monotonic()
         with torch.random.fork_rng():  # whether and when a model is scored must not change how it is trained
-            metrics = super().evaluate(rows, ignore_keys, metric_key_prefix, **kwargs)
+            metrics = self.evaluate_in_memory(rows, ignore_keys, metric_key_prefix, **kwargs)
         self.stop.is_deferred, self.logged_at = was_deferred, self.logged_at + time.monotonic() - began
-        for reference, prediction in self.compute_metrics.examples[:3]:
-            logger.info("said:  %s", reference)
-            logger.info("heard: %s", prediction)
+        for row in scorecard.scored[:3]:
+            logger.info("said:  %s", row["reference"])
+            logger.info("heard: %s", row["prediction"])
+        if self.is_world_process_zero():
+            write_predictions(Path(self.args.output_dir), metric_key_prefix, scorecard.scored)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                    table = prediction_table(scorecard.scored[:20])
+                    callback.tb_writer.add_text(f"{metric_key_prefix}/predictions", table, self.state.global_step)
         return metrics
+
+    def evaluate_in_memory(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The library's evaluation; out of GPU memory, again with half the batch (rows come longest first)."""
+        while True:
+            try:
+                return super().evaluate(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                if self.args.per_device_eval_batch_size == 1 or self.args.world_size > 1:
+                    raise
+            self.args.per_device_eval_batch_size //= 2
+            torch.cuda.empty_cache()
+            logger.warning("out of GPU memory: scoring with %d rows at a time.", self.args.per_device_eval_batch_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the stream's figures; drops the library's epoch, which means nothing for a stream."""
         self.state.epoch = None
         if "loss" in logs:
-            elapsed = time.monotonic() - self.logged_at
-            speed = {"data_wait_fraction": self.waited / elapsed, "audio_hours_per_hour": self.heard / elapsed}
+            elapsed, meter = time.monotonic() - self.logged_at, self.meter
+            speed = {"data_wait_fraction": meter["waited"] / elapsed, "samples_per_second": meter["rows"] / elapsed}
+            speed["audio_hours_per_hour"] = meter["seconds"] / elapsed
+            speed["padding_fraction"] = 1 - meter["frames"] / max(1, meter["window"])
             logs = logs | self.progress.figures() | {name: round(value, 3) for name, value in speed.items()}
-            self.waited, self.heard, self.logged_at = 0.0, 0.0, time.monotonic()
+            logs |= self.uploads.figures() if self.uploads is not None else {}
+            if speed["data_wait_fraction"] > MAX_DATA_WAIT_FRACTION and not self.is_advised:
+                self.is_advised = True
+                threads, cores = self.train_dataset.num_threads, num_usable_cores(self.args.world_size)
+                advice = "raise --num_decoding_threads" if threads < cores else "the network, disk or CPU is the limit"
+                share = 100 * speed["data_wait_fraction"]
+                logger.warning(
+                    "%.0f %% of the time goes into waiting for data: %s (%d threads, %d cores).",
+                    share,
+                    advice,
+                    threads,
+                    cores,
+                )
+            self.meter, self.logged_at = Counter(), time.monotonic()
             # Else one NaN would stay in the library's running sum for ever (transformers 5.23: tr_loss -= tr_loss).
             self._tr_loss.zero_()
         super().log(logs, start_time)
@@ -1442,34 +1909,30 @@ class SpeechTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             save_processor(self.processing_class, Path(output_dir or self.args.output_dir))
 
-    def create_model_card(self, **kwargs: Any) -> None:
-        """The card is `model_card`'s; the library's push would overwrite it."""
-
     def _get_output_dir(self, trial: Any) -> str:
         # While a checkpoint is written, the library is to write it elsewhere (transformers 5.23, trainer.py:3367).
         return str(self.unfinished) if self.unfinished else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Written aside, then renamed, then pushed, then the old ones rotated. The library (5.23) writes in place and
+        """Written aside, then renamed, then uploaded, then the old ones rotated. The library (5.23) writes in place,
         rotates first. A full disk keeps the older checkpoints; the next save tries again."""
         was_deferred, self.stop.is_deferred = self.stop.is_deferred, True
         output_dir, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-        self.unfinished, self.save_error, pushes = output_dir / "_unfinished", None, self.args.push_to_hub
+        self.unfinished, self.save_error = output_dir / "_unfinished", None
         if self.args.should_save:
             shutil.rmtree(self.unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.args.push_to_hub = False
         self.attempt(super()._save_checkpoint, model, trial)
         self.accelerator.wait_for_everyone()  # every rank has written its random state
         if self.args.should_save and self.save_error is None:
             self.attempt(self.complete_checkpoint, self.unfinished / name, output_dir / name)
         if self.save_error is not None:
             shutil.rmtree(self.unfinished, ignore_errors=True)
-        self.unfinished, self.args.push_to_hub = None, pushes
+        self.unfinished = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save and self.save_error is None:
-            if pushes:
-                self._push_from_checkpoint(str(output_dir / name))
+            if self.uploads is not None:
+                self.attempt(self.uploads.submit, output_dir / name, self.state.log_history, output_dir / name)
             limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
             rotate_checkpoints(output_dir=str(output_dir), save_total_limit=limit, best_model_checkpoint=best)
         self.stop.is_deferred = was_deferred
@@ -1498,30 +1961,26 @@ class SpeechTrainer(Seq2SeqTrainer):
         unfinished.parent.rmdir()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        # The library keeps the checkpoint's learning rate whatever --learning_rate says now (transformers 5.23).
+        # The library keeps the checkpoint's learning rate whatever --learning_rate says now (transformers 5.23), and
+        # takes the first step at the rate of the old --max_steps.
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            use_learning_rate(self.optimizer, self.lr_scheduler, self.args.learning_rate)
+        if checkpoint is None:
+            return
+        if not isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
+            logger.warning("the learning rate goes on as in the checkpoint: %s.", type(self.lr_scheduler).__name__)
+            return
+        old_rate, rate = self.lr_scheduler.base_lrs[0], self.args.learning_rate
+        if old_rate != rate:
+            logger.info("learning rate: %g now, %g in the checkpoint", rate, old_rate)
+        self.lr_scheduler.base_lrs = [rate] * len(self.lr_scheduler.base_lrs)
+        self.lr_scheduler.last_epoch -= 1
+        self.lr_scheduler.step()  # computes the present rate anew
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
         # Likewise with --eval_steps, --save_steps and --logging_steps, which the checkpoint's state would override.
         result = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
         return result
-
-
-def use_learning_rate(optimizer: Any, scheduler: Any, learning_rate: float) -> None:
-    """Puts a schedule that has been loaded at its present place under today's --learning_rate and --max_steps; loading
-    alone would take the first step at the old schedule's rate (transformers 5.23)."""
-    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-        logger.warning("the learning rate goes on as in the checkpoint: %s decides.", type(scheduler).__name__)
-        return
-    if scheduler.base_lrs[0] != learning_rate:
-        logger.info("learning rate: %g now, %g in the checkpoint", learning_rate, scheduler.base_lrs[0])
-    scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
-    scheduler._last_lr = [learning_rate * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
-    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
-        group["initial_lr"], group["lr"] = learning_rate, rate
 
 
 def save_processor(processor: WhisperProcessor, folder: Path) -> None:
@@ -1577,11 +2036,12 @@ def write_json(path: Path, value: Any) -> None:
     unfinished.replace(path)
 
 
-def run_identity(model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
+def run_identity(model_args: ModelArguments, records: list[DataRecord]) -> dict[str, Any]:
     """What makes two starts the same run; a folder that holds another one's weights is refused."""
     names = "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task"
     model = {name: getattr(model_args, name) for name in ("model_name_or_path", "model_revision")}
-    return {**model, **{name: getattr(data_args, name) for name in names.split()}}
+    sources = [{name: getattr(record, name) for name in names.split()} for record in records]
+    return {**model, **(sources[0] if len(sources) == 1 else {"data_mix": sources})}
 
 
 def check_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
@@ -1603,12 +2063,13 @@ def redacted(text: str) -> str:
     return re.sub(r"hf_\w{8,}|(?<=://)[^/\s@]+:[^/\s@]+(?=@)", "REDACTED", text)
 
 
-def run_info(argv: list[str], arguments: dict, sources: dict[str, SpeechSource], identity: dict) -> dict[str, Any]:
+def run_info(argv: list[str], arguments: dict, sources: dict[str, dict[str, Any]], identity: dict) -> dict[str, Any]:
     """What is needed to understand and repeat the run: command, arguments, versions, git, data, machine."""
     packages = "torch transformers datasets accelerate huggingface_hub evaluate jiwer soundfile librosa soxr numpy"
     versions = {name: importlib.metadata.version(name) for name in packages.split()}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    names = ("name", "config_name", "split", "kind", "revision", "num_rows")
+    names = ("record", "name", "config_name", "split", "kind", "revision", "num_rows")
+    data = {role: [{n: getattr(item.source, n) for n in names} for item in items] for role, items in sources.items()}
     machine = {"platform": platform.platform(), "cores": os.cpu_count(), "gpus": gpus, "cuda": torch.version.cuda}
     return {
         "command": redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv])),
@@ -1617,62 +2078,159 @@ def run_info(argv: list[str], arguments: dict, sources: dict[str, SpeechSource],
         "arguments": json.loads(redacted(json.dumps(arguments, default=str))),
         "versions": {"python": platform.python_version(), **versions, "torch": torch.__version__},  # with its build
         "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' describe --always --dirty --abbrev=40"),
-        "data": {role: {name: getattr(source, name) for name in names} for role, source in sources.items()},
+        "data": data,
         "machine": machine,
     }
 
 
-def first_label(stream: SpeechStream) -> str:
-    """The first accepted training row's label as the model will see it, special tokens included."""
-    rows = (row for block, _ in replace(stream, block_size=1).blocks() for row in block.rows)  # reads no whole block
-    for row in itertools.islice(rows, ROWS_BEFORE_REJECTION_CHECK):
-        example = stream.preparer(row)
-        if not isinstance(example, Rejection):
-            return stream.preparer.tokenizer.decode(example["labels"])
-    return "(no usable row among the first)"
+def write_predictions(folder: Path, prefix: str, rows: list[dict[str, Any]]) -> None:
+    """predictions_<set>.jsonl with every row of an evaluation, and worst_<set>.txt with the worst 20, aligned."""
+    for name in sorted({row["set"] for row in rows}):
+        mine, label = [row for row in rows if row["set"] == name], "_".join(filter(None, (prefix, name)))
+        with open(folder / f"predictions_{label}.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in mine)
+        worst = sorted((row for row in mine if "wer" in row), key=lambda row: -row["wer"] * row["words"])[:20]
+        aligned = jiwer.process_words(*([row[name] for row in worst] for name in ("said", "heard")))
+        ids = "".join(f"{i + 1}: {row['id']}, WER {row['wer']:.0f}\n" for i, row in enumerate(worst))
+        text = ids + "\n" + jiwer.visualize_alignment(aligned, show_measures=False)
+        (folder / f"worst_{label}.txt").write_text(text, encoding="utf-8")
 
 
-def describe_run(
-    model: Any, sources: dict[str, SpeechSource], args: TrainingArguments, checkpoint: Path | None, stream: Any
-) -> None:
+def prediction_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown for TensorBoard."""
+    lines = (f"| {row['reference']} | {row['prediction']} | {row.get('wer', 0):.0f} |" for row in rows)
+    return "\n".join(["| said | heard | WER |", "|---|---|---|", *lines])
+
+
+def histogram(name: str, values: list[float]) -> str:
+    """One line: percentiles, and how many values lie in each tenth of the range up to the 99th percentile."""
+    low, middle, high, last = np.percentile(values, [5, 50, 95, 99])
+    counts, _ = np.histogram(np.minimum(values, last), bins=20, range=(0, last))
+    bars = "".join(" .:-=+*#%@"[math.ceil(9 * count / max(counts))] for count in counts)
+    return (
+        f"{name}: 0 [{bars}] {last:.1f}   5 % {low:.1f}, median {middle:.1f}, 95 % {high:.1f}, max {max(values):.1f}"
+    )
+
+
+def write_histograms(output_dir: Path, figures: dict[str, list[float]]) -> None:
+    """The data report's durations and label lengths for TensorBoard."""
+    with SummaryWriter(os.path.join(output_dir, default_logdir())) as writer:
+        for name, values in figures.items():
+            writer.add_histogram(f"data/{name}", np.array(values), 0)
+
+
+def describe_case(texts: list[str]) -> str:
+    """'upper case, no punctuation' and the like, of transcripts as they are trained."""
+    letters = [c for text in texts for c in text if c.lower() != c.upper()]
+    share = sum(c.isupper() for c in letters) / len(letters) if letters else 0.0
+    case = (
+        "no case" if not letters else "upper case" if share > 0.9 else "lower case" if share < 0.001 else "mixed case"
+    )
+    marks = sum(any(unicodedata.category(c)[0] == "P" and c not in "'-\u2019" for c in text) for text in texts) / len(
+        texts
+    )
+    return f"{case}, {'punctuation' if marks > 0.2 else 'no punctuation'}"
+
+
+def report_data(stream: SpeechStream, num_rows: int) -> dict[str, list[float]]:
+    """Prepares the first rows of every training source, and logs what they are like; warns where sources differ.
+    Returns durations in seconds and label lengths in tokens."""
+    figures: dict[str, list[float]] = {"durations in s": [], "tokens": []}
+    styles: dict[str, str] = {}
+    for item in stream.sets:
+        blocks = read_pass(replace(item, max_rows=num_rows), FIRST_PLACE["start"], None, 50)
+        rows = ((None, row) for block in blocks for row in block.rows)
+        prepared = [example for _, example in map_in_order(item.preparer, rows, stream.num_threads)]
+        good = [example for example in prepared if isinstance(example, dict)]
+        reasons = Counter(example.reason for example in prepared if isinstance(example, Rejection))
+        name = item.source.record or item.source.name
+        logger.info("data report: first %d rows of %s, rejected: %s", len(prepared), name, describe_counts(reasons))
+        if not good:
+            continue
+        found = {"durations in s": [e["duration"] for e in good], "tokens": [len(e["labels"]) for e in good]}
+        for label, values in found.items():
+            figures[label] += values
+            logger.info("  %s", histogram(label, values))
+        styles[name] = describe_case([example["text"] for example in good])
+        logger.info(
+            "  transcripts: %s. First label: %s", styles[name], item.preparer.tokenizer.decode(good[0]["labels"])
+        )
+    if len(set(styles.values())) > 1:
+        found = "; ".join(f"{name}: {style}" for name, style in styles.items())
+        logger.warning(
+            "transcripts differ (%s): the model will mix them. See --do_lower_case, --do_remove_punctuation.", found
+        )
+    elif "upper case, no punctuation" in styles.values():
+        logger.warning("transcripts are in upper case: so will the model's be. --do_lower_case makes them lower case.")
+    return figures
+
+
+def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Path | None) -> None:
     """The first screen of the log: what will happen, in numbers."""
     sizes = f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trainable"
     logger.info("model: %s, %s, on %s", model.name_or_path, sizes, args.device)
-    for role, source in sources.items():
+    for role, source in ((role, item.source) for role, items in sets.items() for item in items):
         rows = f"{source.num_rows:,} rows" if source.num_rows is not None else "rows not counted"
-        place = " ".join(filter(None, (source.name, source.config_name, source.split)))
-        logger.info("%s data: %s (%s, %d files, %s)", role, place, source.kind, len(source.shards()), rows)
-    if stream is not None:
+        place = " ".join(filter(None, (source.record, source.name, source.config_name, source.split)))
+        columns = f"{source.audio_column}, {source.text_column}"
+        logger.info(
+            "%s data: %s (%s, %d files, %s; %s)", role, place, source.kind, len(source.shards()), rows, columns
+        )
+    if args.do_train:
         sizes = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         logger.info("a step: %d rows (%d per device x %d accumulated x %d processes)", math.prod(sizes), *sizes)
         rate, saves = args.learning_rate, args.save_steps
         logger.info("steps: %d, learning rate %g, checkpoint every %g steps", args.max_steps, rate, saves)
         logger.info("start: %s", "from the beginning" if checkpoint is None else f"continues from {checkpoint}")
-        logger.info("first label: %s", first_label(stream))
     if "tensorboard" in args.report_to:
         runs = os.environ.get("TENSORBOARD_LOGGING_DIR", str(Path(args.output_dir) / "runs"))
         logger.info("curves: tensorboard --logdir %s", runs)
 
 
-def score_table(metrics: dict[str, float]) -> str:
-    """Before, after and test side by side; the last column is WER's change against the untouched checkpoint."""
-    names = {"zero_shot": "before training", "eval": "after training", "test": "test split"}
-    before = metrics.get("zero_shot_wer")
-    lines = ["                      WER      CER   subst   delet  insert    rows"]
-    for prefix, name in names.items():
+def score_table(metrics: dict[str, float], names: list[str]) -> str:
+    """Before, after and test side by side, in total and for each named set; at the end of a line the WER's 95 %
+    interval and its change against the untouched checkpoint."""
+    titles = {"zero_shot": "before training", "eval": "after training", "test": "test split"}
+    lines = [f"{'':24s}     WER      CER   subst   delet  insert    rows   95 % interval"]
+    for (role, title), name in itertools.product(titles.items(), ["", *names]):
+        prefix = f"{role}_{name}".rstrip("_")
         if f"{prefix}_wer" not in metrics:
             continue
-        wer, cer = metrics[f"{prefix}_wer"], metrics[f"{prefix}_cer"]
         kinds = ("substitutions", "deletions", "insertions", "num_rows")
         counts = "".join(f"{int(metrics[f'{prefix}_{kind}']):8d}" for kind in kinds)
-        change = f"  {100 * (wer / before - 1):+.1f} %" if before and prefix == "eval" else ""
-        lines.append(f"{name:16s} {wer:8.2f} {cer:8.2f}{counts}{change}")
+        interval = f"   {metrics[f'{prefix}_wer_low']:.2f} to {metrics[f'{prefix}_wer_high']:.2f}"
+        before = metrics.get(prefix.replace("eval", "zero_shot", 1) + "_wer") if role == "eval" else None
+        change = f"  {100 * (metrics[f'{prefix}_wer'] / before - 1):+.1f} %" if before else ""
+        scores = f"{metrics[f'{prefix}_wer']:8.2f} {metrics[f'{prefix}_cer']:8.2f}"
+        lines.append(f"{f'{title} {name}':24s}{scores}{counts}{interval}{change}")
     return "\n".join(lines)
 
 
-def model_card(info: dict[str, Any], metrics: dict[str, float], language: str | None, model_name: str) -> str:
-    """README.md of the trained model: metadata that the Hub reads, the scores, the command, the versions."""
-    identity = info["identity"]
+def curve_table(history: list[dict[str, Any]]) -> str:
+    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation."""
+    lines, loss = ["| step | loss | eval loss | WER | CER |", "|---|---|---|---|---|"], math.nan
+    for entry in history:
+        loss = entry.get("loss", loss)
+        if "eval_wer" in entry:
+            scores = " | ".join(f"{entry[f'eval_{name}']:.4g}" for name in ("loss", "wer", "cer"))
+            lines.append(f"| {entry['step']} | {loss:.4g} | {scores} |")
+    return "\n".join(lines)
+
+
+def base_licence(name: str) -> str | None:
+    """The licence that the base model's card states; None if it states none or cannot be read."""
+    try:
+        return ModelCard.load(name).data.license
+    except Exception:  # no card, no network, a local folder: all the same, a licence is never guessed
+        return None
+
+
+def model_card(
+    info: dict[str, Any], metrics: dict[str, float], languages: list[str], name: str, history: list[dict[str, Any]]
+) -> str:
+    """README.md of the trained model: metadata that the Hub reads, scores, curve, data, how to use it, the command."""
+    base, data = info["identity"]["model_name_or_path"], info["data"]
+    scored = [(role, source) for role, sources in data.items() for source in sources if role != "train"]
     results = [
         EvalResult(
             task_type="automatic-speech-recognition",
@@ -1681,29 +2239,43 @@ def model_card(info: dict[str, Any], metrics: dict[str, float], language: str | 
             dataset_config=source["config_name"] or "default",
             dataset_split=source["split"],
             dataset_revision=source["revision"],
-            metric_type=kind,
-            metric_value=round(metrics[f"{role}_{kind}"], 2),
+            metric_type=kind.split("_")[0],
+            metric_name={"wer": "WER", "cer": "CER", "wer_ortho": "WER as written"}[kind],
+            metric_value=round(metrics[key], 2),
         )
-        for (role, source), kind in itertools.product(info["data"].items(), ("wer", "cer"))
-        if f"{role}_{kind}" in metrics
+        for (role, source), kind in itertools.product(scored, ("wer", "wer_ortho", "cer"))
+        if (key := "_".join(filter(None, (role, source["record"] if len(data[role]) > 1 else "", kind)))) in metrics
     ]
-    data = ModelCardData(
-        language=language or "en",
+    names = sorted({source["name"] for sources in data.values() for source in sources})
+    header = ModelCardData(
+        language=languages,
+        license=base_licence(base) if not Path(base).exists() else None,
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
-        base_model=None if Path(identity["model_name_or_path"]).exists() else identity["model_name_or_path"],
-        datasets=None if Path(identity["dataset_name"]).exists() else identity["dataset_name"],
+        base_model=None if Path(base).exists() else base,
+        datasets=[dataset for dataset in names if not Path(dataset).exists()] or None,
         metrics=["wer", "cer"],
-        tags=["whisper", "speech"],
-        model_name=model_name,
+        tags=["whisper", "speech", "generated_from_trainer"],
+        model_name=name,
         eval_results=results or None,
     )
+    rows = (
+        f"{int(metrics['train_rows']):,} rows, {int(metrics['train_rejected']):,} of them rejected"
+        if "train_rows" in metrics
+        else "in progress"
+    )
+    sets = [source["record"] for source in data.get("eval", []) if source["record"]]
+    use = f'pipeline("automatic-speech-recognition", model="{name}")("speech.flac")["text"]'
+    settings = "learning_rate max_steps per_device_train_batch_size gradient_accumulation_steps fp16 bf16 seed".split()
+    settings = ", ".join(f"{name} {info['arguments'][name]}" for name in settings)
+    machine = f"{', '.join(info['machine']['gpus']) or 'CPU'}, {info['started']}"
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
     return (
-        f"---\n{data.to_yaml()}\n---\n\n# {model_name}\n\n"
-        f"{Path(identity['model_name_or_path']).name} fine-tuned on {Path(identity['dataset_name']).name}, scored by "
-        f"real generation.\n\n```\n{score_table(metrics)}\n```\n\n"
-        f"Trained with\n\n```\n{info['command']}\n```\n\n{versions}\n"
+        f"---\n{header.to_yaml()}\n---\n\n# {name}\n\n{Path(base).name} fine-tuned on "
+        f"{', '.join(Path(dataset).name for dataset in names)}; scored by real generation.\n\n"
+        f"```\n{score_table(metrics, sets)}\n```\n\n{curve_table(history)}\n\n```python\n"
+        f"from transformers import pipeline\nprint({use})\n```\n\nTraining data: {rows}. {settings}. {machine}.\n\n"
+        f"```\n{info['command']}\n```\n\n{versions}\n"
     )
 
 
@@ -1723,22 +2295,34 @@ def set_up_logging(args: TrainingArguments) -> None:
     transformers.logging.set_verbosity_warning()
 
 
-def load_sources(model: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict[str, SpeechSource]:
-    """The sources that this run needs, by role: train, eval, test. Warns where scored rows are also trained on."""
-    roles = {"train": args.do_train and data_args.train_split_name, "eval": args.do_eval and data_args.eval_split_name}
-    splits = {role: split for role, split in {**roles, "test": data_args.test_split_name}.items() if split}
-    columns = (data_args.audio_column_name, data_args.text_column_name)
-    where, how = (data_args.dataset_name, data_args.dataset_config_name), (model.cache_dir, data_args.streaming)
-    sources = {role: load_source(*where, split, columns, *how) for role, split in splits.items()}
-    for role, source in sources.items():
-        shared = set(source.data_files) & set(sources["train"].data_files) if "train" in sources else set()
-        if role != "train" and any(not Path(url).name.startswith("metadata.") for url in shared):
+def open_sets(
+    records: list[DataRecord], preparers: list[UtterancePreparer], args: TrainingArguments, cache_dir: str | None
+) -> dict[str, list[SpeechSet]]:
+    """What this run reads, by role: train, eval, test. Warns where scored rows are also trained on."""
+    wanted, sets = {"train": args.do_train, "eval": args.do_eval, "test": True}, {}
+    for role, (record, preparer) in itertools.product(wanted, zip(records, preparers, strict=True)):
+        split = getattr(record, f"{role}_split_name")
+        if not (wanted[role] and split):
+            continue
+        columns = (record.audio_column_name, record.text_column_name)
+        where = (record.dataset_name, record.dataset_config_name, split, columns)
+        source = load_source(*where, cache_dir, record.streaming, record.name)
+        max_rows = record.max_train_samples if role == "train" else record.max_eval_samples
+        sets.setdefault(role, []).append(SpeechSet(source, preparer, max_rows, record.weight))
+    for role in ("train", "eval"):
+        if wanted[role] and role not in sets:
+            raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
+    trained = {url for item in sets.get("train", []) for url in item.source.data_files}
+    for role, item in ((role, item) for role in ("eval", "test") for item in sets.get(role, [])):
+        if any(not Path(url).name.startswith("metadata.") for url in trained & set(item.source.data_files)):
             logger.warning("The %s split shares files with the training split: its score will flatter.", role)
-    return sources
+    return sets
 
 
-def make_preparer(processor: WhisperProcessor, config: Any, data_args: DataArguments) -> UtterancePreparer:
-    """The row-to-example stage for this checkpoint's window, mel bins and decoder length."""
+def make_preparer(
+    processor: WhisperProcessor, config: Any, data_args: DataArguments, language: str | None
+) -> UtterancePreparer:
+    """The row-to-example stage for this checkpoint's window, mel bins and decoder length, and this data's language."""
     extractor: WhisperFeatureExtractor = processor.feature_extractor
     if extractor.feature_size != config.num_mel_bins:
         raise UserError(
@@ -1749,51 +2333,53 @@ def make_preparer(processor: WhisperProcessor, config: Any, data_args: DataArgum
     text = (data_args.do_lower_case, data_args.do_remove_punctuation)
     window, longest_label = FRAMES_PER_POSITION * config.max_source_positions, config.max_target_positions
     mel_filters, wait = np.asarray(extractor.mel_filters), 60 * data_args.max_network_wait_in_minutes
-    return UtterancePreparer(processor.tokenizer, mel_filters, window, longest_label, *limits, *text, wait)
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
+    return UtterancePreparer(tokenizer, mel_filters, window, longest_label, *limits, *text, wait)
 
 
-def resolve_arguments(args: TrainingArguments, width: int, source: SpeechSource | None, max_rows: int | None) -> None:
+def resolve_arguments(args: TrainingArguments, width: int, train_sets: list[SpeechSet]) -> None:
     """Fills in what depends on the model and the data: learning rate, and steps from --num_train_epochs passes.
-    Raises: UserError if the rows of `source` have to be counted and cannot be."""
+    Raises: UserError if the rows have to be counted and cannot be."""
     narrowest = max(limit for limit in LEARNING_RATE_BY_WIDTH if limit <= width)
     args.learning_rate = args.learning_rate or LEARNING_RATE_BY_WIDTH[narrowest]
     args.data_seed = args.seed if args.data_seed is None else args.data_seed
     args.ignore_data_skip = True  # the stream continues from its own position
     if args.load_best_model_at_end and args.save_total_limit == 1:
         args.save_total_limit = 2  # the library would delete the last one for the best, and a restart train again
-    if source is not None and args.max_steps <= 0:
-        if source.num_rows is None:
-            raise UserError(f"--num_train_epochs: {source.name} has no row count. Pass --max_steps N instead.")
-        rows = min(source.num_rows, max_rows or source.num_rows)
+    if train_sets and args.max_steps <= 0:
+        if len(train_sets) > 1:
+            raise UserError(
+                "--num_train_epochs: the sources of a weighted mix end at different times. Pass --max_steps."
+            )
+        rows = rows_per_pass(train_sets[0])
+        if rows is None:
+            name = train_sets[0].source.name
+            raise UserError(f"--num_train_epochs: {name} has no row count. Pass --max_steps N instead.")
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         args.max_steps = math.ceil(args.num_train_epochs * rows / batch)
     args.num_train_epochs = args.num_train_epochs or 0.0  # the library compares it with 0
 
 
+def rows_per_pass(item: SpeechSet) -> int | None:
+    return item.source.num_rows and min(item.source.num_rows, item.max_rows or item.source.num_rows)
+
+
 def prepare_eval_sets(
-    sources: dict[str, SpeechSource], preparer: UtterancePreparer, data_args: DataArguments, args: TrainingArguments
+    sets: dict[str, list[SpeechSet]], num_threads: int, args: TrainingArguments
 ) -> dict[str, datasets.Dataset]:
     """Every scored split, decoded once, with its rejections in the log and in rejected.jsonl."""
-    how, sets = (preparer, data_args.max_eval_samples, data_args.num_decoding_threads), {}
-    for role in [role for role in sources if role != "train"]:
-        with args.main_process_first(local=False):  # the others find the finished cache
-            sets[role], rejections = prepare_eval_set(sources[role], *how, Path(args.output_dir) / "_eval_cache")
-        reasons = Counter(rejection.reason for rejection in rejections)
-        logger.info("%s: %d rows to score, rejected: %s", role, len(sets[role]), describe_counts(reasons))
-    return sets
-
-
-def make_stream(
-    source: SpeechSource,
-    preparer: UtterancePreparer,
-    data_args: DataArguments,
-    args: TrainingArguments,
-    position: dict,
-) -> SpeechStream:
-    """This rank's endless training stream, from `position` on."""
-    sizes = (data_args.shuffle_buffer_size, args.per_device_train_batch_size, data_args.num_decoding_threads)
-    ranks = (data_args.max_train_samples, args.process_index, args.world_size)
-    return SpeechStream(source, preparer, args.data_seed, *sizes, *ranks, position)
+    joined = {}
+    for role in [role for role in ("eval", "test") if role in sets]:
+        prepared = {}
+        for item in sets[role]:
+            with args.main_process_first(local=False):  # the others find the finished cache
+                rows, rejections = prepare_eval_set(item, num_threads, Path(args.output_dir) / "_eval_cache")
+            reasons, name = Counter(rejection.reason for rejection in rejections), item.source.record
+            logger.info("%s %s: %d rows to score, rejected: %s", role, name, len(rows), describe_counts(reasons))
+            prepared[name] = rows
+        joined[role] = join_eval_sets(prepared)
+    return joined
 
 
 def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
@@ -1842,21 +2428,40 @@ def save_at_the_end(trainer: SpeechTrainer) -> None:
     logger.warning("saved: %s. To go on, start the same command again.", newest or "nothing, no step was finished")
 
 
+def last_scores(history: list[dict[str, Any]], step: int | None = None) -> dict[str, float]:
+    """The metrics of the last evaluation (of that step) in the trainer's log, if there was one."""
+    entries = (entry for entry in reversed(history) if "eval_loss" in entry and step in (None, entry["step"]))
+    return {name: value for name, value in next(entries, {}).items() if name.startswith("eval_")}
+
+
 def final_scores(trainer: SpeechTrainer) -> dict[str, float]:
     """Metrics of the weights that are saved, from the log if the last evaluation has already scored them."""
     state = trainer.state
     step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
-    for entry in reversed(state.log_history):
-        if entry["step"] == step and "eval_loss" in entry:
-            return {name: value for name, value in entry.items() if name.startswith("eval_")}
-    return trainer.evaluate()
+    return last_scores(state.log_history, step) or trainer.evaluate()
+
+
+def make_uploads(data_args: DataArguments, args: TrainingArguments) -> HubUploads | None:
+    """Proves that the Hub can be written to, and fetches its last-checkpoint if that is to be continued."""
+    will_push, args.push_to_hub = args.push_to_hub, False  # the library's own push can hang for ever
+    if args.process_index > 0:
+        return None
+    output_dir, uploads, repo_id = Path(args.output_dir), None, args.hub_model_id
+    if will_push:
+        repo_id = check_hub(args.hub_model_id or output_dir.resolve().name, args.hub_private_repo)
+        wait = 60 * data_args.max_network_wait_in_minutes
+        uploads = HubUploads(repo_id, output_dir, str(args.hub_strategy.value), data_args.push_predictions, wait)
+    if args.resume_from_checkpoint == "hub":
+        download_checkpoint(repo_id, output_dir)
+        args.resume_from_checkpoint = "auto"
+    return uploads
 
 
 def restore_progress(
-    checkpoint: Path | None, source: SpeechSource, data_args: DataArguments, output_dir: Path
+    checkpoint: Path | None, train_sets: list[SpeechSet], data_args: DataArguments, output_dir: Path
 ) -> StreamProgress:
     """The progress that a checkpoint saved, or that of a beginning."""
-    pass_rows = source.num_rows and min(source.num_rows, data_args.max_train_samples or source.num_rows)
+    pass_rows = {item.source.record: rows_per_pass(item) for item in train_sets}
     progress = StreamProgress(output_dir, data_args.max_rejected_fraction, pass_rows)
     if checkpoint is not None:
         progress.restore(json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8")))
@@ -1874,25 +2479,22 @@ def zero_shot_scores(trainer: SpeechTrainer, output_dir: Path, checkpoint: Path 
     return metrics
 
 
-def write_reports(
-    output_dir: Path, info: dict[str, Any], metrics: dict[str, float], language: str | None, model_name: str
-) -> None:
-    """all_results.json, run_info.json with the end time, the model card, and the score table on the screen."""
+def write_reports(output_dir: Path, info: dict[str, Any], metrics: dict[str, float], card: str) -> None:
+    """all_results.json, scorecard.json, run_info.json with the end time, the card, and the score table in the log."""
     write_json(output_dir / "all_results.json", metrics)
+    scores = {name: value for name, value in metrics.items() if name.startswith(("zero_shot", "eval", "test"))}
+    write_json(output_dir / "scorecard.json", scores)
     write_json(output_dir / "run_info.json", {**info, "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-    (output_dir / "README.md").write_text(model_card(info, metrics, language, model_name), encoding="utf-8")
+    (output_dir / "README.md").write_text(card, encoding="utf-8")
     if any(name.endswith("_wer") for name in metrics):
-        logger.info("scores\n%s", score_table(metrics))
-
-
-def push(trainer: SpeechTrainer, output_dir: Path) -> None:
-    """Uploads what output_dir holds. Raises: RunEnded(76) with the command that finishes it."""
-    try:
-        trainer.push_to_hub()
-    except Exception as error:
-        words = ["hf", "upload", trainer.hub_model_id, str(output_dir), ".", "--exclude", "checkpoint-*", "_*"]
-        reason = f"trained and saved, but not uploaded ({one_line(error)[:300]})"
-        raise RunEnded(76, f"{reason}. Finish with: {shlex.join(words)}") from error
+        names = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
+        logger.info("scores\n%s", score_table(metrics, names))
+        for name in ["", *names]:
+            before, after = (metrics.get(f"{role}_{name}".rstrip("_") + "_wer") for role in ("zero_shot", "eval"))
+            if before is not None and after is not None and after > before:
+                logger.warning(
+                    "%s is worse than before training: WER %.2f, was %.2f", name or "the model", after, before
+                )
 
 
 def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
@@ -1900,33 +2502,38 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, args = parse_arguments(argv)
     check_arguments(data_args, args)
+    records = data_records(data_args)
     check_devices(args)
     set_up_logging(args)
-    output_dir, identity = Path(args.output_dir), run_identity(model_args, data_args)
+    output_dir, identity = Path(args.output_dir), run_identity(model_args, records)
     check_output_dir(output_dir, identity)
     data_args.num_decoding_threads = data_args.num_decoding_threads or num_usable_cores(args.world_size)
+    patience = {"limit_in_seconds": 60 * data_args.max_network_wait_in_minutes}
+    uploads = patiently(make_uploads, data_args, args, task="asking the Hub", **patience)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.do_train else None
 
     where = (model_args.model_name_or_path, model_args.model_revision, model_args.cache_dir)
-    patience = {"limit_in_seconds": 60 * data_args.max_network_wait_in_minutes}
     processor, generation_config, config = patiently(load_processor, *where, task=f"loading {where[0]}", **patience)
-    language = check_language(data_args.language, generation_config, where[0])
-    processor.tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
-    preparer = make_preparer(processor, config, data_args)
-    task = f"opening {data_args.dataset_name}"
-    sources = patiently(load_sources, model_args, data_args, args, task=task, **patience)
+    languages = [check_language(record.language, generation_config, where[0]) for record in records]
+    language = languages[0] if len(set(languages)) == 1 else None  # several: the saved model detects it
+    preparers = [make_preparer(processor, config, *pair) for pair in zip(records, languages, strict=True)]
+    processor.tokenizer = preparers[0].tokenizer
+    sets = patiently(open_sets, records, preparers, args, model_args.cache_dir, task="opening the data", **patience)
 
-    resolve_arguments(args, config.d_model, sources.get("train"), data_args.max_train_samples)
+    resolve_arguments(args, config.d_model, sets.get("train", []))
     output_dir.mkdir(parents=True, exist_ok=True)
-    progress = restore_progress(checkpoint, next(iter(sources.values())), data_args, output_dir)
-    stream = make_stream(sources["train"], preparer, data_args, args, progress.position) if args.do_train else None
-    eval_sets = prepare_eval_sets(sources, preparer, data_args, args)
+    progress = restore_progress(checkpoint, sets.get("train", []), data_args, output_dir)
+    sizes = (data_args.shuffle_buffer_size, args.per_device_train_batch_size, data_args.num_decoding_threads)
+    order = (args.data_seed, *sizes, args.process_index, args.world_size, progress.position)
+    stream = SpeechStream(tuple(sets["train"]), *order) if args.do_train else None
+    eval_sets = prepare_eval_sets(sets, data_args.num_decoding_threads, args)
     set_seed(args.seed)
     # Else the gradient of the decoder's positions differs in its last bit from run to run (torch 2.13, index_put).
     torch.use_deterministic_algorithms(args.full_determinism or args.device.type == "cpu", warn_only=True)
     how = (language, data_args.task, model_args.freeze_encoder)
     model = patiently(load_model, *where, *how, task=f"loading {where[0]}", **patience)
     ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
+    readings = {r.name: (spoken, r.do_normalize_eval) for r, spoken in zip(records, languages, strict=True)}
     trainer = SpeechTrainer(
         model=model,
         args=args,
@@ -1936,31 +2543,56 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
         processing_class=processor,
         compute_loss_func=TokenWeightedLoss(args.label_smoothing_factor),
         callbacks=[EarlyStoppingCallback(limit)] if (limit := data_args.early_stopping_patience) else [],
-        window_in_frames=preparer.window_in_frames,
+        window_in_frames=preparers[0].window_in_frames,
         progress=progress,
-        compute_metrics=Scorecard(processor.tokenizer, language, data_args.do_normalize_eval),
+        compute_metrics=Scorecard(processor.tokenizer, readings),
         stop=stop or StopSignals(),
         max_hours=data_args.max_train_time_in_hours,
+        uploads=uploads,
     )
-    arguments = {**asdict(model_args), **asdict(data_args), **args.to_dict()}
-    info = run_info(argv, arguments, sources, identity)
-    describe_run(model, sources, args, checkpoint, stream)
+    info = run_info(argv, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, sets, identity)
+    describe_run(model, sets, args, checkpoint)
+    name = model_args.model_index_name or (uploads.repo_id if uploads else output_dir.resolve().name)
+    write_card = functools.partial(
+        model_card, info, languages=[code or "en" for code in dict.fromkeys(languages)], name=name
+    )
+    return run_job(trainer, eval_sets, info, write_card, checkpoint, data_args)
 
+
+def run_job(
+    trainer: SpeechTrainer,
+    eval_sets: dict[str, datasets.Dataset],
+    info: dict[str, Any],
+    write_card: Callable[..., str],
+    checkpoint: Path | None,
+    data_args: DataArguments,
+) -> dict[str, float]:
+    """Scores, trains, scores, reports and uploads; each only if it is wanted. Returns all metrics."""
+    args, output_dir, is_first = trainer.args, Path(trainer.args.output_dir), trainer.is_world_process_zero()
     metrics: dict[str, float] = {}
-    if trainer.is_world_process_zero():
+    if is_first:
         write_json(output_dir / "run_info.json", info)
+        if args.do_train and checkpoint is None and data_args.data_report_samples:
+            figures = report_data(trainer.train_dataset, data_args.data_report_samples)
+            if "tensorboard" in args.report_to:
+                write_histograms(output_dir, figures)
     if data_args.eval_before_training:
         metrics |= zero_shot_scores(trainer, output_dir, checkpoint)
+    if trainer.uploads is not None:
+        trainer.uploads.write_card = lambda history: write_card(
+            metrics=metrics | last_scores(history), history=history
+        )
     if args.do_train:
         metrics |= train(trainer, checkpoint)
     if args.do_eval:
         metrics |= final_scores(trainer)
     if "test" in eval_sets:
         metrics |= trainer.evaluate(eval_sets["test"], metric_key_prefix="test")
-    if trainer.is_world_process_zero():
-        write_reports(output_dir, info, metrics, language, model_args.model_index_name or output_dir.resolve().name)
-    if args.push_to_hub:
-        push(trainer, output_dir)
+    if is_first:
+        write_reports(output_dir, info, metrics, write_card(metrics=metrics, history=trainer.state.log_history))
+    if trainer.uploads is not None:
+        trainer.uploads.submit(output_dir, trainer.state.log_history)
+        trainer.uploads.finish()
     return metrics
 
 

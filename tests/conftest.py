@@ -65,9 +65,8 @@ def run_main(flags: list[str], more: str) -> dict[str, float]:
 def make_preparer(model: Path, **changes: object) -> script.UtterancePreparer:
     """The row-to-example stage of a saved tiny model."""
     processor, _, config = script.load_processor(str(model), "main", None)
-    processor.tokenizer.set_prefix_tokens(language="es", task="transcribe")
     words = "--model_name_or_path m --dataset_name d --output_dir o --do_train --max_steps 1".split()
-    preparer = script.make_preparer(processor, config, script.parse_arguments(words)[1])
+    preparer = script.make_preparer(processor, config, script.parse_arguments(words)[1], "es")
     for name, value in changes.items():
         setattr(preparer, name, value)
     return preparer

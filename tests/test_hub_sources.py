@@ -69,8 +69,8 @@ def test_a_private_parquet_dataset_is_streamed_with_a_token(hub: Hub, tmp_path: 
     result = run(hub, tmp_path, "hf_owner_token", dataset_name="alice/private")
     assert result.returncode == 0, result.stderr[-3000:]
     info = json.loads((tmp_path / "output" / "run_info.json").read_text())
-    assert info["data"]["train"]["revision"] == hub.commits("dataset", "alice/private")[0].id
-    assert "alice/private train (parquet, 2 files, 40 rows)" in result.stderr
+    assert info["data"]["train"][0]["revision"] == hub.commits("dataset", "alice/private")[0].id
+    assert "alice/private train (parquet, 2 files, 40 rows; audio, text)" in result.stderr
     requests = hub.requests[first:]
     assert any(request.headers.get("range") for request in requests if ".parquet" in request.path)
     assert not [r for r in requests if r.host == "storage" and "authorization" in r.headers]
@@ -79,9 +79,9 @@ def test_a_private_parquet_dataset_is_streamed_with_a_token(hub: Hub, tmp_path: 
 
 
 def test_an_audio_folder_is_streamed_without_torchcodec(hub: Hub, tmp_path: Path):
-    result = run(hub, tmp_path, None, dataset_name="alice/folder", text_column_name="transcription")
+    result = run(hub, tmp_path, None, dataset_name="alice/folder")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "alice/folder train (audiofolder, 1 files, 4 rows)" in result.stderr
+    assert "alice/folder train (audiofolder, 1 files, 4 rows; audio, transcription)" in result.stderr
 
 
 def test_a_script_dataset_is_read_from_its_parquet_export(hub: Hub, tmp_path: Path):
@@ -91,7 +91,7 @@ def test_a_script_dataset_is_read_from_its_parquet_export(hub: Hub, tmp_path: Pa
 
 
 def test_streaming_false_downloads_first(hub: Hub, tmp_path: Path):
-    flags = {"dataset_name": "alice/folder", "text_column_name": "transcription", "streaming": False}
+    flags = {"dataset_name": "alice/folder", "streaming": False}
     result = run(hub, tmp_path, None, **flags, cache_dir=tmp_path / "cache")
     assert result.returncode == 0, result.stderr[-3000:]
     assert "downloading 10 files of alice/folder" in result.stderr

@@ -13,8 +13,8 @@ import torch
 import run_speech_recognition_seq2seq_streaming as script
 
 
-def load(folder: Path, split: str = "train", text_column: str = "text") -> script.SpeechSource:
-    return script.load_source(str(folder), None, split, ("audio", text_column), None, True)
+def load(folder: Path, split: str = "train", record: str = "") -> script.SpeechSource:
+    return script.load_source(str(folder), None, split, (None, None), None, True, record)
 
 
 def make_folder(folder: Path, num_rows: int) -> Path:
@@ -31,7 +31,8 @@ def make_folder(folder: Path, num_rows: int) -> Path:
 
 def make_stream(source: script.SpeechSource, preparer: script.UtterancePreparer, **changes: object):
     settings = {"seed": 1, "block_size": 7, "micro_batch_size": 2, "num_threads": 2}
-    return script.SpeechStream(source, preparer, **{**settings, **changes})
+    max_rows = changes.pop("max_rows", None)
+    return script.SpeechStream((script.SpeechSet(source, preparer, max_rows),), **{**settings, **changes})
 
 
 def take(stream: script.SpeechStream, count: int) -> list[str]:
@@ -85,7 +86,7 @@ def test_two_ranks_take_alternate_micro_batches_of_one_order(speech: Path, prepa
 @pytest.mark.parametrize("seen", [1, 6, 7, 8, 20, 39, 40, 41, 97])
 @pytest.mark.parametrize("kind", ["parquet", "audiofolder"])
 def test_a_position_continues_at_the_next_row(speech: Path, preparer, tmp_path: Path, seen: int, kind: str):
-    source = load(speech) if kind == "parquet" else load(make_folder(tmp_path, 12), "train", "transcription")
+    source = load(speech) if kind == "parquet" else load(make_folder(tmp_path, 12))
     items = list(itertools.islice(make_stream(source, preparer), 130))
     position = pickle.loads(pickle.dumps(items[seen - 1][0])) | {"skip": 0}
     rest = make_stream(source, preparer, position=position, num_threads=1)
@@ -105,12 +106,12 @@ def test_a_position_opens_no_earlier_file(speech: Path, preparer, monkeypatch: p
     assert opened[0] == second_of_first_pass
 
 
-def test_blocks_end_at_rows_or_bytes(speech: Path, monkeypatch: pytest.MonkeyPatch):
-    start = script.FIRST_POSITION["start"]
-    sizes = [len(block.rows) for block in script.read_pass(load(speech), start, 0, 15, None, 0)]
+def test_blocks_end_at_rows_or_bytes(speech: Path, preparer, monkeypatch: pytest.MonkeyPatch):
+    start, item = script.FIRST_PLACE["start"], script.SpeechSet(load(speech), preparer)
+    sizes = [len(block.rows) for block in script.read_pass(item, start, 0, 15)]
     assert sizes == [15, 15, 10]
     monkeypatch.setattr(script, "MAX_BLOCK_IN_BYTES", 100_000)
-    blocks = list(script.read_pass(load(speech), start, 0, 1000, None, 0))
+    blocks = list(script.read_pass(item, start, 0, 1000))
     assert len(blocks) > 3 and all(block.size_in_bytes < 200_000 for block in blocks)
 
 
@@ -124,13 +125,13 @@ def test_nothing_is_decoded_by_datasets_and_torchcodec_is_never_imported(speech:
     import sys
 
     take(make_stream(load(speech), preparer), 3)
-    take(make_stream(load(make_folder(tmp_path, 3), "train", "transcription"), preparer), 3)
+    take(make_stream(load(make_folder(tmp_path, 3)), preparer), 3)
     assert "torchcodec" not in sys.modules
 
 
 def test_rows_are_counted_without_reading_audio(speech: Path, tmp_path: Path):
     assert load(speech).num_rows == 40
-    assert load(make_folder(tmp_path, 9), "train", "transcription").num_rows == 9
+    assert load(make_folder(tmp_path, 9)).num_rows == 9
 
 
 def test_a_damaged_file_is_a_rejection_and_nothing_else_is_lost(tmp_path: Path, preparer):
@@ -185,7 +186,7 @@ def test_a_pass_without_a_usable_row_ends_with_the_reasons(speech: Path, prepare
 def test_bad_sources_say_what_was_found(speech: Path, arguments: tuple, message: str):
     with pytest.raises(script.UserError, match=message):
         name, config_name, split, *columns = (str(speech) if value == "SPEECH" else value for value in arguments)
-        script.load_source(name, config_name, split, tuple(columns), None, True)
+        script.load_source(name, config_name, split, tuple(columns), None, True, "")
 
 
 def test_an_empty_dataset_says_so(tmp_path: Path):

@@ -172,20 +172,6 @@ def test_ten_broken_steps_in_a_row_end_the_run(
     assert len(json.loads((output(flags) / "diverged_rows.json").read_text())) == 40
 
 
-def test_a_failed_upload_is_76_with_the_command_that_finishes_it(train: Callable, flags: list[str]):
-    class Trainer:
-        hub_model_id = "alice/model"
-
-        def push_to_hub(self) -> None:
-            raise ConnectionError("the Hub is gone")
-
-    with pytest.raises(
-        script.RunEnded, match="hf upload alice/model some/folder . --exclude 'checkpoint-\\*'"
-    ) as ending:
-        script.push(Trainer(), Path("some/folder"))
-    assert ending.value.code == 76
-
-
 def test_a_finished_run_keeps_the_best_model_and_its_figures(train: Callable, flags: list[str]):
     more = "--do_train --do_eval --max_steps 6 --save_steps 2 --eval_steps 2 --load_best_model_at_end"
     metrics = train(more)

@@ -50,7 +50,7 @@ def test_the_whole_job(train: Train, flags: list[str], tiny_model: Path, caplog:
     assert json.loads((folder / "all_results.json").read_text()) == pytest.approx(metrics)
     info = json.loads((folder / "run_info.json").read_text())
     assert info["command"].startswith("python ") and "--max_steps 4" in info["command"]
-    assert info["versions"]["torch"] == torch.__version__ and info["data"]["train"]["num_rows"] == 40
+    assert info["versions"]["torch"] == torch.__version__ and info["data"]["train"][0]["num_rows"] == 40
     card = ModelCard.load(folder / "README.md").data
     assert card.language == "es" and {r.metric_type for r in card.eval_results} == {"wer", "cer"}
     assert list(folder.glob("runs/*/events*")), "TensorBoard files belong to output_dir"
@@ -59,7 +59,7 @@ def test_the_whole_job(train: Train, flags: list[str], tiny_model: Path, caplog:
     text = caplog.text
     for line in ("parameters", "train data", "a step: 4 rows", "steps: 4", "tensorboard --logdir", "before training"):
         assert line in text, line
-    assert "first label: <|startoftranscript|><|es|><|transcribe|><|notimestamps|>" in text
+    assert "First label: <|startoftranscript|><|es|><|transcribe|><|notimestamps|>" in text
     before, after = weights(tiny_model), weights(folder)
     frozen = [name for name in after if torch.equal(before[name], after[name])]
     assert frozen == ["model.encoder.embed_positions.weight"]  # Whisper's sinusoids
@@ -101,8 +101,8 @@ def test_the_loss_is_the_mean_over_target_tokens(
 ):
     train("--do_train --max_steps 1 --per_device_train_batch_size 40 --shuffle_buffer_size 1")
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
-    source = script.load_source(str(speech), None, "train", ("audio", "text"), None, True)
-    blocks = script.read_pass(source, script.FIRST_POSITION["start"], None, 40, None, 0)
+    source = script.load_source(str(speech), None, "train", ("audio", "text"), None, True, "")
+    blocks = script.read_pass(script.SpeechSet(source, preparer), script.FIRST_PLACE["start"], None, 40)
     examples = [preparer(row) for block in blocks for row in block.rows]
     total, count = 0.0, 0
     for example in examples:
@@ -234,7 +234,7 @@ def test_output_dir_of_another_run_is_refused(train: Train, flags: list[str], tm
     folder.mkdir()
     (folder / "notes.txt").write_text("a cloned repo may hold other files")
     train("--do_train --max_steps 1")
-    with pytest.raises(script.UserError, match="of another run .*text_column_name was 'text'"):
+    with pytest.raises(script.UserError, match="of another run .*text_column_name was None"):
         train("--do_train --max_steps 2 --text_column_name other")
     with pytest.raises(script.UserError, match="holds checkpoint-1 and --resume_from_checkpoint says no"):
         train("--do_train --max_steps 2 --resume_from_checkpoint no")
