@@ -68,6 +68,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import evaluate
 import fsspec
+import huggingface_hub
 import jiwer
 import librosa
 import numpy as np
@@ -77,36 +78,11 @@ import soundfile
 import torch
 import transformers
 import yaml
-from huggingface_hub import (
-    CommitOperationAdd,
-    EvalResult,
-    HfApi,
-    ModelCard,
-    ModelCardData,
-    get_token,
-    snapshot_download,
-)
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
-from transformers import (
-    AutoConfig,
-    EarlyStoppingCallback,
-    EvalPrediction,
-    GenerationConfig,
-    HfArgumentParser,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
-    WhisperTokenizer,
-    set_seed,
-)
 from transformers.hf_argparser import HfArg
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
@@ -203,7 +179,7 @@ do_lower_case do_remove_punctuation do_normalize_eval""".split()
 
 
 @dataclass
-class TrainingArguments(Seq2SeqTrainingArguments):
+class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     """The library's arguments, with other defaults: those below, and greater_is_better False for every error rate (the
     library would keep the worst model)."""
 
@@ -289,8 +265,8 @@ REFUSED_ARGUMENTS = {
 }
 
 
-class ArgumentParser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line and which accepts no abbreviated flags."""
+class ArgumentParser(transformers.HfArgumentParser):
+    """transformers.HfArgumentParser whose errors are one line and which accepts no abbreviated flags."""
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}. Run with --help for the list of flags.")
@@ -603,7 +579,7 @@ def downloaded(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str |
     patterns = [match.group(3) for match in on_hub] + ["README.md", "*metadata.*"]
     logger.info("downloading %d files of %s (--streaming False)", len(on_hub), repo_id)
     where = {"repo_type": "dataset", "revision": revision, "cache_dir": cache_dir}
-    return snapshot_download(repo_id, allow_patterns=patterns, **where)
+    return huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns, **where)
 
 
 def find_column(flag: str, wanted: str | None, known: tuple[str, ...], found: list[str], where: str) -> str:
@@ -669,8 +645,8 @@ def read_manifest(files: list[str], columns: tuple[str, str] | None = None) -> I
                     yield row
                     continue
                 audio, text = (row.get(column) for column in columns)
-                if number == 0 and audio and (folder / "clips" / audio).is_file():
-                    folder /= "clips"  # Common Voice names its files so
+                if number == 0 and audio and not (folder / audio).is_file() and (folder / "clips" / audio).is_file():
+                    folder /= "clips"  # as in a Common Voice download
                 place = str(folder / audio) if audio and "://" not in audio else audio
                 yield {columns[0]: place, columns[1]: None if text is None else str(text)}
 
@@ -834,7 +810,7 @@ def pad_features(frames: torch.Tensor, frame_counts: list[int], window: int) -> 
     return batch
 
 
-def encode_text(text: str, tokenizer: WhisperTokenizer, max_label_length: int) -> list[int]:
+def encode_text(text: str, tokenizer: transformers.WhisperTokenizer, max_label_length: int) -> list[int]:
     """Token ids of a transcript with prefix and end: <|startoftranscript|> [language, task] <|notimestamps|> ... .
     Raises: Rejection if the text is empty or the decoder has too few positions for it."""
     if not text:
@@ -849,7 +825,7 @@ def encode_text(text: str, tokenizer: WhisperTokenizer, max_label_length: int) -
 class UtterancePreparer:
     """One source row to one training example; cheap checks first. Pickles; threads share it."""
 
-    tokenizer: WhisperTokenizer
+    tokenizer: transformers.WhisperTokenizer
     mel_filters: np.ndarray  # (201, n_mels)
     window_in_frames: int
     max_label_length: int
@@ -870,6 +846,8 @@ class UtterancePreparer:
 
     def prepare(self, audio: str | dict[str, Any] | None, text: str | None) -> dict[str, Any]:
         """Features (n_mels, n_frames), label ids, text as trained and duration. Raises: Rejection."""
+        if audio is None and text is None:
+            raise Rejection("row_unreadable", "neither audio nor text")
         text = normalize_text(text or "", self.do_lower_case, self.do_remove_punctuation)
         labels = encode_text(text, self.tokenizer, self.max_label_length)
         wait = self.max_network_wait_in_seconds
@@ -967,6 +945,9 @@ class SpeechSet:
     preparer: UtterancePreparer
     max_rows: int | None = None
     weight: float = 1.0
+
+    def rows_per_pass(self) -> int | None:
+        return self.source.num_rows and min(self.source.num_rows, self.max_rows or self.source.num_rows)
 
 
 def read_pass(item: SpeechSet, start: dict[str, Any], seed: int | None, block_size: int) -> Iterator[Block]:
@@ -1169,7 +1150,11 @@ class SpeechCollator:
             decoder_input_ids[i, : len(ids) - 1] = torch.tensor(ids[:-1])
             if ids[-1] is not None:
                 labels[i, : len(ids) - 1] = torch.tensor(ids[1:])
-        features = [row["features"].view(self.n_mels, -1) for row in rows]
+        features = [row["features"] for row in rows]
+        if isinstance(features[0], bytes):  # of a prepared evaluation set
+            features = [
+                torch.frombuffer(bytearray(data), dtype=torch.float32).view(self.n_mels, -1) for data in features
+            ]
         batch = {"labels": labels, "decoder_input_ids": decoder_input_ids, "frames": torch.cat(features, dim=1)}
         batch["frame_counts"] = [clip.shape[1] for clip in features]
         if examples and "index" in examples[0]:
@@ -1181,7 +1166,7 @@ class SpeechCollator:
 
 
 # -------------------------------------------------------------------------------------------------------- model ----
-def check_language(language: str | None, generation_config: GenerationConfig, name: str) -> str | None:
+def check_language(language: str | None, generation_config: transformers.GenerationConfig, name: str) -> str | None:
     """The language's code as the checkpoint knows it; None for English-only models.
     Raises: UserError if it is missing, unknown to this checkpoint, or given for an English-only one."""
     known = getattr(generation_config, "lang_to_id", None) or {}
@@ -1201,17 +1186,19 @@ def check_language(language: str | None, generation_config: GenerationConfig, na
     return code
 
 
-def load_processor(name: str, revision: str, cache_dir: str | None) -> tuple[WhisperProcessor, GenerationConfig, Any]:
+def load_processor(
+    name: str, revision: str, cache_dir: str | None
+) -> tuple[transformers.WhisperProcessor, transformers.GenerationConfig, Any]:
     """Processor, generation config and model config; small files, read before anything large.
     Raises: UserError if they are not there or belong to another architecture."""
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
         if config.model_type != "whisper":
             raise UserError(
                 f"--model_name_or_path {name}: {config.model_type} model; this script trains Whisper only."
             )
-        processor = WhisperProcessor.from_pretrained(name, revision=revision, cache_dir=cache_dir)
-        generation_config = GenerationConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
+        processor = transformers.WhisperProcessor.from_pretrained(name, revision=revision, cache_dir=cache_dir)
+        generation_config = transformers.GenerationConfig.from_pretrained(name, revision=revision, cache_dir=cache_dir)
     except OSError as error:
         if is_network_error(error):
             raise
@@ -1221,12 +1208,12 @@ def load_processor(name: str, revision: str, cache_dir: str | None) -> tuple[Whi
 
 def load_model(
     name: str, revision: str, cache_dir: str | None, language: str | None, task: str, freeze_encoder: bool
-) -> WhisperForConditionalGeneration:
+) -> transformers.WhisperForConditionalGeneration:
     """The checkpoint in float32 (mixed precision comes from --fp16 or --bf16), told language and task.
     Only the generation config carries language and task; forced_decoder_ids would contradict them."""
     # Without dtype, transformers 5 loads float16 checkpoints as float16, whose gradients cannot be unscaled.
     where = {"revision": revision, "cache_dir": cache_dir}
-    model = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32, **where)
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32, **where)
     # Whisper's sinusoids are constants, but transformers 5.23 loads them with requires_grad=True.
     model.model.encoder.embed_positions.requires_grad_(False)
     model.generation_config.forced_decoder_ids = None
@@ -1250,18 +1237,32 @@ def clean_symbols(text: str) -> str:
     return "".join(" " if unicodedata.category(character)[0] in "SP" else character for character in normalized)
 
 
-def text_normalizers(language: str | None, tokenizer: WhisperTokenizer) -> dict[str, Callable[[str], str]]:
-    """The three readings of a text: as written, Whisper's normaliser, and Whisper's basic one with marks kept."""
+def text_normalizers(
+    language: str | None, do_normalize: bool, tokenizer: transformers.WhisperTokenizer
+) -> dict[str, Callable[[str], str]]:
+    """The readings of a text by the suffix of their metrics: as written, Whisper's normaliser, Whisper's basic one with
+    marks kept; and without suffix the leading one."""
     keep_marks = BasicTextNormalizer()
     keep_marks.clean = clean_symbols
     is_english = language in (None, "en")
     english = EnglishTextNormalizer(tokenizer.english_spelling_normalizer or {}) if is_english else None
-    return {"ortho": collapse_spaces, "norm": english or BasicTextNormalizer(), "norm_marks": keep_marks}
+    readings = {"_ortho": collapse_spaces, "_norm": english or BasicTextNormalizer(), "_norm_marks": keep_marks}
+    return {"": readings["_norm" if do_normalize else "_ortho"], **readings}
+
+
+def count_words(alignment: list[jiwer.AlignmentChunk]) -> dict[str, int]:
+    """Substitutions, deletions, insertions and hits of one aligned utterance."""
+    names = {"substitute": "substitutions", "delete": "deletions", "insert": "insertions", "equal": "hits"}
+    counts = dict.fromkeys(names.values(), 0)
+    for chunk in alignment:  # of an insertion only the hypothesis has a width, of a deletion only the reference
+        width = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+        counts[names[chunk.type]] += width
+    return counts
 
 
 class SpeechErrors(evaluate.Metric):
-    """Word and character errors of a corpus by jiwer, as an `evaluate` metric that needs no network; rates in percent,
-    and for each row its word errors and words."""
+    """Word and character errors of a corpus by jiwer, as an `evaluate` metric that needs no network: rates in percent,
+    counts of words, and the counts of each row."""
 
     def _info(self) -> evaluate.MetricInfo:
         texts = {name: datasets.Value("string") for name in ("predictions", "references")}
@@ -1269,179 +1270,141 @@ class SpeechErrors(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         words = jiwer.process_words(references, predictions)
-        characters = jiwer.process_characters(references, predictions)
+        rates = {"wer": 100 * words.wer, "cer": 100 * jiwer.cer(references, predictions)}
         counts = {name: getattr(words, name) for name in ("substitutions", "deletions", "insertions", "hits")}
-        rows = [
-            row_counts(alignment) | {"words": len(r)}
-            for alignment, r in zip(words.alignments, words.references, strict=True)
-        ]
-        return {"wer": 100 * words.wer, "cer": 100 * characters.cer, **counts, "rows": rows}
+        return {**rates, **counts, "rows": [count_words(alignment) for alignment in words.alignments]}
 
 
-def row_counts(alignment: list[jiwer.AlignmentChunk]) -> dict[str, int]:
-    """Substituted, deleted and inserted words of one aligned utterance."""
-    widths: Counter = Counter()
-    for chunk in alignment:  # of an insertion only the hypothesis has a width, of a deletion only the reference
-        widths[chunk.type] += max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-    names = {"substitutions": "substitute", "deletions": "delete", "insertions": "insert"}
-    return {name: widths[kind] for name, kind in names.items()}
-
-
-def num_errors(counts: dict[str, int]) -> int:
-    return counts["substitutions"] + counts["deletions"] + counts["insertions"]
+def word_error_rate(counts: dict[str, int]) -> float:
+    """WER in percent from the four counts of a row with a reference."""
+    errors = counts["substitutions"] + counts["deletions"] + counts["insertions"]
+    return 100 * errors / (counts["substitutions"] + counts["deletions"] + counts["hits"])
 
 
 def bootstrap_interval(rows: list[dict[str, int]], num_draws: int = 1_000) -> tuple[float, float]:
-    """95 % interval of the WER in percent: utterances drawn with replacement, seeded (Bisani and Ney, ICASSP 2004).
-    rows: `row_counts` and the number of words of each utterance."""
-    errors, words = (np.array([count(row) for row in rows]) for count in (num_errors, lambda row: row["words"]))
-    generator = np.random.default_rng(0)
-    draws = (generator.integers(len(rows), size=len(rows)) for _ in range(num_draws))
-    low, high = np.percentile([errors[draw].sum() / words[draw].sum() for draw in draws], [2.5, 97.5])
-    return 100 * float(low), 100 * float(high)
-
-
-def is_loop(text: str) -> bool:
-    """Whether a transcript repeats itself: it compresses better than 2.4 to 1 (Whisper's own test, transcribe.py)."""
-    data = text.encode()
-    return len(data) > 2.4 * len(zlib.compress(data))
+    """95 % interval of the WER in percent: rows drawn with replacement, seeded (Bisani and Ney, ICASSP 2004)."""
+    table, generator = np.array([list(row.values()) for row in rows]), np.random.default_rng(0)
+    draws = (table[generator.integers(len(table), size=len(table))].sum(axis=0) for _ in range(num_draws))
+    low, high = np.percentile([word_error_rate(dict(zip(rows[0], draw, strict=True))) for draw in draws], [2.5, 97.5])
+    return float(low), float(high)
 
 
 @dataclass
 class Scorecard:
-    """The trainer's compute_metrics: generated ids to error rates in percent, for each evaluation set and in total.
+    """The trainer's compute_metrics: generated ids to error rates in percent, in total and for each of several sets.
     Rows are found by their index, so that rows that several processes scored twice count once."""
 
-    tokenizer: WhisperTokenizer
+    tokenizer: transformers.WhisperTokenizer
     readings: dict[str, tuple[str | None, bool]]  # set name to (language, whether normalised text leads)
     metric: SpeechErrors = field(default_factory=lambda: SpeechErrors(keep_in_memory=True))
-    rows: dict[int, dict[str, Any]] = field(default_factory=dict)  # by index: id, set, text, duration
-    scored: list[dict[str, Any]] = field(default_factory=list)  # the rows of the last call with their predictions
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)  # by index: id, set, reference, duration
+    scored: list[dict[str, Any]] = field(default_factory=list)  # rows of the last call: and prediction, pairs, counts
     max_new_tokens: int = sys.maxsize
+
+    def __post_init__(self) -> None:
+        self.normalizers = {name: text_normalizers(*how, self.tokenizer) for name, how in self.readings.items()}
 
     def use(self, eval_set: datasets.Dataset) -> None:
         """Takes the references of a prepared evaluation set."""
-        columns = eval_set.with_format(None).select_columns(["index", "set", "id", "text", "duration"])
+        columns = eval_set.select_columns(["index", "set", "id", "text", "duration"])
         self.rows = {row.pop("index"): row | {"reference": row.pop("text")} for row in columns}
 
     def languages(self, indices: torch.Tensor) -> list[str | None]:
         return [self.readings[self.rows[index]["set"]][0] for index in indices.tolist()]
 
-    def __call__(self, outputs: EvalPrediction) -> dict[str, float]:
+    def __call__(self, outputs: transformers.EvalPrediction) -> dict[str, float]:
         """outputs: predictions (ids (rows, n_tokens), loss sums (rows,), token counts (rows,)), label_ids indices."""
-        ids, loss_sums, token_counts = outputs.predictions
-        ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        lengths = (ids != self.tokenizer.pad_token_id).sum(axis=1)
         place = {int(index): i for i, index in enumerate(outputs.label_ids)}
         once = [place[index] for index in sorted(place)]
-        self.scored = [
-            self.rows[index] | {"prediction": texts[place[index]].strip(), "num_tokens": int(lengths[place[index]])}
-            for index in sorted(place)
-        ]
-        pairs = {name: self.pairs(name) for name in sorted({row["set"] for row in self.scored})}
-        pooled = {
-            suffix: [pair for one in pairs.values() for pair in one[suffix]] for suffix in next(iter(pairs.values()))
-        }
-        metrics = {
-            "loss": float(np.sum(loss_sums[once]) / max(1, np.sum(token_counts[once]))),
-            **self.rates(pooled, self.scored),
-        }
-        for name in pairs if len(pairs) > 1 else ():
-            rates = self.rates(pairs[name], [row for row in self.scored if row["set"] == name])
-            metrics |= {f"{name}_{key}": value for key, value in rates.items()}
+        ids, loss_sums, token_counts = (values[once] for values in outputs.predictions)
+        ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
+        lengths = (ids != self.tokenizer.pad_token_id).sum(axis=1)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        self.scored = []
+        for index, text, length in zip(sorted(place), texts, lengths.tolist(), strict=True):
+            row = self.rows[index] | {"prediction": text.strip(), "num_tokens": length}
+            said_and_heard = (row["reference"], row["prediction"])
+            row["pairs"] = {  # (reference, prediction) in each reading
+                suffix: tuple(collapse_spaces(normalize(text)) for text in said_and_heard)
+                for suffix, normalize in self.normalizers[row["set"]].items()
+            }
+            self.scored.append(row)
+        metrics = self.rates(self.scored) | {"loss": float(loss_sums.sum() / max(1, token_counts.sum()))}
+        for name in self.readings if len(self.readings) > 1 else ():
+            if rows := [row for row in self.scored if row["set"] == name]:
+                metrics |= {f"{name}_{key}": value for key, value in self.rates(rows).items()}
         return metrics
 
-    def pairs(self, name: str) -> dict[str, list[tuple[str, str]]]:
-        """(reference, prediction) of the rows of a set in each reading; "" is the leading one."""
-        language, do_normalize = self.readings[name]
-        normalizers = {f"_{name}": normalize for name, normalize in text_normalizers(language, self.tokenizer).items()}
-        normalizers[""] = normalizers["_norm" if do_normalize else "_ortho"]
-        rows, result = [row for row in self.scored if row["set"] == name], {}
-        for suffix, normalize in normalizers.items():
-            texts = ((normalize(row["reference"]), normalize(row["prediction"])) for row in rows)
-            result[suffix] = [
-                (collapse_spaces(reference), collapse_spaces(prediction)) for reference, prediction in texts
-            ]
-        return result
-
-    def rates(self, pairs: dict[str, list[tuple[str, str]]], rows: list[dict[str, Any]]) -> dict[str, float]:
+    def rates(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         """wer_*, cer_* for each reading; for the leading one wer, cer, counts, and the WER's 95 % interval."""
-        metrics = {"num_rows": len(rows), "empty_references": sum(not reference for reference, _ in pairs[""])}
-        for suffix, all_pairs in pairs.items():
-            kept = [(reference, prediction) for reference, prediction in all_pairs if reference]
+        metrics = {"num_rows": len(rows), "empty_references": sum(not row["pairs"][""][0] for row in rows)}
+        for suffix in rows[0]["pairs"]:
+            kept = [row for row in rows if row["pairs"][suffix][0]]
             if not kept:
-                reading = suffix[1:] or "leading reading"
+                reading = suffix[1:] or "leading"
                 logger.warning("No reference is left after normalisation (%s): error rates are not defined.", reading)
                 continue
-            errors = self.metric.compute(references=[r for r, _ in kept], predictions=[p for _, p in kept])
+            references, predictions = (list(texts) for texts in zip(*(r["pairs"][suffix] for r in kept), strict=True))
+            errors = self.metric.compute(references=references, predictions=predictions)
             counts = errors.pop("rows")
             metrics |= {f"wer{suffix}": errors.pop("wer"), f"cer{suffix}": errors.pop("cer")}
-            if suffix:
-                continue
-            metrics |= errors
-            metrics["wer_low"], metrics["wer_high"] = bootstrap_interval(counts)
-            scored = (row for row, (reference, _) in zip(rows, all_pairs, strict=True) if reference)
-            for row, (said, heard), count in zip(scored, kept, counts, strict=True):
-                row |= {"said": said, "heard": heard, **count, "wer": 100 * num_errors(count) / count["words"]}
-        with_text = [row for row, (reference, _) in zip(rows, pairs[""], strict=True) if reference] or rows
-        metrics["empty_outputs"] = 100 * sum(not row["prediction"] for row in with_text) / len(with_text)
-        metrics["repetition_loops"] = 100 * sum(is_loop(row["prediction"]) for row in rows) / len(rows)
-        metrics["cut_outputs"] = 100 * sum(row["num_tokens"] >= self.max_new_tokens for row in rows) / len(rows)
-        return metrics
-
-
-def prepare_eval_set(item: SpeechSet, num_threads: int, folder: Path) -> tuple[datasets.Dataset, list[Rejection]]:
-    """Decodes an evaluation split once into a memory-mapped Arrow file, unpadded features.
-    Raises: UserError if no row is usable."""
-    path = folder / f"{eval_set_key(item)}.arrow"
-    listing = path.with_suffix(".json")  # written last: its presence makes the cache complete
-    if not listing.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        rejections = write_eval_set(item, num_threads, path)
-        list_rejections(folder.parent, item.source.split, rejections)
-        write_json(listing, [rejection.args for rejection in rejections])
-    rejections = [Rejection(*args) for args in json.loads(listing.read_text(encoding="utf-8"))]
-    rows = datasets.Dataset.from_file(str(path))
-    if len(rows) == 0:
-        reasons = describe_counts(Counter(rejection.reason for rejection in rejections))
-        raise UserError(f"no usable row in split '{item.source.split}' of {item.source.name}. Rejected: {reasons}.")
-    return rows, rejections
+            if not suffix:
+                metrics |= errors
+                metrics["wer_low"], metrics["wer_high"] = bootstrap_interval(counts)
+                for row, count in zip(kept, counts, strict=True):
+                    row |= count
+        texts = [row["prediction"].encode() for row in rows]
+        shares = {
+            "empty_outputs": [not text for text in texts],
+            # They compress better than 2.4 to 1: Whisper's own test for repetition (openai/whisper, transcribe.py).
+            "repetition_loops": [len(text) > 2.4 * len(zlib.compress(text)) for text in texts],
+            "cut_outputs": [row["num_tokens"] >= self.max_new_tokens for row in rows],
+        }
+        return metrics | {name: 100 * sum(values) / len(rows) for name, values in shares.items()}
 
 
 def eval_set_key(item: SpeechSet) -> str:
     """Changes with whatever changes the prepared rows: the files, the model's limits, the prefix, the text options."""
     source, preparer = item.source, item.preparer
     stats = [(url, os.path.getmtime(url), os.path.getsize(url)) for url in source.data_files if os.path.exists(url)]
-    others = ("tokenizer", "mel_filters", "max_network_wait_in_seconds")
-    settings = {f.name: getattr(preparer, f.name) for f in fields(preparer) if f.name not in others}
-    parts = [getattr(source, f.name) for f in fields(source) if f.name not in ("parts", "data_files")]
+    others = ("tokenizer", "mel_filters", "max_network_wait_in_seconds", "parts", "data_files")
+    settings = {f.name: getattr(o, f.name) for o in (source, preparer) for f in fields(o) if f.name not in others}
     prefix = [preparer.mel_filters.shape[1], len(preparer.tokenizer), preparer.tokenizer.prefix_tokens]
-    return datasets.fingerprint.Hasher.hash([stats, settings, parts, prefix, item.max_rows])
+    return datasets.fingerprint.Hasher.hash([stats, settings, prefix, item.max_rows])
 
 
-def write_eval_set(item: SpeechSet, num_threads: int, path: Path) -> list[Rejection]:
-    """Writes the accepted rows of a split to an Arrow stream file. Returns the rejected ones."""
-    schema = pa.schema(
-        {"id": pa.string(), "text": pa.string(), "duration": pa.float64()}
-        | {"labels": pa.list_(pa.int32()), "features": pa.large_list(pa.float32())}
+def eval_rows(item: SpeechSet, num_threads: int) -> Iterator[dict[str, Any]]:
+    """The prepared rows of a split, features (n_mels, n_frames) as bytes; rejected ones with a reason instead."""
+    rows = (
+        (None, row) for block in read_ahead(read_pass(item, FIRST_PLACE["start"], None, 100)) for row in block.rows
     )
-    blocks = read_pass(item, FIRST_PLACE["start"], None, 100)
-    rows = ((None, row) for block in read_ahead(blocks) for row in block.rows)
-    total = min(item.source.num_rows or sys.maxsize, item.max_rows or sys.maxsize)
-    rejections: list[Rejection] = []
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        prepared = map_in_order(item.preparer, rows, num_threads)
-        total = total if total < sys.maxsize else None
-        for _, example in tqdm(prepared, total=total, desc=f"preparing {item.source.split}", unit="row"):
-            if isinstance(example, Rejection):
-                rejections.append(example)
-                continue
-            record = {**example, "features": example["features"].flatten().numpy()}
-            writer.write_batch(pa.RecordBatch.from_pylist([record], schema=schema))
-    unfinished.replace(path)
-    return rejections
+    for _, example in map_in_order(item.preparer, rows, num_threads):
+        if isinstance(example, Rejection):
+            nothing = dict.fromkeys(("duration", "labels", "features"))
+            yield {"id": example.row, "reason": example.reason, "text": example.detail, **nothing}
+        else:
+            yield {**example, "features": example["features"].numpy().tobytes(), "reason": None}
+
+
+def prepare_eval_set(item: SpeechSet, num_threads: int, folder: Path) -> tuple[datasets.Dataset, list[Rejection]]:
+    """Decodes an evaluation split once; `datasets` keeps it in a memory-mapped file. Raises: UserError if no row is
+    usable, and the errors of the reader."""
+    texts = {name: datasets.Value("string") for name in ("id", "text", "reason")}
+    numbers = {"duration": datasets.Value("float64"), "labels": datasets.List(datasets.Value("int32"))}
+    features = datasets.Features({**texts, **numbers, "features": datasets.Value("large_binary")})
+    what = {"gen_kwargs": {"item": item, "num_threads": num_threads}, "fingerprint": eval_set_key(item)}
+    try:
+        rows = datasets.Dataset.from_generator(eval_rows, features, str(folder), writer_batch_size=16, **what)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ or error from None
+    reasons = rows["reason"]
+    rejected = rows.select([i for i, reason in enumerate(reasons) if reason is not None])
+    good = rows.select([i for i, reason in enumerate(reasons) if reason is None])
+    rejections = [Rejection(row["reason"], row["text"], row["id"]) for row in rejected]
+    if len(good) == 0:
+        reasons = describe_counts(Counter(reasons))
+        raise UserError(f"no usable row in split '{item.source.split}' of {item.source.name}. Rejected: {reasons}.")
+    return good, rejections
 
 
 def join_eval_sets(sets: dict[str, datasets.Dataset]) -> datasets.Dataset:
@@ -1449,15 +1412,16 @@ def join_eval_sets(sets: dict[str, datasets.Dataset]) -> datasets.Dataset:
     names = [name for name, rows in sets.items() for _ in range(len(rows))]
     rows = datasets.concatenate_datasets(list(sets.values())).add_column("set", names)
     rows = rows.add_column("index", list(range(len(rows))))
-    longest_first = np.argsort(-np.array(rows["duration"]), kind="stable")
-    return rows.select(longest_first).with_format("torch", columns=["features"], output_all_columns=True)
+    return rows.select(np.argsort(-np.array(rows["duration"]), kind="stable"))
 
 
 # ---------------------------------------------------------------------------------------------------------- hub ----
 # By name, never by folder: output_dir may be "./" with .git, .env and .venv in it.
 MODEL_FILES = """*.safetensors *.safetensors.index.json config.json generation_config.json processor_config.json
 preprocessor_config.json tokenizer*.json vocab.json merges.txt normalizer.json *_tokens*.json adapter_*""".split()
-REPORT_FILES = "run_info.json all_results.json scorecard.json runs/*/events* runs/events*".split()
+REPORT_FILES = (
+    "run_info.json all_results.json scorecard.json runs/[A-Z]*/events* runs/data/events*".split()
+)  # not transcripts
 TRANSCRIPT_FILES = "predictions_*.jsonl worst_*.txt".split()  # with --push_predictions only: data may be private
 
 
@@ -1466,9 +1430,9 @@ def check_hub(name: str, private: bool | None) -> str:
     tell little, so the Hub is asked what it would do with a file. Returns the repo's id. Raises: UserError."""
     if HF_HUB_OFFLINE:
         raise UserError("--push_to_hub with HF_HUB_OFFLINE=1. Unset it, or leave out --push_to_hub.")
-    if not get_token():
+    if not huggingface_hub.get_token():
         raise UserError("--push_to_hub needs a token. Run `hf auth login`, or set HF_TOKEN.")
-    api, probe = HfApi(), CommitOperationAdd("run_info.json", b"{}")
+    api, probe = huggingface_hub.HfApi(), huggingface_hub.CommitOperationAdd("run_info.json", b"{}")
     try:
         repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
         api.preupload_lfs_files(repo_id, [probe])
@@ -1483,7 +1447,9 @@ def check_hub(name: str, private: bool | None) -> str:
 
 def download_checkpoint(repo_id: str, output_dir: Path) -> None:
     """Makes the Hub's last-checkpoint (--hub_strategy checkpoint) the newest of output_dir. Raises: UserError."""
-    folder = Path(snapshot_download(repo_id, allow_patterns="last-checkpoint/*", local_dir=output_dir / "_hub"))
+    folder = Path(
+        huggingface_hub.snapshot_download(repo_id, allow_patterns="last-checkpoint/*", local_dir=output_dir / "_hub")
+    )
     if not is_complete(folder / "last-checkpoint"):
         raise UserError(f"--resume_from_checkpoint hub: {repo_id} has no complete last-checkpoint. Use 'auto'.")
     step = json.loads((folder / "last-checkpoint" / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
@@ -1630,21 +1596,27 @@ class StreamProgress:
     position: dict[str, Any] | None = None
     num_rows: int = 0
     rejected: Counter = field(default_factory=Counter)
-    is_checked: bool = False
     num_skipped_steps: int = 0  # steps whose loss was not finite
 
     def update(self, ride: dict[str, Any]) -> None:
         """Counts one trained micro-batch and lists its rejections. Raises: UserError if there are too many."""
-        # A pass shorter than the limit is judged when the next one begins.
-        passes = [place["start"]["pass"] for place in ride["position"]["sources"]]
-        is_enough = self.num_rows >= ROWS_BEFORE_REJECTION_CHECK or min(passes) > 0
-        if is_enough and not self.is_checked:
-            self.is_checked = True
-            check_rejected_fraction(self.rejected, self.num_rows, self.max_rejected_fraction, self.output_dir)
+        limit = min(ROWS_BEFORE_REJECTION_CHECK, *(rows for rows in [*self.pass_rows.values(), sys.maxsize] if rows))
+        was_judged = self.num_rows >= limit
         self.position = ride["position"]
         self.num_rows += ride["num_rows"]
         self.rejected.update(rejection.reason for rejection in ride["rejections"])
         list_rejections(self.output_dir, "train", ride["rejections"])
+        if self.num_rows >= limit and not was_judged:
+            self.judge()
+
+    def judge(self) -> None:
+        """Raises UserError if more rows were rejected than --max_rejected_fraction allows."""
+        if self.rejected.total() > self.max_rejected_fraction * self.num_rows:
+            found = f"{self.rejected.total()} of the first {self.num_rows} rows were rejected"
+            limit = f"--max_rejected_fraction {self.max_rejected_fraction:g}"
+            listing = self.output_dir / "rejected.jsonl"
+            why = f"{found} ({describe_counts(self.rejected)}), more than {limit}."
+            raise UserError(f"{why} See {listing}; mend them or raise the limit.")
 
     def figures(self) -> dict[str, float]:
         """For the log: passes over each source and its share of the rows, rows used and rejected (by reason)."""
@@ -1653,8 +1625,7 @@ class StreamProgress:
             num_rows, start = place["rows_per_pass"] or num_rows, place["start"]
             part = min(1.0, (start["rows"] + place["offset"]) / num_rows) if num_rows else 0.0
             figures[f"pass_{name}".rstrip("_")] = round(start["pass"] + part, 4)
-            if name:
-                figures[f"share_{name}"] = round(place["used"] / self.position["row"], 4)
+            figures |= {f"share_{name}": round(place["used"] / self.position["row"], 4)} if name else {}
         reasons = {f"rejected_{reason}": count for reason, count in sorted(self.rejected.items())}
         skipped = {"skipped_steps": self.num_skipped_steps} if self.num_skipped_steps else {}
         return {**figures, "rows": self.num_rows, "rejected": self.rejected.total(), **reasons, **skipped}
@@ -1664,29 +1635,18 @@ class StreamProgress:
         listing = self.output_dir / "rejected.jsonl"
         return {
             "position": self.position | {"skip": micro_batch_size * (world_size - 1)},
-            "num_rows": self.num_rows,
+            "counts": {"num_rows": self.num_rows, "num_skipped_steps": self.num_skipped_steps},
             "rejected": dict(self.rejected),
-            "is_checked": self.is_checked,
-            "num_skipped_steps": self.num_skipped_steps,
             "rejected_bytes": listing.stat().st_size if listing.exists() else 0,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over what a checkpoint saved; rows that were listed after it will be met, and listed, again."""
-        self.position, self.num_rows, self.is_checked = state["position"], state["num_rows"], state["is_checked"]
-        self.rejected, self.num_skipped_steps = Counter(state["rejected"]), state["num_skipped_steps"]
+        self.position, self.rejected = state["position"], Counter(state["rejected"])
+        self.num_rows, self.num_skipped_steps = state["counts"]["num_rows"], state["counts"]["num_skipped_steps"]
         listing = self.output_dir / "rejected.jsonl"
         if listing.exists() and listing.stat().st_size > state["rejected_bytes"]:
             os.truncate(listing, state["rejected_bytes"])
-
-
-def check_rejected_fraction(rejected: Counter, num_rows: int, limit: float, output_dir: Path) -> None:
-    """Raises UserError if more rows were rejected than --max_rejected_fraction allows."""
-    if rejected.total() > limit * num_rows:
-        raise UserError(
-            f"{rejected.total()} of the first {num_rows} rows were rejected ({describe_counts(rejected)}), more than "
-            f"--max_rejected_fraction {limit:g}. See {output_dir / 'rejected.jsonl'}; mend them or raise the limit."
-        )
 
 
 def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -> None:
@@ -1698,7 +1658,7 @@ def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-class SkipBrokenSteps(TrainerCallback):
+class SkipBrokenSteps(transformers.TrainerCallback):
     """Skips optimiser steps whose loss is NaN or infinite; the tenth in a row ends the run. All ranks decide alike."""
 
     def __init__(self, trainer: "SpeechTrainer") -> None:
@@ -1723,9 +1683,21 @@ class SkipBrokenSteps(TrainerCallback):
             raise RunEnded(70, f"{reason}. Lower --learning_rate.")
 
 
-class SpeechTrainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer with a plain loader for the stream, features padded on the device, the encoder run once, and
-    checkpoints that are complete or not there."""
+class Curves(TensorBoardCallback):
+    """TensorBoard without the library's dump of all arguments: the curves are uploaded, local paths are not."""
+
+    def __init__(self, output_dir: str) -> None:
+        super().__init__()
+        # Set by the library at the start of training only: a score before it would go to ./runs (5.23).
+        self.logging_dir = self.logging_dir or os.path.join(output_dir, default_logdir())
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes nothing."""
+
+
+class SpeechTrainer(transformers.Seq2SeqTrainer):
+    """Seq2SeqTrainer with a plain loader for the stream, features padded on the device, the encoder run once in
+    evaluation, and checkpoints that are complete or not there."""
 
     def __init__(
         self,
@@ -1734,23 +1706,23 @@ class SpeechTrainer(Seq2SeqTrainer):
         stop: StopSignals,
         max_hours: float | None,
         uploads: HubUploads | None,
+        test_dataset: datasets.Dataset | None,
         **other: Any,
     ) -> None:
         super().__init__(**other)
-        self.window_in_frames, self.progress, self.stop, self.uploads = window_in_frames, progress, stop, uploads
+        self.window_in_frames, self.progress, self.stop = window_in_frames, progress, stop
+        self.uploads, self.test_dataset = uploads, test_dataset
         self.deadline = time.monotonic() + 3600 * max_hours if max_hours else math.inf
         self.checkpoint_to_resume: str | None = None
         self.unfinished: Path | None = None  # where a checkpoint is being written
         self.save_error: Exception | None = None
-        self.is_starting, self.is_advised = True, False
         self.step_losses: list[torch.Tensor] = []
         self.step_rows: list[str] = []
-        self.meter, self.logged_at = Counter(), time.monotonic()  # seconds, rows and frames since the last log line
+        self.meter: Counter | None = None  # seconds, rows and frames since the last log line, at self.logged_at
+        self.logged_at, self.is_advised = 0.0, False
         self.add_callback(SkipBrokenSteps(self))
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-                # Set by the library at the start of training only: a score before it would go to ./runs (5.23).
-                callback.logging_dir = os.path.join(self.args.output_dir, default_logdir())
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(Curves(self.args.output_dir))
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """One worker that reads ahead. Not prepared by accelerate: the stream deals rows to ranks itself."""
@@ -1781,9 +1753,10 @@ class SpeechTrainer(Seq2SeqTrainer):
             self.uploads.poll()
         began = time.monotonic()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.meter["waited"] += time.monotonic() - began
-        if self.is_starting:  # the worker's start belongs to no figure
-            self.is_starting, self.meter, self.logged_at = False, Counter(), time.monotonic()
+        if self.meter is None:  # the worker's start belongs to no figure
+            self.meter, self.logged_at = Counter(), time.monotonic()
+        else:
+            self.meter["waited"] += time.monotonic() - began
         for error in (error for batch in batches for error in batch["ride"]["error"]):
             raise error
         self.stop.is_deferred = True
@@ -1802,16 +1775,15 @@ class SpeechTrainer(Seq2SeqTrainer):
             # trainer.py:1852); without this, dropout differs from the uninterrupted run.
             self._load_rng_state(self.checkpoint_to_resume)
             self.checkpoint_to_resume = None
-        self.progress.update(inputs["ride"])
-        features = {"input_features": self.padded(inputs)}
-        batch = features | {name: inputs[name] for name in ("labels", "decoder_input_ids")}
+        ride, counts = inputs["ride"], inputs["frame_counts"]
+        self.progress.update(ride)
+        batch = {"input_features": self.padded(inputs)}
+        batch |= {name: inputs[name] for name in ("labels", "decoder_input_ids")}
         loss = super().training_step(model, batch, num_items_in_batch)
         self.step_losses.append(loss)
-        self.step_rows += inputs["ride"]["ids"]
-        frames, window = sum(inputs["frame_counts"]), len(inputs["frame_counts"]) * self.window_in_frames
-        self.meter.update(
-            seconds=inputs["ride"]["seconds"], rows=len(inputs["ride"]["ids"]), frames=frames, window=window
-        )
+        self.step_rows += ride["ids"]
+        self.meter.update(seconds=ride["seconds"], rows=len(ride["ids"]), frames=sum(counts))
+        self.meter["window"] += len(counts) * self.window_in_frames
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -1825,13 +1797,21 @@ class SpeechTrainer(Seq2SeqTrainer):
         The library runs the encoder twice, once outside autocast (trainer_seq2seq.py, prediction_step)."""
         labels = inputs["labels"].to(self.args.device)
         decoder_input_ids = inputs["decoder_input_ids"].to(self.args.device)
-        languages = self.compute_metrics.languages(inputs["index"])  # a mix may hold several
-        language = {"language": languages} if None not in languages else {}
+        generation = dict(generation or self._gen_kwargs)
+        languages = self.compute_metrics.languages(inputs["index"])
+        if len(set(self.compute_metrics.readings.values())) > 1 and None not in languages:
+            generation["language"] = languages  # a mix of several; of one, the generation config knows it
+        # Two timestamps in a row would send generate() through the window again, which without input_features is a
+        # TypeError (transformers 5.23, _maybe_reduce_batch); a transcript without timestamps has none.
+        first_timestamp = self.model.generation_config.no_timestamps_token_id + 1
+        timestamps = list(range(first_timestamp, self.model.config.vocab_size))
+        ban = transformers.SuppressTokensLogitsProcessor(timestamps, device=self.args.device)
+        generation["logits_processor"] = transformers.LogitsProcessorList([ban])
         with torch.no_grad(), self.accelerator.autocast():
             encoder_outputs = self.model.get_encoder()(self.padded(inputs))
             logits = self.model(encoder_outputs=encoder_outputs, decoder_input_ids=decoder_input_ids).logits.float()
             losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # -100 is ignored
-            ids = self.model.generate(encoder_outputs=encoder_outputs, **language, **(generation or self._gen_kwargs))
+            ids = self.model.generate(encoder_outputs=encoder_outputs, **generation)
         counts = labels.ne(IGNORED_LABEL).sum(dim=1)
         return None, (ids, losses.sum(dim=1), counts), inputs["index"].to(self.args.device)
 
@@ -1839,27 +1819,27 @@ class SpeechTrainer(Seq2SeqTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
         """Scores a set with its own references; every prediction goes to a file, the first ones to the log."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        scorecard = self.compute_metrics
-        scorecard.use(rows)
-        config, prefix = self.model.config, len(self.processing_class.tokenizer.prefix_tokens)
-        longest = kwargs.get("max_length") or self.args.generation_max_length or self.model.generation_config.max_length
-        scorecard.max_new_tokens = min(longest or sys.maxsize, config.max_target_positions - prefix)
+        rows, card, config = eval_dataset or self.eval_dataset, self.compute_metrics, self.model.config
+        card.use(rows)
+        longest = self.args.generation_max_length or self.model.generation_config.max_length or sys.maxsize
+        card.max_new_tokens = min(longest, config.max_target_positions - len(card.tokenizer.prefix_tokens))
         was_deferred, self.stop.is_deferred = self.stop.is_deferred, False
         self.stop.check()
         began = time.monotonic()
         with torch.random.fork_rng():  # whether and when a model is scored must not change how it is trained
             metrics = self.evaluate_in_memory(rows, ignore_keys, metric_key_prefix, **kwargs)
         self.stop.is_deferred, self.logged_at = was_deferred, self.logged_at + time.monotonic() - began
-        for row in scorecard.scored[:3]:
+        for row in card.scored[:3]:
             logger.info("said:  %s", row["reference"])
             logger.info("heard: %s", row["prediction"])
         if self.is_world_process_zero():
-            write_predictions(Path(self.args.output_dir), metric_key_prefix, scorecard.scored)
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                    table = prediction_table(scorecard.scored[:20])
-                    callback.tb_writer.add_text(f"{metric_key_prefix}/predictions", table, self.state.global_step)
+            write_predictions(Path(self.args.output_dir), metric_key_prefix, card.scored)
+            if "tensorboard" in self.args.report_to:
+                pairs = "".join(f"| {row['reference']} | {row['prediction']} |\n" for row in card.scored[:20])
+                # In a folder of their own, which is not uploaded: the data may be private.
+                with SummaryWriter(os.path.join(self.args.output_dir, "runs", "transcripts")) as writer:
+                    table = f"| said | heard |\n|---|---|\n{pairs}"
+                    writer.add_text(f"predictions/{metric_key_prefix}", table, self.state.global_step)
         return metrics
 
     def evaluate_in_memory(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -1879,23 +1859,20 @@ class SpeechTrainer(Seq2SeqTrainer):
         self.state.epoch = None
         if "loss" in logs:
             elapsed, meter = time.monotonic() - self.logged_at, self.meter
-            speed = {"data_wait_fraction": meter["waited"] / elapsed, "samples_per_second": meter["rows"] / elapsed}
-            speed["audio_hours_per_hour"] = meter["seconds"] / elapsed
-            speed["padding_fraction"] = 1 - meter["frames"] / max(1, meter["window"])
+            waited = meter["waited"] / elapsed
+            speed = {"data_wait_fraction": waited, "padding_fraction": 1 - meter["frames"] / meter["window"]}
+            speed |= {
+                "samples_per_second": meter["rows"] / elapsed,
+                "audio_hours_per_hour": meter["seconds"] / elapsed,
+            }
             logs = logs | self.progress.figures() | {name: round(value, 3) for name, value in speed.items()}
             logs |= self.uploads.figures() if self.uploads is not None else {}
-            if speed["data_wait_fraction"] > MAX_DATA_WAIT_FRACTION and not self.is_advised:
+            if waited > MAX_DATA_WAIT_FRACTION and not self.is_advised:
                 self.is_advised = True
                 threads, cores = self.train_dataset.num_threads, num_usable_cores(self.args.world_size)
                 advice = "raise --num_decoding_threads" if threads < cores else "the network, disk or CPU is the limit"
-                share = 100 * speed["data_wait_fraction"]
-                logger.warning(
-                    "%.0f %% of the time goes into waiting for data: %s (%d threads, %d cores).",
-                    share,
-                    advice,
-                    threads,
-                    cores,
-                )
+                text = "%.0f %% of the time goes into waiting for data (%d threads, %d cores): %s."
+                logger.warning(text, 100 * waited, threads, cores, advice)
             self.meter, self.logged_at = Counter(), time.monotonic()
             # Else one NaN would stay in the library's running sum for ever (transformers 5.23: tr_loss -= tr_loss).
             self._tr_loss.zero_()
@@ -1907,14 +1884,17 @@ class SpeechTrainer(Seq2SeqTrainer):
         super().save_model(output_dir, _internal_call)
         self.model.config.use_cache = self.args.use_cache
         if self.args.should_save:
-            save_processor(self.processing_class, Path(output_dir or self.args.output_dir))
+            folder = Path(output_dir or self.args.output_dir)
+            self.processing_class.feature_extractor.save_pretrained(folder)
+            if spelling := self.processing_class.tokenizer.english_spelling_normalizer:
+                write_json(folder / "normalizer.json", spelling)
 
     def _get_output_dir(self, trial: Any) -> str:
         # While a checkpoint is written, the library is to write it elsewhere (transformers 5.23, trainer.py:3367).
         return str(self.unfinished) if self.unfinished else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Written aside, then renamed, then uploaded, then the old ones rotated. The library (5.23) writes in place,
+        """Written aside, then renamed, then uploaded, then the old ones rotated; the library (5.23) writes in place and
         rotates first. A full disk keeps the older checkpoints; the next save tries again."""
         was_deferred, self.stop.is_deferred = self.stop.is_deferred, True
         output_dir, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
@@ -1964,31 +1944,21 @@ class SpeechTrainer(Seq2SeqTrainer):
         # The library keeps the checkpoint's learning rate whatever --learning_rate says now (transformers 5.23), and
         # takes the first step at the rate of the old --max_steps.
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        if not isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
-            logger.warning("the learning rate goes on as in the checkpoint: %s.", type(self.lr_scheduler).__name__)
-            return
-        old_rate, rate = self.lr_scheduler.base_lrs[0], self.args.learning_rate
-        if old_rate != rate:
-            logger.info("learning rate: %g now, %g in the checkpoint", rate, old_rate)
-        self.lr_scheduler.base_lrs = [rate] * len(self.lr_scheduler.base_lrs)
-        self.lr_scheduler.last_epoch -= 1
-        self.lr_scheduler.step()  # computes the present rate anew
+        scheduler, rate = self.lr_scheduler, self.args.learning_rate
+        if checkpoint is not None and not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            logger.warning("the learning rate goes on as in the checkpoint: %s.", type(scheduler).__name__)
+        elif checkpoint is not None:
+            if scheduler.base_lrs[0] != rate:
+                logger.info("learning rate: %g now, %g in the checkpoint", rate, scheduler.base_lrs[0])
+            scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
+            scheduler.last_epoch -= 1
+            scheduler.step()  # computes the present rate anew
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
         # Likewise with --eval_steps, --save_steps and --logging_steps, which the checkpoint's state would override.
         result = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
         return result
-
-
-def save_processor(processor: WhisperProcessor, folder: Path) -> None:
-    """Writes preprocessor_config.json and the tokenizer's normalizer.json beside a saved processor."""
-    processor.feature_extractor.save_pretrained(folder)
-    spelling = processor.tokenizer.english_spelling_normalizer
-    if spelling:
-        write_json(folder / "normalizer.json", spelling)
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -2017,7 +1987,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
                 "Choose another --output_dir, or leave out --resume_from_checkpoint to continue."
             )
         return None
-    if wish.lower() not in ("auto", "true"):
+    if wish.lower() not in ("auto", "true", "hub"):
         if not is_complete(Path(wish)):
             raise UserError(f"--resume_from_checkpoint {wish}: not a complete checkpoint of this script.")
         return Path(wish)
@@ -2038,9 +2008,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def run_identity(model_args: ModelArguments, records: list[DataRecord]) -> dict[str, Any]:
     """What makes two starts the same run; a folder that holds another one's weights is refused."""
-    names = "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task"
+    names = (
+        "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task".split()
+    )
+    sources = [{name: getattr(record, name) for name in names} for record in records]
     model = {name: getattr(model_args, name) for name in ("model_name_or_path", "model_revision")}
-    sources = [{name: getattr(record, name) for name in names.split()} for record in records]
     return {**model, **(sources[0] if len(sources) == 1 else {"data_mix": sources})}
 
 
@@ -2063,13 +2035,13 @@ def redacted(text: str) -> str:
     return re.sub(r"hf_\w{8,}|(?<=://)[^/\s@]+:[^/\s@]+(?=@)", "REDACTED", text)
 
 
-def run_info(argv: list[str], arguments: dict, sources: dict[str, dict[str, Any]], identity: dict) -> dict[str, Any]:
+def run_info(argv: list[str], arguments: dict, sets: dict[str, list[SpeechSet]], identity: dict) -> dict[str, Any]:
     """What is needed to understand and repeat the run: command, arguments, versions, git, data, machine."""
     packages = "torch transformers datasets accelerate huggingface_hub evaluate jiwer soundfile librosa soxr numpy"
     versions = {name: importlib.metadata.version(name) for name in packages.split()}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     names = ("record", "name", "config_name", "split", "kind", "revision", "num_rows")
-    data = {role: [{n: getattr(item.source, n) for n in names} for item in items] for role, items in sources.items()}
+    data = {role: [{n: getattr(item.source, n) for n in names} for item in items] for role, items in sets.items()}
     machine = {"platform": platform.platform(), "cores": os.cpu_count(), "gpus": gpus, "cuda": torch.version.cuda}
     return {
         "command": redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv])),
@@ -2081,88 +2053,6 @@ def run_info(argv: list[str], arguments: dict, sources: dict[str, dict[str, Any]
         "data": data,
         "machine": machine,
     }
-
-
-def write_predictions(folder: Path, prefix: str, rows: list[dict[str, Any]]) -> None:
-    """predictions_<set>.jsonl with every row of an evaluation, and worst_<set>.txt with the worst 20, aligned."""
-    for name in sorted({row["set"] for row in rows}):
-        mine, label = [row for row in rows if row["set"] == name], "_".join(filter(None, (prefix, name)))
-        with open(folder / f"predictions_{label}.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in mine)
-        worst = sorted((row for row in mine if "wer" in row), key=lambda row: -row["wer"] * row["words"])[:20]
-        aligned = jiwer.process_words(*([row[name] for row in worst] for name in ("said", "heard")))
-        ids = "".join(f"{i + 1}: {row['id']}, WER {row['wer']:.0f}\n" for i, row in enumerate(worst))
-        text = ids + "\n" + jiwer.visualize_alignment(aligned, show_measures=False)
-        (folder / f"worst_{label}.txt").write_text(text, encoding="utf-8")
-
-
-def prediction_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown for TensorBoard."""
-    lines = (f"| {row['reference']} | {row['prediction']} | {row.get('wer', 0):.0f} |" for row in rows)
-    return "\n".join(["| said | heard | WER |", "|---|---|---|", *lines])
-
-
-def histogram(name: str, values: list[float]) -> str:
-    """One line: percentiles, and how many values lie in each tenth of the range up to the 99th percentile."""
-    low, middle, high, last = np.percentile(values, [5, 50, 95, 99])
-    counts, _ = np.histogram(np.minimum(values, last), bins=20, range=(0, last))
-    bars = "".join(" .:-=+*#%@"[math.ceil(9 * count / max(counts))] for count in counts)
-    return (
-        f"{name}: 0 [{bars}] {last:.1f}   5 % {low:.1f}, median {middle:.1f}, 95 % {high:.1f}, max {max(values):.1f}"
-    )
-
-
-def write_histograms(output_dir: Path, figures: dict[str, list[float]]) -> None:
-    """The data report's durations and label lengths for TensorBoard."""
-    with SummaryWriter(os.path.join(output_dir, default_logdir())) as writer:
-        for name, values in figures.items():
-            writer.add_histogram(f"data/{name}", np.array(values), 0)
-
-
-def describe_case(texts: list[str]) -> str:
-    """'upper case, no punctuation' and the like, of transcripts as they are trained."""
-    letters = [c for text in texts for c in text if c.lower() != c.upper()]
-    share = sum(c.isupper() for c in letters) / len(letters) if letters else 0.0
-    case = (
-        "no case" if not letters else "upper case" if share > 0.9 else "lower case" if share < 0.001 else "mixed case"
-    )
-    marks = sum(any(unicodedata.category(c)[0] == "P" and c not in "'-\u2019" for c in text) for text in texts) / len(
-        texts
-    )
-    return f"{case}, {'punctuation' if marks > 0.2 else 'no punctuation'}"
-
-
-def report_data(stream: SpeechStream, num_rows: int) -> dict[str, list[float]]:
-    """Prepares the first rows of every training source, and logs what they are like; warns where sources differ.
-    Returns durations in seconds and label lengths in tokens."""
-    figures: dict[str, list[float]] = {"durations in s": [], "tokens": []}
-    styles: dict[str, str] = {}
-    for item in stream.sets:
-        blocks = read_pass(replace(item, max_rows=num_rows), FIRST_PLACE["start"], None, 50)
-        rows = ((None, row) for block in blocks for row in block.rows)
-        prepared = [example for _, example in map_in_order(item.preparer, rows, stream.num_threads)]
-        good = [example for example in prepared if isinstance(example, dict)]
-        reasons = Counter(example.reason for example in prepared if isinstance(example, Rejection))
-        name = item.source.record or item.source.name
-        logger.info("data report: first %d rows of %s, rejected: %s", len(prepared), name, describe_counts(reasons))
-        if not good:
-            continue
-        found = {"durations in s": [e["duration"] for e in good], "tokens": [len(e["labels"]) for e in good]}
-        for label, values in found.items():
-            figures[label] += values
-            logger.info("  %s", histogram(label, values))
-        styles[name] = describe_case([example["text"] for example in good])
-        logger.info(
-            "  transcripts: %s. First label: %s", styles[name], item.preparer.tokenizer.decode(good[0]["labels"])
-        )
-    if len(set(styles.values())) > 1:
-        found = "; ".join(f"{name}: {style}" for name, style in styles.items())
-        logger.warning(
-            "transcripts differ (%s): the model will mix them. See --do_lower_case, --do_remove_punctuation.", found
-        )
-    elif "upper case, no punctuation" in styles.values():
-        logger.warning("transcripts are in upper case: so will the model's be. --do_lower_case makes them lower case.")
-    return figures
 
 
 def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Path | None) -> None:
@@ -2187,6 +2077,77 @@ def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Pa
         logger.info("curves: tensorboard --logdir %s", runs)
 
 
+def histogram(name: str, values: list[float]) -> str:
+    """One line: how many values lie in each twentieth of the range up to the 99th percentile, and percentiles."""
+    low, middle, high, last = np.percentile(values, [5, 50, 95, 99])
+    counts, _ = np.histogram(np.minimum(values, last), bins=20, range=(0, last))
+    bars = "".join(" .:-=+*#%@"[math.ceil(9 * count / max(counts))] for count in counts)
+    return (
+        f"{name}: 0 [{bars}] {last:.1f}   5 % {low:.1f}, median {middle:.1f}, 95 % {high:.1f}, max {max(values):.1f}"
+    )
+
+
+def describe_style(texts: list[str]) -> str:
+    """'upper case, no punctuation' and the like, of transcripts as they are trained."""
+    letters = [c for text in texts for c in text if c.lower() != c.upper()]
+    share = sum(c.isupper() for c in letters) / max(1, len(letters))
+    case = "upper case" if share > 0.9 else "mixed case" if share > 0.001 else "lower case" if letters else "no case"
+    marked = sum(any(unicodedata.category(c)[0] == "P" and c not in "'-\u2019" for c in text) for text in texts)
+    return f"{case}, {'punctuation' if marked > 0.2 * len(texts) else 'no punctuation'}"
+
+
+def report_data(stream: SpeechStream, num_rows: int, curves: Path | None) -> None:
+    """Prepares the first rows of every training source, and logs what they are like; warns where sources differ.
+    curves: folder for TensorBoard's histograms. The threads end here, before any loader forks."""
+    figures: dict[str, list[float]] = {"durations in s": [], "tokens": []}
+    styles: dict[str, str] = {}
+    for item in stream.sets:
+        name = item.source.record or item.source.name
+        blocks = read_pass(replace(item, max_rows=num_rows), FIRST_PLACE["start"], None, 50)
+        rows = ((None, row) for block in blocks for row in block.rows)
+        prepared = [example for _, example in map_in_order(item.preparer, rows, stream.num_threads)]
+        good = [example for example in prepared if isinstance(example, dict)]
+        reasons = Counter(example.reason for example in prepared if isinstance(example, Rejection))
+        logger.info("data report: first %d rows of %s, rejected: %s", len(prepared), name, describe_counts(reasons))
+        if good:
+            found = {"durations in s": [e["duration"] for e in good], "tokens": [len(e["labels"]) for e in good]}
+            for label, values in found.items():
+                figures[label] += values
+                logger.info("  %s", histogram(label, values))
+            styles[name] = describe_style([example["text"] for example in good])
+            logger.info("  transcripts: %s. First label:", styles[name])
+            logger.info("  %s", item.preparer.tokenizer.decode(good[0]["labels"]))
+    if len(set(styles.values())) > 1:
+        found = "; ".join(f"{name}: {style}" for name, style in styles.items())
+        logger.warning("transcripts differ (%s): see --do_lower_case and --do_remove_punctuation.", found)
+    elif "upper case, no punctuation" in styles.values():
+        logger.warning("transcripts are in upper case: so will the model's be. --do_lower_case makes them lower case.")
+    if curves is not None:
+        with SummaryWriter(curves) as writer:
+            for label, values in figures.items():
+                writer.add_histogram(f"data/{label}", np.array(values), 0)
+
+
+def write_predictions(folder: Path, prefix: str, rows: list[dict[str, Any]]) -> None:
+    """predictions_<set>.jsonl with every row of an evaluation, and worst_<set>.txt with the worst 20, aligned."""
+    for name in sorted({row["set"] for row in rows}):
+        mine, label = [row for row in rows if row["set"] == name], f"{prefix}_{name}".rstrip("_")
+        scored = [row | {"wer": word_error_rate(row)} for row in mine if "hits" in row]
+        names = "id reference prediction wer substitutions deletions insertions duration set".split()
+        lines = [
+            {key: row[key] for key in names if key in row} for row in scored + [r for r in mine if "hits" not in r]
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / f"predictions_{label}.jsonl").write_text(text, encoding="utf-8")
+        worst = sorted(scored, key=lambda row: row["hits"] - sum(len(text.split()) for text in row["pairs"][""]))[:20]
+        aligned = jiwer.process_words(
+            *(list(texts) for texts in zip(*(row["pairs"][""] for row in worst), strict=True))
+        )
+        ids = "".join(f"{i + 1}: {row['id']}, WER {row['wer']:.0f} %\n" for i, row in enumerate(worst))
+        text = f"{ids}\n{jiwer.visualize_alignment(aligned, show_measures=False)}"
+        (folder / f"worst_{label}.txt").write_text(text, encoding="utf-8")
+
+
 def score_table(metrics: dict[str, float], names: list[str]) -> str:
     """Before, after and test side by side, in total and for each named set; at the end of a line the WER's 95 %
     interval and its change against the untouched checkpoint."""
@@ -2196,13 +2157,12 @@ def score_table(metrics: dict[str, float], names: list[str]) -> str:
         prefix = f"{role}_{name}".rstrip("_")
         if f"{prefix}_wer" not in metrics:
             continue
+        wer, cer, low, high = (metrics[f"{prefix}_{kind}"] for kind in ("wer", "cer", "wer_low", "wer_high"))
         kinds = ("substitutions", "deletions", "insertions", "num_rows")
         counts = "".join(f"{int(metrics[f'{prefix}_{kind}']):8d}" for kind in kinds)
-        interval = f"   {metrics[f'{prefix}_wer_low']:.2f} to {metrics[f'{prefix}_wer_high']:.2f}"
-        before = metrics.get(prefix.replace("eval", "zero_shot", 1) + "_wer") if role == "eval" else None
-        change = f"  {100 * (metrics[f'{prefix}_wer'] / before - 1):+.1f} %" if before else ""
-        scores = f"{metrics[f'{prefix}_wer']:8.2f} {metrics[f'{prefix}_cer']:8.2f}"
-        lines.append(f"{f'{title} {name}':24s}{scores}{counts}{interval}{change}")
+        before = metrics.get(f"{prefix}_wer".replace("eval", "zero_shot", 1)) if role == "eval" else None
+        change = f"  {100 * (wer / before - 1):+.1f} %" if before else ""
+        lines.append(f"{f'{title} {name}':24s}{wer:8.2f} {cer:8.2f}{counts}   {low:.2f} to {high:.2f}{change}")
     return "\n".join(lines)
 
 
@@ -2217,65 +2177,63 @@ def curve_table(history: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def base_licence(name: str) -> str | None:
-    """The licence that the base model's card states; None if it states none or cannot be read."""
+def card_metadata(info: dict[str, Any], metrics: dict[str, float], languages: list[str], name: str) -> str:
+    """The card's YAML: what the Hub reads, with one result for each set, split and kind of error rate."""
+    base, results = info["identity"]["model_name_or_path"], []
+    sources = [(role, source) for role, sources in info["data"].items() for source in sources]
+    for (role, source), (kind, title) in itertools.product(
+        sources, {"wer": "WER", "wer_ortho": "WER as written", "cer": "CER"}.items()
+    ):
+        key = "_".join(filter(None, (role, source["record"] if len(info["data"][role]) > 1 else "", kind)))
+        if role != "train" and key in metrics:
+            place = {f"dataset_{what}": source[what] for what in ("split", "revision")}
+            place |= {"dataset_config": source["config_name"] or "default", "metric_name": title}
+            what = ("automatic-speech-recognition", source["name"], source["name"], kind.split("_")[0])
+            results.append(huggingface_hub.EvalResult(*what, round(metrics[key], 2), **place))
     try:
-        return ModelCard.load(name).data.license
-    except Exception:  # no card, no network, a local folder: all the same, a licence is never guessed
-        return None
-
-
-def model_card(
-    info: dict[str, Any], metrics: dict[str, float], languages: list[str], name: str, history: list[dict[str, Any]]
-) -> str:
-    """README.md of the trained model: metadata that the Hub reads, scores, curve, data, how to use it, the command."""
-    base, data = info["identity"]["model_name_or_path"], info["data"]
-    scored = [(role, source) for role, sources in data.items() for source in sources if role != "train"]
-    results = [
-        EvalResult(
-            task_type="automatic-speech-recognition",
-            dataset_type=source["name"],
-            dataset_name=source["name"],
-            dataset_config=source["config_name"] or "default",
-            dataset_split=source["split"],
-            dataset_revision=source["revision"],
-            metric_type=kind.split("_")[0],
-            metric_name={"wer": "WER", "cer": "CER", "wer_ortho": "WER as written"}[kind],
-            metric_value=round(metrics[key], 2),
-        )
-        for (role, source), kind in itertools.product(scored, ("wer", "wer_ortho", "cer"))
-        if (key := "_".join(filter(None, (role, source["record"] if len(data[role]) > 1 else "", kind)))) in metrics
-    ]
-    names = sorted({source["name"] for sources in data.values() for source in sources})
-    header = ModelCardData(
-        language=languages,
-        license=base_licence(base) if not Path(base).exists() else None,
+        licence = None if Path(base).exists() else huggingface_hub.ModelCard.load(base).data.license
+    except Exception:  # no card, no network: all the same, a licence is never guessed
+        licence = None
+    return huggingface_hub.ModelCardData(
+        language=languages[0] if len(languages) == 1 else languages,
+        license=licence,
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
         base_model=None if Path(base).exists() else base,
-        datasets=[dataset for dataset in names if not Path(dataset).exists()] or None,
+        datasets=sorted({source["name"] for _, source in sources if not Path(source["name"]).exists()}) or None,
         metrics=["wer", "cer"],
         tags=["whisper", "speech", "generated_from_trainer"],
         model_name=name,
         eval_results=results or None,
+    ).to_yaml()
+
+
+def model_card(
+    info: dict[str, Any], languages: list[str], name: str, metrics: dict[str, float], history: list[dict]
+) -> str:
+    """README.md of the trained model: metadata, scores, curve, how to use it, data, settings, the command, versions."""
+    base, datasets_used = (
+        info["identity"]["model_name_or_path"],
+        {Path(s["name"]).name for part in info["data"].values() for s in part},
     )
-    rows = (
-        f"{int(metrics['train_rows']):,} rows, {int(metrics['train_rejected']):,} of them rejected"
-        if "train_rows" in metrics
-        else "in progress"
-    )
-    sets = [source["record"] for source in data.get("eval", []) if source["record"]]
-    use = f'pipeline("automatic-speech-recognition", model="{name}")("speech.flac")["text"]'
+    rows = [int(metrics[key]) for key in ("train_rows", "train_rejected") if key in metrics] or ["in progress"]
     settings = "learning_rate max_steps per_device_train_batch_size gradient_accumulation_steps fp16 bf16 seed".split()
-    settings = ", ".join(f"{name} {info['arguments'][name]}" for name in settings)
-    machine = f"{', '.join(info['machine']['gpus']) or 'CPU'}, {info['started']}"
-    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+    facts = {
+        "training rows (used, rejected)": ", ".join(map(str, rows)),
+        "settings": ", ".join(f"{key} {info['arguments'][key]}" for key in settings),
+        "hardware": ", ".join(info["machine"]["gpus"]) or f"CPU, {info['machine']['cores']} cores",
+        "started": info["started"],
+        "versions": ", ".join(f"{key} {version}" for key, version in info["versions"].items())
+        + f", git {info['git']}",
+    }
+    sets = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
     return (
-        f"---\n{header.to_yaml()}\n---\n\n# {name}\n\n{Path(base).name} fine-tuned on "
-        f"{', '.join(Path(dataset).name for dataset in names)}; scored by real generation.\n\n"
-        f"```\n{score_table(metrics, sets)}\n```\n\n{curve_table(history)}\n\n```python\n"
-        f"from transformers import pipeline\nprint({use})\n```\n\nTraining data: {rows}. {settings}. {machine}.\n\n"
-        f"```\n{info['command']}\n```\n\n{versions}\n"
+        f"---\n{card_metadata(info, metrics, languages, name)}\n---\n\n# {name}\n\n{Path(base).name} fine-tuned on "
+        f"{', '.join(sorted(datasets_used))}; scored by real generation.\n\n```\n{score_table(metrics, sets)}\n```\n\n"
+        f"{curve_table(history)}\n\n```python\nfrom transformers import pipeline\n\n"
+        f'print(pipeline("automatic-speech-recognition", model="{name}")("speech.flac")["text"])\n```\n\n'
+        + "".join(f"* {title}: {text}\n" for title, text in facts.items())
+        + f"\n```\n{info['command']}\n```\n"
     )
 
 
@@ -2295,89 +2253,105 @@ def set_up_logging(args: TrainingArguments) -> None:
     transformers.logging.set_verbosity_warning()
 
 
-def open_sets(
-    records: list[DataRecord], preparers: list[UtterancePreparer], args: TrainingArguments, cache_dir: str | None
-) -> dict[str, list[SpeechSet]]:
-    """What this run reads, by role: train, eval, test. Warns where scored rows are also trained on."""
-    wanted, sets = {"train": args.do_train, "eval": args.do_eval, "test": True}, {}
-    for role, (record, preparer) in itertools.product(wanted, zip(records, preparers, strict=True)):
-        split = getattr(record, f"{role}_split_name")
-        if not (wanted[role] and split):
-            continue
-        columns = (record.audio_column_name, record.text_column_name)
-        where = (record.dataset_name, record.dataset_config_name, split, columns)
-        source = load_source(*where, cache_dir, record.streaming, record.name)
-        max_rows = record.max_train_samples if role == "train" else record.max_eval_samples
-        sets.setdefault(role, []).append(SpeechSet(source, preparer, max_rows, record.weight))
-    for role in ("train", "eval"):
-        if wanted[role] and role not in sets:
-            raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
-    trained = {url for item in sets.get("train", []) for url in item.source.data_files}
-    for role, item in ((role, item) for role in ("eval", "test") for item in sets.get(role, [])):
-        if any(not Path(url).name.startswith("metadata.") for url in trained & set(item.source.data_files)):
-            logger.warning("The %s split shares files with the training split: its score will flatter.", role)
-    return sets
+def make_uploads(data_args: DataArguments, args: TrainingArguments) -> HubUploads | None:
+    """Proves that the Hub can be written to, and fetches its last-checkpoint if that is to be continued."""
+    will_push, args.push_to_hub = args.push_to_hub, False  # the library's own push can hang for ever
+    output_dir, uploads, repo_id = Path(args.output_dir), None, args.hub_model_id
+    if will_push and args.process_index == 0:
+        repo_id = check_hub(repo_id or output_dir.resolve().name, args.hub_private_repo)
+        wait = 60 * data_args.max_network_wait_in_minutes
+        uploads = HubUploads(repo_id, output_dir, str(args.hub_strategy.value), data_args.push_predictions, wait)
+    if args.resume_from_checkpoint == "hub" and args.process_index == 0:
+        download_checkpoint(repo_id, output_dir)
+    return uploads
 
 
 def make_preparer(
-    processor: WhisperProcessor, config: Any, data_args: DataArguments, language: str | None
+    processor: transformers.WhisperProcessor, config: Any, data_args: DataArguments, language: str | None
 ) -> UtterancePreparer:
     """The row-to-example stage for this checkpoint's window, mel bins and decoder length, and this data's language."""
-    extractor: WhisperFeatureExtractor = processor.feature_extractor
+    extractor = processor.feature_extractor
     if extractor.feature_size != config.num_mel_bins:
         raise UserError(
             f"the checkpoint's feature extractor makes {extractor.feature_size} mel bins, its model reads "
             f"{config.num_mel_bins}. Copy preprocessor_config.json from the model that it was made from."
         )
-    limits = (data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
-    text = (data_args.do_lower_case, data_args.do_remove_punctuation)
-    window, longest_label = FRAMES_PER_POSITION * config.max_source_positions, config.max_target_positions
-    mel_filters, wait = np.asarray(extractor.mel_filters), 60 * data_args.max_network_wait_in_minutes
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
-    return UtterancePreparer(tokenizer, mel_filters, window, longest_label, *limits, *text, wait)
+    return UtterancePreparer(
+        tokenizer=tokenizer,
+        mel_filters=np.asarray(extractor.mel_filters),
+        window_in_frames=FRAMES_PER_POSITION * config.max_source_positions,
+        max_label_length=config.max_target_positions,
+        min_duration_in_seconds=data_args.min_duration_in_seconds,
+        max_duration_in_seconds=data_args.max_duration_in_seconds,
+        do_lower_case=data_args.do_lower_case,
+        do_remove_punctuation=data_args.do_remove_punctuation,
+        max_network_wait_in_seconds=60 * data_args.max_network_wait_in_minutes,
+    )
 
 
-def resolve_arguments(args: TrainingArguments, width: int, train_sets: list[SpeechSet]) -> None:
+def open_sets(
+    records: list[DataRecord], preparers: list[UtterancePreparer], args: TrainingArguments, cache_dir: str | None
+) -> dict[str, list[SpeechSet]]:
+    """What this run reads, by role: train, eval, test. Warns where scored rows are also trained on."""
+    wanted = {"train": args.do_train, "eval": args.do_eval, "test": True}
+    sets: dict[str, list[SpeechSet]] = {}
+    for role, (record, preparer) in itertools.product(wanted, zip(records, preparers, strict=True)):
+        split = getattr(record, f"{role}_split_name")
+        if wanted[role] and split:
+            columns = (record.audio_column_name, record.text_column_name)
+            where = (record.dataset_name, record.dataset_config_name, split, columns)
+            source = load_source(*where, cache_dir, record.streaming, record.name)
+            max_rows = record.max_train_samples if role == "train" else record.max_eval_samples
+            sets.setdefault(role, []).append(SpeechSet(source, preparer, max_rows, record.weight))
+    for role in ("train", "eval"):
+        if wanted[role] and role not in sets:
+            raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
+    trained = {url for item in sets.get("train", []) for url in item.source.data_files}
+    for role in ("eval", "test"):
+        shared = trained & {url for item in sets.get(role, []) for url in item.source.data_files}
+        if any(not Path(url).name.startswith("metadata.") for url in shared):
+            logger.warning("The %s split shares files with the training split: its score will flatter.", role)
+    return sets
+
+
+def resolve_arguments(args: TrainingArguments, width: int, pass_rows: dict[str, int | None]) -> None:
     """Fills in what depends on the model and the data: learning rate, and steps from --num_train_epochs passes.
-    Raises: UserError if the rows have to be counted and cannot be."""
+    pass_rows: rows of a pass of each training source. Raises: UserError if they have to be counted and cannot be."""
     narrowest = max(limit for limit in LEARNING_RATE_BY_WIDTH if limit <= width)
     args.learning_rate = args.learning_rate or LEARNING_RATE_BY_WIDTH[narrowest]
     args.data_seed = args.seed if args.data_seed is None else args.data_seed
     args.ignore_data_skip = True  # the stream continues from its own position
     if args.load_best_model_at_end and args.save_total_limit == 1:
         args.save_total_limit = 2  # the library would delete the last one for the best, and a restart train again
-    if train_sets and args.max_steps <= 0:
-        if len(train_sets) > 1:
-            raise UserError(
-                "--num_train_epochs: the sources of a weighted mix end at different times. Pass --max_steps."
+    if pass_rows and args.max_steps <= 0:
+        if len(pass_rows) > 1 or None in pass_rows.values():
+            why = (
+                "the passes of a mix end at different times" if len(pass_rows) > 1 else "this source has no row count"
             )
-        rows = rows_per_pass(train_sets[0])
-        if rows is None:
-            name = train_sets[0].source.name
-            raise UserError(f"--num_train_epochs: {name} has no row count. Pass --max_steps N instead.")
+            raise UserError(f"--num_train_epochs: {why}. Pass --max_steps N instead.")
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        args.max_steps = math.ceil(args.num_train_epochs * rows / batch)
+        args.max_steps = math.ceil(args.num_train_epochs * sum(pass_rows.values()) / batch)
     args.num_train_epochs = args.num_train_epochs or 0.0  # the library compares it with 0
 
 
-def rows_per_pass(item: SpeechSet) -> int | None:
-    return item.source.num_rows and min(item.source.num_rows, item.max_rows or item.source.num_rows)
-
-
-def prepare_eval_sets(
-    sets: dict[str, list[SpeechSet]], num_threads: int, args: TrainingArguments
-) -> dict[str, datasets.Dataset]:
+def prepare_eval_sets(sets: dict, num_threads: int, args: TrainingArguments) -> dict[str, datasets.Dataset]:
     """Every scored split, decoded once, with its rejections in the log and in rejected.jsonl."""
-    joined = {}
+    output_dir, joined = Path(args.output_dir), {}
     for role in [role for role in ("eval", "test") if role in sets]:
         prepared = {}
         for item in sets[role]:
             with args.main_process_first(local=False):  # the others find the finished cache
-                rows, rejections = prepare_eval_set(item, num_threads, Path(args.output_dir) / "_eval_cache")
-            reasons, name = Counter(rejection.reason for rejection in rejections), item.source.record
-            logger.info("%s %s: %d rows to score, rejected: %s", role, name, len(rows), describe_counts(reasons))
-            prepared[name] = rows
+                rows, rejections = prepare_eval_set(item, num_threads, output_dir / "_eval_cache")
+            prepared[item.source.record] = rows
+            listing = output_dir / "rejected.jsonl"
+            listed = listing.read_text(encoding="utf-8") if listing.exists() else ""
+            news = [item for item in rejections if json.dumps(item.row, ensure_ascii=False) not in listed]
+            if args.process_index == 0:
+                list_rejections(output_dir, item.source.split, news)
+            reasons, title = Counter(item.reason for item in rejections), f"{role} {item.source.record}".strip()
+            logger.info("%s: %d rows to score, rejected: %s", title, len(rows), describe_counts(reasons))
         joined[role] = join_eval_sets(prepared)
     return joined
 
@@ -2406,7 +2380,7 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
     finally:
         trainer.stop.is_deferred = False
     progress = trainer.progress
-    check_rejected_fraction(progress.rejected, progress.num_rows, progress.max_rejected_fraction, progress.output_dir)
+    progress.judge()
     rejected = {"train_rows": progress.num_rows, "train_rejected": progress.rejected.total()}
     logger.info("training rows: %d, rejected: %s", progress.num_rows, describe_counts(progress.rejected))
     return {name: value for name, value in metrics.items() if name != "total_flos"} | rejected
@@ -2434,40 +2408,6 @@ def last_scores(history: list[dict[str, Any]], step: int | None = None) -> dict[
     return {name: value for name, value in next(entries, {}).items() if name.startswith("eval_")}
 
 
-def final_scores(trainer: SpeechTrainer) -> dict[str, float]:
-    """Metrics of the weights that are saved, from the log if the last evaluation has already scored them."""
-    state = trainer.state
-    step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
-    return last_scores(state.log_history, step) or trainer.evaluate()
-
-
-def make_uploads(data_args: DataArguments, args: TrainingArguments) -> HubUploads | None:
-    """Proves that the Hub can be written to, and fetches its last-checkpoint if that is to be continued."""
-    will_push, args.push_to_hub = args.push_to_hub, False  # the library's own push can hang for ever
-    if args.process_index > 0:
-        return None
-    output_dir, uploads, repo_id = Path(args.output_dir), None, args.hub_model_id
-    if will_push:
-        repo_id = check_hub(args.hub_model_id or output_dir.resolve().name, args.hub_private_repo)
-        wait = 60 * data_args.max_network_wait_in_minutes
-        uploads = HubUploads(repo_id, output_dir, str(args.hub_strategy.value), data_args.push_predictions, wait)
-    if args.resume_from_checkpoint == "hub":
-        download_checkpoint(repo_id, output_dir)
-        args.resume_from_checkpoint = "auto"
-    return uploads
-
-
-def restore_progress(
-    checkpoint: Path | None, train_sets: list[SpeechSet], data_args: DataArguments, output_dir: Path
-) -> StreamProgress:
-    """The progress that a checkpoint saved, or that of a beginning."""
-    pass_rows = {item.source.record: rows_per_pass(item) for item in train_sets}
-    progress = StreamProgress(output_dir, data_args.max_rejected_fraction, pass_rows)
-    if checkpoint is not None:
-        progress.restore(json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8")))
-    return progress
-
-
 def zero_shot_scores(trainer: SpeechTrainer, output_dir: Path, checkpoint: Path | None) -> dict[str, float]:
     """Scores of the untouched model; a continued run reads them from zero_shot.json."""
     record = output_dir / "zero_shot.json"
@@ -2481,10 +2421,10 @@ def zero_shot_scores(trainer: SpeechTrainer, output_dir: Path, checkpoint: Path 
 
 def write_reports(output_dir: Path, info: dict[str, Any], metrics: dict[str, float], card: str) -> None:
     """all_results.json, scorecard.json, run_info.json with the end time, the card, and the score table in the log."""
-    write_json(output_dir / "all_results.json", metrics)
     scores = {name: value for name, value in metrics.items() if name.startswith(("zero_shot", "eval", "test"))}
-    write_json(output_dir / "scorecard.json", scores)
-    write_json(output_dir / "run_info.json", {**info, "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    ended = {"ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    for name, value in {"all_results": metrics, "scorecard": scores, "run_info": info | ended}.items():
+        write_json(output_dir / f"{name}.json", value)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
     if any(name.endswith("_wer") for name in metrics):
         names = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
@@ -2492,9 +2432,42 @@ def write_reports(output_dir: Path, info: dict[str, Any], metrics: dict[str, flo
         for name in ["", *names]:
             before, after = (metrics.get(f"{role}_{name}".rstrip("_") + "_wer") for role in ("zero_shot", "eval"))
             if before is not None and after is not None and after > before:
-                logger.warning(
-                    "%s is worse than before training: WER %.2f, was %.2f", name or "the model", after, before
-                )
+                title = name or "the model"
+                logger.warning("%s is worse than before training: WER %.2f, was %.2f.", title, after, before)
+
+
+def run_job(
+    trainer: SpeechTrainer,
+    info: dict[str, Any],
+    data_args: DataArguments,
+    checkpoint: Path | None,
+    write_card: Callable,
+) -> dict[str, float]:
+    """Reports on the data, scores, trains, scores, reports and uploads, each if it is wanted. Returns all metrics."""
+    args, output_dir, uploads = trainer.args, Path(trainer.args.output_dir), trainer.uploads
+    metrics: dict[str, float] = {}
+    if args.process_index == 0:
+        write_json(output_dir / "run_info.json", info)
+        if args.do_train and checkpoint is None and data_args.data_report_samples:
+            curves = output_dir / "runs" / "data" if "tensorboard" in args.report_to else None
+            report_data(trainer.train_dataset, data_args.data_report_samples, curves)
+    if data_args.eval_before_training:
+        metrics |= zero_shot_scores(trainer, output_dir, checkpoint)
+    if uploads is not None:
+        uploads.write_card = lambda history: write_card(metrics=metrics | last_scores(history), history=history)
+    if args.do_train:
+        metrics |= train(trainer, checkpoint)
+    if args.do_eval:  # of the weights that are saved; the last evaluation may have scored them already
+        step = trainer.state.best_global_step if args.load_best_model_at_end else trainer.state.global_step
+        metrics |= last_scores(trainer.state.log_history, step) or trainer.evaluate()
+    if trainer.test_dataset is not None:
+        metrics |= trainer.evaluate(trainer.test_dataset, metric_key_prefix="test")
+    if args.process_index == 0:
+        write_reports(output_dir, info, metrics, write_card(metrics=metrics, history=trainer.state.log_history))
+    if uploads is not None:
+        uploads.submit(output_dir, trainer.state.log_history)
+        uploads.finish()
+    return metrics
 
 
 def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
@@ -2515,37 +2488,42 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     where = (model_args.model_name_or_path, model_args.model_revision, model_args.cache_dir)
     processor, generation_config, config = patiently(load_processor, *where, task=f"loading {where[0]}", **patience)
     languages = [check_language(record.language, generation_config, where[0]) for record in records]
-    language = languages[0] if len(set(languages)) == 1 else None  # several: the saved model detects it
     preparers = [make_preparer(processor, config, *pair) for pair in zip(records, languages, strict=True)]
     processor.tokenizer = preparers[0].tokenizer
     sets = patiently(open_sets, records, preparers, args, model_args.cache_dir, task="opening the data", **patience)
+    train_sets = tuple(sets.get("train", ()))
+    pass_rows = {item.source.record: item.rows_per_pass() for item in train_sets}
 
-    resolve_arguments(args, config.d_model, sets.get("train", []))
+    resolve_arguments(args, config.d_model, pass_rows)
     output_dir.mkdir(parents=True, exist_ok=True)
-    progress = restore_progress(checkpoint, sets.get("train", []), data_args, output_dir)
+    progress = StreamProgress(output_dir, data_args.max_rejected_fraction, pass_rows)
+    if checkpoint is not None:
+        progress.restore(json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8")))
     sizes = (data_args.shuffle_buffer_size, args.per_device_train_batch_size, data_args.num_decoding_threads)
     order = (args.data_seed, *sizes, args.process_index, args.world_size, progress.position)
-    stream = SpeechStream(tuple(sets["train"]), *order) if args.do_train else None
     eval_sets = prepare_eval_sets(sets, data_args.num_decoding_threads, args)
-    set_seed(args.seed)
+    transformers.set_seed(args.seed)
     # Else the gradient of the decoder's positions differs in its last bit from run to run (torch 2.13, index_put).
     torch.use_deterministic_algorithms(args.full_determinism or args.device.type == "cpu", warn_only=True)
+    language = languages[0] if len(set(languages)) == 1 else None  # of several the saved model detects each
     how = (language, data_args.task, model_args.freeze_encoder)
     model = patiently(load_model, *where, *how, task=f"loading {where[0]}", **patience)
     ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
     readings = {r.name: (spoken, r.do_normalize_eval) for r, spoken in zip(records, languages, strict=True)}
+    patience_in_evaluations = data_args.early_stopping_patience
     trainer = SpeechTrainer(
         model=model,
         args=args,
-        train_dataset=stream,
+        train_dataset=SpeechStream(train_sets, *order) if args.do_train else None,
         eval_dataset=eval_sets.get("eval"),
+        test_dataset=eval_sets.get("test"),
         data_collator=SpeechCollator(*ids),
         processing_class=processor,
         compute_loss_func=TokenWeightedLoss(args.label_smoothing_factor),
-        callbacks=[EarlyStoppingCallback(limit)] if (limit := data_args.early_stopping_patience) else [],
+        compute_metrics=Scorecard(processor.tokenizer, readings),
+        callbacks=[transformers.EarlyStoppingCallback(patience_in_evaluations)] if patience_in_evaluations else [],
         window_in_frames=preparers[0].window_in_frames,
         progress=progress,
-        compute_metrics=Scorecard(processor.tokenizer, readings),
         stop=stop or StopSignals(),
         max_hours=data_args.max_train_time_in_hours,
         uploads=uploads,
@@ -2553,47 +2531,8 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     info = run_info(argv, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, sets, identity)
     describe_run(model, sets, args, checkpoint)
     name = model_args.model_index_name or (uploads.repo_id if uploads else output_dir.resolve().name)
-    write_card = functools.partial(
-        model_card, info, languages=[code or "en" for code in dict.fromkeys(languages)], name=name
-    )
-    return run_job(trainer, eval_sets, info, write_card, checkpoint, data_args)
-
-
-def run_job(
-    trainer: SpeechTrainer,
-    eval_sets: dict[str, datasets.Dataset],
-    info: dict[str, Any],
-    write_card: Callable[..., str],
-    checkpoint: Path | None,
-    data_args: DataArguments,
-) -> dict[str, float]:
-    """Scores, trains, scores, reports and uploads; each only if it is wanted. Returns all metrics."""
-    args, output_dir, is_first = trainer.args, Path(trainer.args.output_dir), trainer.is_world_process_zero()
-    metrics: dict[str, float] = {}
-    if is_first:
-        write_json(output_dir / "run_info.json", info)
-        if args.do_train and checkpoint is None and data_args.data_report_samples:
-            figures = report_data(trainer.train_dataset, data_args.data_report_samples)
-            if "tensorboard" in args.report_to:
-                write_histograms(output_dir, figures)
-    if data_args.eval_before_training:
-        metrics |= zero_shot_scores(trainer, output_dir, checkpoint)
-    if trainer.uploads is not None:
-        trainer.uploads.write_card = lambda history: write_card(
-            metrics=metrics | last_scores(history), history=history
-        )
-    if args.do_train:
-        metrics |= train(trainer, checkpoint)
-    if args.do_eval:
-        metrics |= final_scores(trainer)
-    if "test" in eval_sets:
-        metrics |= trainer.evaluate(eval_sets["test"], metric_key_prefix="test")
-    if is_first:
-        write_reports(output_dir, info, metrics, write_card(metrics=metrics, history=trainer.state.log_history))
-    if trainer.uploads is not None:
-        trainer.uploads.submit(output_dir, trainer.state.log_history)
-        trainer.uploads.finish()
-    return metrics
+    write_card = functools.partial(model_card, info, [code or "en" for code in dict.fromkeys(languages)], name)
+    return run_job(trainer, info, data_args, checkpoint, write_card)
 
 
 def run(argv: list[str] | None = None) -> int:

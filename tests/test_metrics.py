@@ -47,11 +47,11 @@ def test_duplicates_of_several_processes_count_once_in_any_order(preparer):
 
 
 def test_marks_are_kept_where_whispers_normaliser_drops_them(preparer):
-    normalize = script.text_normalizers("hi", preparer.tokenizer)
-    assert normalize["norm"]("नमस्ते, दुनिया!").split() == "नमस त द न य".split()
-    assert normalize["norm_marks"]("नमस्ते, दुनिया!").split() == "नमस्ते दुनिया".split()
-    english = script.text_normalizers("en", preparer.tokenizer)
-    assert english["norm"]("I can't, twenty one").split() == "i can not 21".split()
+    normalize = script.text_normalizers("hi", True, preparer.tokenizer)
+    assert normalize["_norm"]("नमस्ते, दुनिया!").split() == "नमस त द न य".split()
+    assert normalize["_norm_marks"]("नमस्ते, दुनिया!").split() == "नमस्ते दुनिया".split()
+    english = script.text_normalizers("en", True, preparer.tokenizer)
+    assert english["_norm"]("I can't, twenty one").split() == "i can not 21".split()
 
 
 def test_any_white_space_separates_words(preparer):

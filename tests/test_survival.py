@@ -78,7 +78,7 @@ def test_changed_flags_count_on_resume(train: Callable, flags: list[str], caplog
     assert "learning rate: 0.0005 now, 0.001 in the checkpoint" in caplog.text
     assert {path.name for path in output(flags).glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (5, 6, 8, 10)}
     state = json.loads((output(flags) / "checkpoint-10" / "stream_state.json").read_text())
-    assert state["position"]["row"] == state["num_rows"] == 5 * 4 + 5 * 2
+    assert state["position"]["row"] == state["counts"]["num_rows"] == 5 * 4 + 5 * 2
 
 
 def test_evaluation_does_not_change_training(train: Callable, dropout_model: Path, tmp_path: Path):
@@ -158,7 +158,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     assert [loss == loss for loss in logged] == [True, True, False, True, True]  # the log hides nothing
     before, after, later = (output(flags) / f"checkpoint-{n}" for n in (2, 3, 4))
     assert same_weights(before, after) and not same_weights(after, later)
-    assert json.loads((later / "stream_state.json").read_text())["num_skipped_steps"] == 1
+    assert json.loads((later / "stream_state.json").read_text())["counts"]["num_skipped_steps"] == 1
 
 
 def test_ten_broken_steps_in_a_row_end_the_run(
