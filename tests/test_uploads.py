@@ -1,0 +1,245 @@
+"""Pushing: what is uploaded and what never is, faults during and after training, the preflight, going on elsewhere.
+
+The trainer is a process of its own, the Hub a real HTTP server on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub import Hub
+from huggingface_hub import ModelCard
+from safetensors.torch import load, load_file
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+import run_speech_recognition_seq2seq_streaming as script
+
+pytestmark = pytest.mark.slow  # a process each
+REPO = "alice/whisper-tiny-es"
+SECRET = "hf_owner_token"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        yield server
+
+
+def command(tiny_model: Path, speech: Path, output_dir: str, **flags: object) -> list[str]:
+    values = {
+        "model_name_or_path": tiny_model,
+        "dataset_name": speech,
+        "language": "es",
+        "max_steps": 6,
+        "save_steps": 2,
+        "eval_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "generation_max_length": 8,
+        "output_dir": output_dir,
+        "hub_model_id": REPO,
+        "max_network_wait_in_minutes": 0.1,
+        **flags,
+    }
+    words = [text for name, value in values.items() for text in (f"--{name}", str(value))]
+    return [sys.executable, script.__file__, "--do_train", "--do_eval", "--push_to_hub", *words]
+
+
+def run(hub: Hub, tmp_path: Path, words: list[str], token: str | None = SECRET, **environment: str):
+    env = hub.environment(tmp_path / "home", token=token) | {"CUDA_VISIBLE_DEVICES": ""} | environment
+    return subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=240)
+
+
+def test_what_is_uploaded_and_what_never_is(hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path):
+    """output_dir is './', with other people's files in it."""
+    for name in (".env", "notes.txt", ".git/config", ".venv/pyvenv.cfg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"token={SECRET}")
+    words = command(tiny_model, speech, "./", eval_before_training=True, test_split_name="test")
+    result = run(hub, tmp_path, [*words, "--hub_strategy", "checkpoint", "--save_total_limit", "1"], WANDB="x")
+    assert result.returncode == 0, result.stderr[-3000:]
+    files = hub.files("model", REPO)
+    top = {name for name in files if "/" not in name}
+    assert top == {
+        ".gitattributes", "README.md", "all_results.json", "config.json", "generation_config.json", "model.safetensors",
+        "preprocessor_config.json", "processor_config.json", "run_info.json", "scorecard.json", "tokenizer.json",
+        "tokenizer_config.json", Path(script.__file__).name,
+    } - ({".gitattributes"} - set(files))  # fmt: skip
+    assert any(name.startswith("runs/") and "events" in name for name in files)
+    last = {name.removeprefix("last-checkpoint/") for name in files if name.startswith("last-checkpoint/")}
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "stream_state.json"} <= last
+    everything = b"".join(files.values())
+    assert SECRET.encode() not in everything and b"training_args" not in b"".join(n.encode() for n in files)
+    assert str(tmp_path).encode() not in everything
+    local = (tmp_path / "predictions_eval.jsonl").read_text().splitlines()
+    assert len(local) == 8 and not [name for name in files if "prediction" in name or "worst" in name]
+    script_text = Path(script.__file__).read_bytes()
+    transcripts = {json.loads(line)["reference"].encode() for line in local} | {
+        json.loads(line)["prediction"].encode() for line in local
+    }
+    rest = b"".join(data for name, data in files.items() if data != script_text)
+    assert not [text for text in transcripts if len(text) > 12 and text in rest]
+    assert load(files["model.safetensors"]).keys() == load_file(tmp_path / "model.safetensors").keys()
+    assert "hub_pushed" in result.stdout + result.stderr
+    card = ModelCard(files["README.md"].decode())
+    kinds = {(r.metric_type, r.dataset_split) for r in card.data.eval_results}
+    assert kinds == {("wer", "validation"), ("cer", "validation"), ("wer", "test"), ("cer", "test")}
+    assert "before training" in card.text and "| step | loss |" in card.text and "--max_steps 6" in card.text
+    folder = tmp_path / "downloaded"
+    for name in top:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(files[name])
+    assert AutoModelForSpeechSeq2Seq.from_pretrained(folder) and AutoProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("end", set()),
+        ("all_checkpoints", {"checkpoint-2", "checkpoint-4", "checkpoint-6"}),
+    ],
+)
+def test_strategies_do_what_they_say(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, strategy: str, expected: set[str]
+):
+    words = command(tiny_model, speech, "out", hub_strategy=strategy, save_total_limit=1, push_predictions=True)
+    result = run(hub, tmp_path, words)
+    assert result.returncode == 0, result.stderr[-3000:]
+    files = hub.files("model", REPO)
+    assert {name.split("/")[0] for name in files if "optimizer.pt" in name} == expected
+    assert "predictions_eval.jsonl" in files
+    steps = {json.loads(files[f"{name}/trainer_state.json"])["global_step"] for name in expected}
+    assert steps == ({2, 4, 6} if len(expected) == 3 else {6} if expected else set())
+    titles = [commit.title for commit in hub.commits("model", REPO)]
+    assert len(titles) == 2 if strategy == "end" else len(titles) >= 2, titles
+
+
+FAULTS = {
+    "errors": [("/commit/", {"status": 500}), ("/commit/", {"status": 403}), ("/preupload/", {"status": 503})],
+    "lost connections": [("/commit/", {"action": "drop"}), ("/commit/", {"action": "truncate"})],
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_passing_faults_cost_nothing(hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, kind: str):
+    """Faults begin when the preflight is over."""
+    words = command(tiny_model, speech, "out")
+    env = hub.environment(tmp_path / "home", token=SECRET) | {"CUDA_VISIBLE_DEVICES": ""}
+    with open(tmp_path / "log", "w") as log:
+        child = subprocess.Popen(words, stdout=log, stderr=log, env=env, cwd=tmp_path)
+        wait_for(lambda: "may be written by" in (tmp_path / "log").read_text())
+        for path_contains, fault in FAULTS[kind]:
+            hub.add_fault(path_contains=path_contains, **fault)
+        assert child.wait(240) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert not [fault for fault in hub.faults if fault.times]  # each of them came
+    assert_same_weights(hub, tmp_path / "out")
+    assert not (tmp_path / "out" / "_upload" / "next").exists()
+
+
+def assert_same_weights(hub: Hub, folder: Path) -> None:
+    """The Hub has the model that lies in the folder."""
+    local = load_file(folder / "model.safetensors")
+    there = load(hub.files("model", REPO)["model.safetensors"])
+    assert there.keys() == local.keys() and all(torch.equal(tensor, local[name]) for name, tensor in there.items())
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("action", ["hang", "status"])
+def test_a_hub_that_never_answers_delays_neither_training_nor_the_end(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, action: str
+):
+    hub.add_fault(
+        path_contains="/commit/",
+        times=None,
+        **({"action": "hang", "seconds": 600} if action == "hang" else {"status": 401}),
+    )
+    began = time.monotonic()
+    result = run(hub, tmp_path, command(tiny_model, speech, "out", max_network_wait_in_minutes=0.05))
+    assert result.returncode == 76 and time.monotonic() - began < 60
+    assert "trained and saved, but not uploaded" in result.stderr and "hub: an upload failed" in result.stderr
+    assert "Traceback" not in result.stderr
+    hub.remove_faults()
+    finish = result.stderr.split("Finish with: ")[1].split("\n")[0].split()
+    assert finish[:2] == ["hf", "upload"]
+    assert run(hub, tmp_path, [sys.executable, "-m", "huggingface_hub.cli.hf", *finish[1:]]).returncode == 0
+    local = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(
+        torch.equal(tensor, local[name])
+        for name, tensor in load(hub.files("model", REPO)["model.safetensors"]).items()
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_hung_upload_ends_the_run_at_once(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, number: int
+):
+    words = command(tiny_model, speech, "out", max_steps=100_000, eval_steps=100_000)
+    env = hub.environment(tmp_path / "home", token=SECRET) | {"CUDA_VISIBLE_DEVICES": ""}
+    hub.add_fault(path_contains="/commit/", action="hang", seconds=600, times=None)
+    with open(tmp_path / "log", "w") as log:
+        child = subprocess.Popen(words, stdout=log, stderr=log, env=env, cwd=tmp_path)
+    wait_for(lambda: any("/commit/" in request.path for request in hub.requests))
+    began = time.monotonic()
+    child.send_signal(number)
+    assert child.wait(60) == 128 + number and time.monotonic() - began < 20
+    assert "saved: out/checkpoint-" in (tmp_path / "log").read_text()
+    wait_for(lambda: not uploaders(tmp_path))
+
+
+def uploaders(folder: Path) -> list[str]:
+    """Command lines of upload processes that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if "upload" in words and os.path.realpath(path.parent / "cwd") == str(folder.resolve()):
+            found.append(" ".join(words))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("token", "flags", "environment", "message"),
+    [
+        (None, {}, {}, "--push_to_hub needs a token. Run `hf auth login`"),
+        ("hf_reader_token", {}, {}, "The token needs write access"),
+        (SECRET, {"hub_model_id": "not a name/x/y"}, {}, "--push_to_hub to not a name/x/y"),
+        (SECRET, {}, {"HF_HUB_OFFLINE": "1"}, "--push_to_hub with HF_HUB_OFFLINE=1"),
+    ],
+)
+def test_the_preflight_finds_out_before_any_work(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, token, flags, environment, message
+):
+    hub.add_repo("model", REPO, {"README.md": b"mine"})
+    result = run(hub, tmp_path, command(tiny_model, speech, "out", **flags), token, **environment)
+    assert result.returncode == 2, result.stderr[-2000:]
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and message in line and "Traceback" not in result.stderr
+    assert "parameters" not in result.stderr  # no model was loaded
+
+
+def test_another_machine_goes_on_from_the_hub(hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    words = command(tiny_model, speech, "out", hub_strategy="checkpoint", lr_scheduler_type="constant")
+    whole = run(hub, tmp_path, [*words, "--output_dir", "whole", "--max_steps", "10", "--hub_model_id", "alice/other"])
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert run(hub, tmp_path / "first", words).returncode == 0
+    again = run(hub, tmp_path / "second", [*words, "--resume_from_checkpoint", "hub", "--max_steps", "10"])
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "continues from out/checkpoint-6" in again.stderr
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "second/out"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
