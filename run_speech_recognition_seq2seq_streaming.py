@@ -86,6 +86,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.hf_argparser import HfArg
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
+from transformers.modelcard import make_markdown_table
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 from transformers.trainer_utils import rotate_checkpoints
@@ -582,19 +583,16 @@ def downloaded(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str |
     return huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns, **where)
 
 
-def find_column(flag: str, wanted: str | None, known: tuple[str, ...], found: list[str], where: str) -> str:
-    """The wanted column, by default the first of the known names that is there. Raises: UserError."""
-    names = [name for name in ([wanted] if wanted else known) if name in found]
-    if not names:
-        there = ", ".join(found) or "nothing: the split is empty"
-        raise UserError(f"--{flag} {wanted or 'is missing'}: no such column in {where}. Found: {there}.")
-    return names[0]
-
-
-def find_columns(columns: tuple[str | None, str | None], found: list[str], where: str) -> tuple[str, str]:
-    """The (audio, text) columns. Raises: UserError if one is not there."""
-    audio = find_column("audio_column_name", columns[0], AUDIO_COLUMNS, found, where)
-    return audio, find_column("text_column_name", columns[1], TEXT_COLUMNS, found, where)
+def find_columns(wanted: tuple[str | None, str | None], found: list[str], where: str) -> tuple[str, ...]:
+    """The (audio, text) columns: those that are wanted, by default the first usual names. Raises: UserError."""
+    columns = []
+    for flag, name, usual in zip(("audio", "text"), wanted, (AUDIO_COLUMNS, TEXT_COLUMNS), strict=True):
+        names = [known for known in ([name] if name else usual) if known in found]
+        if not names:
+            there = ", ".join(found) or "nothing: the split is empty"
+            raise UserError(f"--{flag}_column_name {name or 'is missing'}: no such column in {where}. Found: {there}.")
+        columns.append(names[0])
+    return tuple(columns)
 
 
 def open_part(builder: datasets.DatasetBuilder, part: str, columns: tuple) -> tuple[datasets.IterableDataset, tuple]:
@@ -631,8 +629,8 @@ def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
 
 
 def read_manifest(files: list[str], columns: tuple[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of manifests, or of each only audio (its path made absolute) and text under these names. A TSV file has
-    no quoting (Common Voice); a JSON line that cannot be read becomes a row without audio and text."""
+    """The rows of manifests; if columns are given, only audio (as an absolute path) and text, under these names. A TSV
+    file has no quoting (Common Voice); a JSON line that cannot be read becomes a row without audio and text."""
     for name in files:
         with open(name, encoding="utf-8-sig", errors="replace", newline="") as file:
             rows: Iterable[dict] = map(parse_json_line, file)
@@ -659,13 +657,6 @@ def parse_json_line(line: str) -> dict[str, Any]:
         return {}
 
 
-def open_manifest(files: list[str], columns: tuple) -> tuple[datasets.IterableDataset, tuple]:
-    """Like `open_part` for the manifests of one split."""
-    columns = find_columns(columns, list(next(read_manifest(files), {})), files[0])
-    arguments = {"files": files, "columns": columns}
-    return datasets.IterableDataset.from_generator(read_manifest, gen_kwargs=arguments), columns
-
-
 def load_source(
     name: str, config_name: str | None, split: str, columns: tuple, cache_dir: str | None, streaming: bool, record: str
 ) -> SpeechSource:
@@ -684,21 +675,26 @@ def load_source(
     for part in parts:
         if part not in files:
             raise UserError(f"split '{part}': {name} has no such split. Found: {', '.join(files)}.")
-    opened = [open_part(builder, p, columns) if builder else open_manifest(files[p], columns) for p in parts]
-    if len({names for _, names in opened}) > 1:
-        raise UserError(f"split '{split}' of {name}: its parts name their columns differently: {opened[0][1]} ...")
     data_files = tuple(url for part in parts for url in files[part])
-    datasets_of_parts = tuple(dataset for dataset, _ in opened)
-    num_rows = count_rows(builder, parts, datasets_of_parts, data_files)
+    opened = []
+    for part in parts:
+        if builder is not None:
+            dataset, columns = open_part(builder, part, columns)
+        else:
+            columns = find_columns(columns, list(next(read_manifest(files[part]), {})), files[part][0])
+            arguments = {"files": files[part], "columns": columns}
+            dataset = datasets.IterableDataset.from_generator(read_manifest, gen_kwargs=arguments)
+        opened.append(dataset)
+    num_rows = count_rows(builder, parts, opened, data_files)
     if num_rows == 0:
         raise UserError(f"split '{split}' of {name} is empty, or none of its {len(data_files)} files is readable.")
     commit = re.match(r"hf://datasets/[^@]+@([^/]+)/", data_files[0])
     kind, revision = builder.name if builder else "manifest", commit.group(1) if commit else None
     where = (record, name, config_name, split, kind, revision)
-    return SpeechSource(*where, datasets_of_parts, data_files, *opened[0][1], num_rows)
+    return SpeechSource(*where, tuple(opened), data_files, *columns, num_rows)
 
 
-def count_rows(builder: Any, parts: list[str], opened: tuple, urls: tuple[str, ...]) -> int | None:
+def count_rows(builder: Any, parts: list[str], opened: list, urls: tuple[str, ...]) -> int | None:
     """Rows of a source without reading its audio: from parquet footers, metadata files or split info, else None."""
     if builder is None:
         return sum(1 for _ in read_manifest(list(urls)))
@@ -1240,7 +1236,7 @@ def clean_symbols(text: str) -> str:
 def text_normalizers(
     language: str | None, do_normalize: bool, tokenizer: transformers.WhisperTokenizer
 ) -> dict[str, Callable[[str], str]]:
-    """The readings of a text by the suffix of their metrics: as written, Whisper's normaliser, Whisper's basic one with
+    """The readings of a text by the suffix of their metrics: as written, Whisper's normaliser, its basic one with
     marks kept; and without suffix the leading one."""
     keep_marks = BasicTextNormalizer()
     keep_marks.clean = clean_symbols
@@ -1452,10 +1448,14 @@ def download_checkpoint(repo_id: str, output_dir: Path) -> None:
     )
     if not is_complete(folder / "last-checkpoint"):
         raise UserError(f"--resume_from_checkpoint hub: {repo_id} has no complete last-checkpoint. Use 'auto'.")
-    step = json.loads((folder / "last-checkpoint" / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-    if not is_complete(output_dir / f"checkpoint-{step}"):
-        shutil.rmtree(output_dir / f"checkpoint-{step}", ignore_errors=True)
-        (folder / "last-checkpoint").rename(output_dir / f"checkpoint-{step}")
+    record = folder / "last-checkpoint" / "trainer_state.json"
+    state = json.loads(record.read_text(encoding="utf-8"))
+    if not Path(state["best_model_checkpoint"] or "/").exists():  # it stayed on the other machine
+        write_json(record, state | dict.fromkeys(("best_model_checkpoint", "best_metric", "best_global_step")))
+    final = output_dir / f"checkpoint-{state['global_step']}"
+    if not is_complete(final):
+        shutil.rmtree(final, ignore_errors=True)
+        record.parent.rename(final)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -1651,11 +1651,10 @@ class StreamProgress:
 
 def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -> None:
     """Appends rejected rows to rejected.jsonl."""
-    if rejections:
-        with open(output_dir / "rejected.jsonl", "a", encoding="utf-8") as file:
-            for item in rejections:
-                line = {"split": split, "row": item.row, "reason": item.reason, "detail": item.detail}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    lines = [{"split": split, "row": item.row, "reason": item.reason, "detail": item.detail} for item in rejections]
+    if lines:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(output_dir / "rejected.jsonl", text, "a")
 
 
 class SkipBrokenSteps(transformers.TrainerCallback):
@@ -1894,7 +1893,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         return str(self.unfinished) if self.unfinished else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Written aside, then renamed, then uploaded, then the old ones rotated; the library (5.23) writes in place and
+        """Written aside, renamed, uploaded, and then the old ones are rotated; the library (5.23) writes in place and
         rotates first. A full disk keeps the older checkpoints; the next save tries again."""
         was_deferred, self.stop.is_deferred = self.stop.is_deferred, True
         output_dir, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
@@ -2004,6 +2003,16 @@ def write_json(path: Path, value: Any) -> None:
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     unfinished.replace(path)
+
+
+def write_text(path: Path, text: str, mode: str = "w") -> None:
+    """Writes or (mode "a") appends. What is only for reading later must not end a run: a full disk is a warning."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        logger.warning("%s could not be written: %s", path, one_line(error))
 
 
 def run_identity(model_args: ModelArguments, records: list[DataRecord]) -> dict[str, Any]:
@@ -2138,14 +2147,15 @@ def write_predictions(folder: Path, prefix: str, rows: list[dict[str, Any]]) -> 
             {key: row[key] for key in names if key in row} for row in scored + [r for r in mine if "hits" not in r]
         ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / f"predictions_{label}.jsonl").write_text(text, encoding="utf-8")
-        worst = sorted(scored, key=lambda row: row["hits"] - sum(len(text.split()) for text in row["pairs"][""]))[:20]
+        write_text(folder / f"predictions_{label}.jsonl", text)
+        worst = sorted(
+            scored, key=lambda row: -sum(row[kind] for kind in ("substitutions", "deletions", "insertions"))
+        )[:20]
         aligned = jiwer.process_words(
             *(list(texts) for texts in zip(*(row["pairs"][""] for row in worst), strict=True))
         )
         ids = "".join(f"{i + 1}: {row['id']}, WER {row['wer']:.0f} %\n" for i, row in enumerate(worst))
-        text = f"{ids}\n{jiwer.visualize_alignment(aligned, show_measures=False)}"
-        (folder / f"worst_{label}.txt").write_text(text, encoding="utf-8")
+        write_text(folder / f"worst_{label}.txt", f"{ids}\n{jiwer.visualize_alignment(aligned, show_measures=False)}")
 
 
 def score_table(metrics: dict[str, float], names: list[str]) -> str:
@@ -2167,14 +2177,15 @@ def score_table(metrics: dict[str, float], names: list[str]) -> str:
 
 
 def curve_table(history: list[dict[str, Any]]) -> str:
-    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation."""
-    lines, loss = ["| step | loss | eval loss | WER | CER |", "|---|---|---|---|---|"], math.nan
+    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation; nothing before the first."""
+    lines, loss = [], math.nan
     for entry in history:
         loss = entry.get("loss", loss)
         if "eval_wer" in entry:
-            scores = " | ".join(f"{entry[f'eval_{name}']:.4g}" for name in ("loss", "wer", "cer"))
-            lines.append(f"| {entry['step']} | {loss:.4g} | {scores} |")
-    return "\n".join(lines)
+            scores = {name: f"{entry[f'eval_{name}']:.4g}" for name in ("loss", "wer", "cer")}
+            eval_loss = scores.pop("loss")
+            lines.append({"step": entry["step"], "loss": f"{loss:.4g}", "eval loss": eval_loss, **scores})
+    return make_markdown_table(lines)
 
 
 def card_metadata(info: dict[str, Any], metrics: dict[str, float], languages: list[str], name: str) -> str:
@@ -2211,7 +2222,7 @@ def card_metadata(info: dict[str, Any], metrics: dict[str, float], languages: li
 def model_card(
     info: dict[str, Any], languages: list[str], name: str, metrics: dict[str, float], history: list[dict]
 ) -> str:
-    """README.md of the trained model: metadata, scores, curve, how to use it, data, settings, the command, versions."""
+    """README.md of the trained model: metadata, scores, curve, how to use it, settings, the command, versions."""
     base, datasets_used = (
         info["identity"]["model_name_or_path"],
         {Path(s["name"]).name for part in info["data"].values() for s in part},
@@ -2381,6 +2392,8 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
         trainer.stop.is_deferred = False
     progress = trainer.progress
     progress.judge()
+    if trainer.eval_dataset is not None and trainer.args.world_size == 1:
+        check_reload(trainer, progress.output_dir)
     rejected = {"train_rows": progress.num_rows, "train_rejected": progress.rejected.total()}
     logger.info("training rows: %d, rejected: %s", progress.num_rows, describe_counts(progress.rejected))
     return {name: value for name, value in metrics.items() if name != "total_flos"} | rejected
@@ -2391,6 +2404,30 @@ def save_final_model(trainer: SpeechTrainer) -> None:
     trainer.attempt(trainer.save_model)
     if trainer.save_error is not None:
         raise RunEnded(73, f"the trained model could not be saved: {one_line(trainer.save_error)}")
+
+
+def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
+    """Loads what was saved as its users will: it must hear in 8 evaluation clips what the model in memory hears.
+    Raises: RunEnded(1) with the file that differs."""
+    rows = list(trainer.eval_dataset.select(range(min(8, len(trainer.eval_dataset)))))
+    try:
+        features, processor = trainer.padded(trainer.data_collator(rows)), trainer.processing_class
+        model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype=torch.float32)
+        model.to(features.device)
+        fresh = transformers.AutoProcessor.from_pretrained(folder)
+        how = {"max_new_tokens": min(64, trainer.compute_metrics.max_new_tokens)}
+        pairs = ((trainer.model.eval(), processor), (model, fresh))
+        heard = [p.batch_decode(m.generate(features, **how)) for m, p in pairs]  # special tokens included
+    except torch.OutOfMemoryError:
+        logger.warning("no GPU memory left to load the saved model beside the trained one: it was not compared.")
+        return
+    if heard[0] != heard[1]:
+        same = all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), model.parameters(), strict=True))
+        configs = (trainer.model.generation_config.to_json_string(), model.generation_config.to_json_string())
+        files = ["model.safetensors"] * (not same) + ["generation_config.json"] * (len(set(configs)) > 1)
+        file = folder / (files or ["tokenizer.json"])[0]
+        raise RunEnded(1, f"the saved model hears {heard[1][:1]}, the trained one {heard[0][:1]}: see {file}.")
+    logger.info("%s, loaded afresh, hears the same in %d clips.", folder, len(rows))
 
 
 def save_at_the_end(trainer: SpeechTrainer) -> None:

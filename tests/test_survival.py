@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -170,6 +171,25 @@ def test_ten_broken_steps_in_a_row_end_the_run(
     assert script.run([*flags, "--do_train", "--max_steps", "50"]) == 70
     assert "10 steps in a row" in capsys.readouterr().err and status(output(flags))["code"] == 70
     assert len(json.loads((output(flags) / "diverged_rows.json").read_text())) == 40
+
+
+def test_an_output_dir_that_vanishes_costs_only_what_was_in_it(
+    train: Callable, flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    rows = [(b"junk", "uno") if i % 4 == 0 else row for i, row in enumerate(synthetic.make_rows(24, seed=3))]
+    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
+    synthetic.write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", rows[1:4])
+    update = script.StreamProgress.update
+
+    def vanish(self: script.StreamProgress, ride: dict) -> None:
+        if self.num_rows == 12:
+            shutil.rmtree(self.output_dir)
+        update(self, ride)
+
+    monkeypatch.setattr(script.StreamProgress, "update", vanish)
+    train(f"--do_train --do_eval --max_steps 6 --save_steps 2 --eval_steps 2 --dataset_name {tmp_path / 'data'}")
+    assert {path.name for path in output(flags).glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
+    assert script.is_complete(output(flags) / "checkpoint-6") and (output(flags) / "model.safetensors").is_file()
 
 
 def test_a_finished_run_keeps_the_best_model_and_its_figures(train: Callable, flags: list[str]):

@@ -13,7 +13,7 @@ import pytest
 import synthetic
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, BertConfig, WhisperForConditionalGeneration
 
 import run_speech_recognition_seq2seq_streaming as script
@@ -284,6 +284,21 @@ def test_the_evaluation_cache_follows_what_it_depends_on(train: Train, flags: li
     assert set((output(flags) / "_eval_cache").rglob("*.arrow")) == cached
     assert train("--do_eval --do_lower_case --max_eval_samples 5")["eval_num_rows"] == 5
     assert len(set((output(flags) / "_eval_cache").rglob("*.arrow"))) == len(cached) + 1
+
+
+def test_a_saved_model_that_hears_something_else_is_an_error_that_names_the_file(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def spoil(trainer: script.SpeechTrainer, save=script.save_final_model) -> None:
+        save(trainer)
+        tensors = weights(output(flags))
+        tensors["model.decoder.layer_norm.bias"] += torch.randn(16) * 1000
+        save_file(tensors, output(flags) / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(script, "save_final_model", spoil)
+    assert script.run([*flags, "--do_train", "--do_eval", "--max_steps", "1"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the saved model hears" in error and error.endswith("output/model.safetensors.")
 
 
 def test_early_stopping_and_the_best_model(train: Train, flags: list[str]):
