@@ -1694,6 +1694,15 @@ class Curves(TensorBoardCallback):
         """Writes nothing."""
 
 
+def generate_ids(model: Any, encoder_outputs: Any, **generation: Any) -> torch.Tensor:
+    """Token ids (batch, n_tokens) without timestamps. Two timestamps in a row would send the library's generate()
+    through the window again, and without input_features into a TypeError (transformers 5.23, _maybe_reduce_batch)."""
+    timestamps = list(range(model.generation_config.no_timestamps_token_id + 1, model.config.vocab_size))
+    ban = transformers.SuppressTokensLogitsProcessor(timestamps, device=encoder_outputs[0].device)
+    processors = transformers.LogitsProcessorList([ban])
+    return model.generate(encoder_outputs=encoder_outputs, logits_processor=processors, **generation)
+
+
 class SpeechTrainer(transformers.Seq2SeqTrainer):
     """Seq2SeqTrainer with a plain loader for the stream, features padded on the device, the encoder run once in
     evaluation, and checkpoints that are complete or not there."""
@@ -1800,17 +1809,11 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         languages = self.compute_metrics.languages(inputs["index"])
         if len(set(self.compute_metrics.readings.values())) > 1 and None not in languages:
             generation["language"] = languages  # a mix of several; of one, the generation config knows it
-        # Two timestamps in a row would send generate() through the window again, which without input_features is a
-        # TypeError (transformers 5.23, _maybe_reduce_batch); a transcript without timestamps has none.
-        first_timestamp = self.model.generation_config.no_timestamps_token_id + 1
-        timestamps = list(range(first_timestamp, self.model.config.vocab_size))
-        ban = transformers.SuppressTokensLogitsProcessor(timestamps, device=self.args.device)
-        generation["logits_processor"] = transformers.LogitsProcessorList([ban])
         with torch.no_grad(), self.accelerator.autocast():
             encoder_outputs = self.model.get_encoder()(self.padded(inputs))
             logits = self.model(encoder_outputs=encoder_outputs, decoder_input_ids=decoder_input_ids).logits.float()
             losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # -100 is ignored
-            ids = self.model.generate(encoder_outputs=encoder_outputs, **generation)
+            ids = generate_ids(self.model, encoder_outputs, **generation)
         counts = labels.ne(IGNORED_LABEL).sum(dim=1)
         return None, (ids, losses.sum(dim=1), counts), inputs["index"].to(self.args.device)
 
@@ -2406,6 +2409,7 @@ def save_final_model(trainer: SpeechTrainer) -> None:
         raise RunEnded(73, f"the trained model could not be saved: {one_line(trainer.save_error)}")
 
 
+@torch.no_grad()
 def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
     """Loads what was saved as its users will: it must hear in 8 evaluation clips what the model in memory hears.
     Raises: RunEnded(1) with the file that differs."""
@@ -2417,7 +2421,8 @@ def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
         fresh = transformers.AutoProcessor.from_pretrained(folder)
         how = {"max_new_tokens": min(64, trainer.compute_metrics.max_new_tokens)}
         pairs = ((trainer.model.eval(), processor), (model, fresh))
-        heard = [p.batch_decode(m.generate(features, **how)) for m, p in pairs]  # special tokens included
+        ids = [generate_ids(m, m.get_encoder()(features), **how) for m, _ in pairs]
+        heard = [p.batch_decode(tokens) for (_, p), tokens in zip(pairs, ids, strict=True)]  # special tokens too
     except torch.OutOfMemoryError:
         logger.warning("no GPU memory left to load the saved model beside the trained one: it was not compared.")
         return
