@@ -57,6 +57,28 @@ def test_functions_stay_short():
     assert untyped == []
 
 
+def test_the_script_stays_readable_in_a_sitting():
+    """Lines of code: blank lines, comments and docstrings are not counted."""
+    text = (PROJECT / NAME).read_text()
+    holders = (ast.FunctionDef, ast.ClassDef, ast.Module)
+    documented = [
+        node.body[0] for node in ast.walk(ast.parse(text)) if isinstance(node, holders) and ast.get_docstring(node)
+    ]
+    prose = {number for node in documented for number in range(node.lineno, node.end_lineno + 1)}
+    lines = enumerate(text.splitlines(), start=1)
+    code = [line for number, line in lines if number not in prose and line.strip() and line.strip()[0] != "#"]
+    assert len(code) <= 2_000
+
+
+def test_the_yaml_in_the_readme_is_a_mix(tmp_path: Path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (PROJECT / "README.md").read_text(), re.S)
+    assert len(blocks) == 1
+    (tmp_path / "mix.yaml").write_text(blocks[0])
+    words = f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}"
+    records = script.data_records(script.parse_arguments(words.split())[1])
+    assert [(record.language, record.weight) for record in records] == [("de", 3), ("nl", 1)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"), [("dance", "unknown recipe 'dance'"), ("-h", "Use: bash run.sh [smoke|learn|test]")]
 )
