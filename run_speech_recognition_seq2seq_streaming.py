@@ -105,7 +105,6 @@ MAX_DATA_WAIT_FRACTION = 0.1  # of the time, before the log gives advice
 MAX_BROKEN_STEPS = 10  # steps in a row without a finite loss before the run is given up
 STOP_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
 IGNORED_LABEL = -100  # torch's cross-entropy skips it
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 # Tried in this order when no column is named; the last ones are the file types in a webdataset's tars.
 AUDIO_COLUMNS = ("audio", "audio_filepath", "path", "file_name", "flac", "wav", "mp3", "ogg", "opus")
 TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text", "txt")
@@ -191,9 +190,7 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     eval_strategy: str = HfArg(default="steps", help="When --do_eval scores during training: steps or no.")
     dataloader_num_workers: int = HfArg(default=1, help="1, or 0; see --num_decoding_threads.")
     logging_nan_inf_filter: bool = HfArg(default=False, help="True would hide NaN losses from the log.")
-    resume_from_checkpoint: str | None = HfArg(
-        default="auto", help="'auto' (newest in output_dir), 'hub', PATH, 'no'."
-    )
+    resume_from_checkpoint: str | None = HfArg(default="auto", help="'auto' (the newest here), 'hub', PATH or 'no'.")
 
     def __post_init__(self) -> None:
         if not self.do_eval:
@@ -225,7 +222,6 @@ RETIRED_BY_REPLACEMENT = {
     "nothing: the checkpoint's generation config decides": "suppress_tokens",
     "nothing: it never had an effect on a stream": "group_by_length length_column_name overwrite_cache",
     "--warmup_steps with a number below 1 (0.1 warms up for a tenth of the steps)": "warmup_ratio",
-    "--do_normalize_eval": "do_normalize_eval_only",
     "--text_column_name": "text_column",
     "nothing: it comes with the model": "config_name tokenizer_name feature_extractor_name use_fast_tokenizer",
     "--fp16 or --bf16": "fp16_backend fp16_opt_level half_precision_backend",
@@ -238,8 +234,6 @@ RETIRED_BY_REPLACEMENT = {
     "--optim adafactor": "adafactor",
     "--fsdp": "sharded_ddp",
     "--fsdp_config": "fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap",
-    "--torch_compile_backend": "torchdynamo",
-    "--ddp_backend": "xpu_backend",
     GONE: "include_inputs_for_metrics jit_mode_eval mp_parameters past_index ray_scope save_safetensors "
     "tpu_metrics_debug tpu_num_cores use_ipex use_legacy_prediction_loop use_mps_device",
 }
@@ -267,7 +261,7 @@ REFUSED_ARGUMENTS = {
 
 
 class ArgumentParser(transformers.HfArgumentParser):
-    """transformers.HfArgumentParser whose errors are one line and which accepts no abbreviated flags."""
+    """HfArgumentParser whose errors are one line and which accepts no abbreviated flags."""
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}. Run with --help for the list of flags.")
@@ -310,13 +304,11 @@ def data_records(data_args: DataArguments) -> list[DataRecord]:
             (record,) = ArgumentParser(DataRecord).parse_args_into_dataclasses(as_flags(settings))
         except ValueError as error:
             raise UserError(f"{where}: {one_line(error)}") from error
-        records.append(
-            replace(record, name=re.sub(r"\W", "_", record.name), **{k: None for k in entry if entry[k] is None})
-        )
-        if record.weight <= 0 or records[-1].name in [earlier.name for earlier in records[:-1]]:
-            raise UserError(
-                f"{where}: needs a weight above 0 and a 'name: ...' of its own ({records[-1].name!r} is taken)."
-            )
+        nothing = {key: None for key in entry if entry[key] is None}
+        record = replace(record, **nothing | {"name": re.sub(r"\W", "_", record.name)})
+        if record.weight <= 0 or record.name in [earlier.name for earlier in records]:
+            raise UserError(f"{where}: needs a weight above 0, and its own 'name: ...' ({record.name!r} is taken).")
+        records.append(record)
     return records
 
 
@@ -353,6 +345,7 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
     training, scoring, workers = args.do_train, args.do_eval, args.dataloader_num_workers
     shortest, longest = data_args.min_duration_in_seconds, data_args.max_duration_in_seconds
     is_timed = args.max_steps > 0 or args.num_train_epochs is not None
+    from_hub = args.resume_from_checkpoint == "hub"
     best = {name: getattr(data_args, name) for name in ("early_stopping_patience", "eval_before_training")}
     best["load_best_model_at_end"] = args.load_best_model_at_end
     rules = [(getattr(args, n) != defaults[n], f"--{n} is refused: {why}.") for n, why in REFUSED_ARGUMENTS.items()]
@@ -371,10 +364,7 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
         (args.max_steps > 0 and args.num_train_epochs, "pass --max_steps or --num_train_epochs, not both."),
         (data_args.push_predictions and not args.push_to_hub, "--push_predictions needs --push_to_hub."),
         (args.hub_always_push, "--hub_always_push is refused: the newest save always follows a running upload."),
-        (
-            args.resume_from_checkpoint == "hub" and not (args.push_to_hub or args.hub_model_id),
-            "--resume_from_checkpoint hub needs --hub_model_id (or --push_to_hub).",
-        ),
+        (from_hub and not args.hub_model_id, "--resume_from_checkpoint hub needs --hub_model_id USER/NAME."),
         (bool(data_args.dataset_name) == bool(data_args.data_mix), "pass either --dataset_name or --data_mix FILE."),
         (training and not is_timed, "how long to train? Pass --max_steps N (or --num_train_epochs N)."),
     ]
@@ -557,10 +547,8 @@ def load_builder(name: str, config_name: str | None, cache_dir: str | None) -> d
         if is_network_error(error):
             raise
         folder = f", folder {config_name}" if config_name else ""
-        raise UserError(
-            f"--dataset_name {name}: a script dataset, which is never run, and it has no parquet export "
-            f"(revision {export}{folder}). Look for a parquet copy of it on the Hub."
-        ) from error
+        reason = f"a script dataset, which is never run, and it has no parquet export (revision {export}{folder})"
+        raise UserError(f"--dataset_name {name}: {reason}. Look for a parquet copy of it on the Hub.") from error
 
 
 def one_line(error: Exception | str) -> str:
@@ -623,7 +611,7 @@ def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
         return {"train": [str(path)]}
     if config_name and (path / config_name).is_dir():
         path /= config_name
-    files = sorted(file for file in path.glob("*") if file.suffix in MANIFEST_SUFFIXES and file.stem != "metadata")
+    files = sorted(file for file in path.glob("*") if file.suffix in (".csv", ".tsv", ".jsonl", ".json"))
     is_other = any((*path.glob("*.parquet"), *path.glob("*.tar"), *path.glob("metadata.*")))
     return {} if is_other else {file.stem: [str(file)] for file in files}
 
@@ -1148,9 +1136,8 @@ class SpeechCollator:
                 labels[i, : len(ids) - 1] = torch.tensor(ids[1:])
         features = [row["features"] for row in rows]
         if isinstance(features[0], bytes):  # of a prepared evaluation set
-            features = [
-                torch.frombuffer(bytearray(data), dtype=torch.float32).view(self.n_mels, -1) for data in features
-            ]
+            flat = (torch.frombuffer(bytearray(data), dtype=torch.float32) for data in features)
+            features = [frames.view(self.n_mels, -1) for frames in flat]
         batch = {"labels": labels, "decoder_input_ids": decoder_input_ids, "frames": torch.cat(features, dim=1)}
         batch["frame_counts"] = [clip.shape[1] for clip in features]
         if examples and "index" in examples[0]:
@@ -1371,9 +1358,8 @@ def eval_set_key(item: SpeechSet) -> str:
 
 def eval_rows(item: SpeechSet, num_threads: int) -> Iterator[dict[str, Any]]:
     """The prepared rows of a split, features (n_mels, n_frames) as bytes; rejected ones with a reason instead."""
-    rows = (
-        (None, row) for block in read_ahead(read_pass(item, FIRST_PLACE["start"], None, 100)) for row in block.rows
-    )
+    blocks = read_ahead(read_pass(item, FIRST_PLACE["start"], None, 100))
+    rows = ((None, row) for block in blocks for row in block.rows)
     for _, example in map_in_order(item.preparer, rows, num_threads):
         if isinstance(example, Rejection):
             nothing = dict.fromkeys(("duration", "labels", "features"))
@@ -1415,9 +1401,7 @@ def join_eval_sets(sets: dict[str, datasets.Dataset]) -> datasets.Dataset:
 # By name, never by folder: output_dir may be "./" with .git, .env and .venv in it.
 MODEL_FILES = """*.safetensors *.safetensors.index.json config.json generation_config.json processor_config.json
 preprocessor_config.json tokenizer*.json vocab.json merges.txt normalizer.json *_tokens*.json adapter_*""".split()
-REPORT_FILES = (
-    "run_info.json all_results.json scorecard.json runs/[A-Z]*/events* runs/data/events*".split()
-)  # not transcripts
+REPORT_FILES = """run_info.json all_results.json scorecard.json runs/[A-Z]*/events* runs/data/events*""".split()
 TRANSCRIPT_FILES = "predictions_*.jsonl worst_*.txt".split()  # with --push_predictions only: data may be private
 
 
@@ -1441,11 +1425,19 @@ def check_hub(name: str, private: bool | None) -> str:
     return repo_id
 
 
+def warn_of_private_data(repo_id: str, names: set[str]) -> None:
+    """For --push_predictions: says so when transcripts of private or gated data go to a public repository."""
+    api = huggingface_hub.HfApi()
+    infos = [api.dataset_info(name) for name in names if not Path(name).exists()]
+    closed = [info.id for info in infos if info.private or info.gated]
+    if closed and not api.model_info(repo_id).private:
+        logger.warning("--push_predictions: transcripts of %s, not public, go to %s, public.", closed, repo_id)
+
+
 def download_checkpoint(repo_id: str, output_dir: Path) -> None:
     """Makes the Hub's last-checkpoint (--hub_strategy checkpoint) the newest of output_dir. Raises: UserError."""
-    folder = Path(
-        huggingface_hub.snapshot_download(repo_id, allow_patterns="last-checkpoint/*", local_dir=output_dir / "_hub")
-    )
+    folder = output_dir / "_hub"
+    huggingface_hub.snapshot_download(repo_id, allow_patterns="last-checkpoint/*", local_dir=folder)
     if not is_complete(folder / "last-checkpoint"):
         raise UserError(f"--resume_from_checkpoint hub: {repo_id} has no complete last-checkpoint. Use 'auto'.")
     record = folder / "last-checkpoint" / "trainer_state.json"
@@ -1469,9 +1461,8 @@ def link_files(source: Path, patterns: list[str], target: Path) -> None:
         place.unlink(missing_ok=True)
         if path.suffix == ".json" and not path.name.startswith("tokenizer"):
             text = redacted(path.read_text(encoding="utf-8"))
-            place.write_text(
-                functools.reduce(lambda text, home: text.replace(home, "."), homes, text), encoding="utf-8"
-            )
+            text = functools.reduce(lambda text, home: text.replace(home, "."), homes, text)
+            place.write_text(text, encoding="utf-8")
             continue
         try:
             (os.link if path.suffix in (".safetensors", ".pt") else shutil.copy2)(path, place)
@@ -1535,13 +1526,15 @@ class HubUploads:
         if code == 0:
             self.num_pushed += 1
         else:
-            lines = (self.current.parent / "log").read_text(encoding="utf-8", errors="replace").split()
-            self.error = "no end in time" if code is None else redacted(" ".join(lines))[-300:]
+            log = self.current.parent / "log"
+            text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else "its snapshot has vanished"
+            self.error = "no end in time" if code is None else redacted(" ".join(text.split()))[-300:]
             logger.warning("hub: an upload failed (%s); it is tried again with the next save.", self.error)
-            if self.next.exists():
+            if self.next.exists() and self.current.exists():
                 shutil.copytree(self.next, self.current, copy_function=os.replace, dirs_exist_ok=True)
                 shutil.rmtree(self.next)
-            self.current.rename(self.next)
+            if self.current.exists():
+                self.current.rename(self.next)
         shutil.rmtree(self.current, ignore_errors=True)
 
     def cancel(self) -> None:
@@ -1613,10 +1606,9 @@ class StreamProgress:
         """Raises UserError if more rows were rejected than --max_rejected_fraction allows."""
         if self.rejected.total() > self.max_rejected_fraction * self.num_rows:
             found = f"{self.rejected.total()} of the first {self.num_rows} rows were rejected"
-            limit = f"--max_rejected_fraction {self.max_rejected_fraction:g}"
-            listing = self.output_dir / "rejected.jsonl"
-            why = f"{found} ({describe_counts(self.rejected)}), more than {limit}."
-            raise UserError(f"{why} See {listing}; mend them or raise the limit.")
+            limit = f"more than --max_rejected_fraction {self.max_rejected_fraction:g}"
+            where = f"See {self.output_dir / 'rejected.jsonl'}; mend them or raise the limit."
+            raise UserError(f"{found} ({describe_counts(self.rejected)}), {limit}. {where}")
 
     def figures(self) -> dict[str, float]:
         """For the log: passes over each source and its share of the rows, rows used and rejected (by reason)."""
@@ -1676,8 +1668,7 @@ class SkipBrokenSteps(transformers.TrainerCallback):
         self.num_in_a_row, self.rows = self.num_in_a_row + 1, self.rows + rows
         logger.warning("step %d: the loss is not finite; the step is skipped.", state.global_step + 1)
         if self.num_in_a_row >= MAX_BROKEN_STEPS:
-            listing = Path(args.output_dir) / "diverged_rows.json"
-            write_json(listing, self.rows)
+            write_json(listing := Path(args.output_dir) / "diverged_rows.json", self.rows)
             reason = f"the loss was not finite in {self.num_in_a_row} steps in a row, see {listing}"
             raise RunEnded(70, f"{reason}. Lower --learning_rate.")
 
@@ -1863,18 +1854,16 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             elapsed, meter = time.monotonic() - self.logged_at, self.meter
             waited = meter["waited"] / elapsed
             speed = {"data_wait_fraction": waited, "padding_fraction": 1 - meter["frames"] / meter["window"]}
-            speed |= {
-                "samples_per_second": meter["rows"] / elapsed,
-                "audio_hours_per_hour": meter["seconds"] / elapsed,
-            }
+            speed["samples_per_second"] = meter["rows"] / elapsed
+            speed["audio_hours_per_hour"] = meter["seconds"] / elapsed
             logs = logs | self.progress.figures() | {name: round(value, 3) for name, value in speed.items()}
             logs |= self.uploads.figures() if self.uploads is not None else {}
             if waited > MAX_DATA_WAIT_FRACTION and not self.is_advised:
                 self.is_advised = True
                 threads, cores = self.train_dataset.num_threads, num_usable_cores(self.args.world_size)
                 advice = "raise --num_decoding_threads" if threads < cores else "the network, disk or CPU is the limit"
-                text = "%.0f %% of the time goes into waiting for data (%d threads, %d cores): %s."
-                logger.warning(text, 100 * waited, threads, cores, advice)
+                found = f"waiting for data ({threads} threads, {cores} cores): {advice}."
+                logger.warning("%.0f %% of the time goes into %s", 100 * waited, found)
             self.meter, self.logged_at = Counter(), time.monotonic()
             # Else one NaN would stay in the library's running sum for ever (transformers 5.23: tr_loss -= tr_loss).
             self._tr_loss.zero_()
@@ -2020,10 +2009,8 @@ def write_text(path: Path, text: str, mode: str = "w") -> None:
 
 def run_identity(model_args: ModelArguments, records: list[DataRecord]) -> dict[str, Any]:
     """What makes two starts the same run; a folder that holds another one's weights is refused."""
-    names = (
-        "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task".split()
-    )
-    sources = [{name: getattr(record, name) for name in names} for record in records]
+    names = "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task"
+    sources = [{name: getattr(record, name) for name in names.split()} for record in records]
     model = {name: getattr(model_args, name) for name in ("model_name_or_path", "model_revision")}
     return {**model, **(sources[0] if len(sources) == 1 else {"data_mix": sources})}
 
@@ -2054,7 +2041,6 @@ def run_info(argv: list[str], arguments: dict, sets: dict[str, list[SpeechSet]],
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     names = ("record", "name", "config_name", "split", "kind", "revision", "num_rows")
     data = {role: [{n: getattr(item.source, n) for n in names} for item in items] for role, items in sets.items()}
-    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "gpus": gpus, "cuda": torch.version.cuda}
     return {
         "command": redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv])),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -2063,7 +2049,12 @@ def run_info(argv: list[str], arguments: dict, sets: dict[str, list[SpeechSet]],
         "versions": {"python": platform.python_version(), **versions, "torch": torch.__version__},  # with its build
         "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' describe --always --dirty --abbrev=40"),
         "data": data,
-        "machine": machine,
+        "machine": {
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "gpus": gpus,
+            "cuda": torch.version.cuda,
+        },
     }
 
 
@@ -2074,10 +2065,8 @@ def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Pa
     for role, source in ((role, item.source) for role, items in sets.items() for item in items):
         rows = f"{source.num_rows:,} rows" if source.num_rows is not None else "rows not counted"
         place = " ".join(filter(None, (source.record, source.name, source.config_name, source.split)))
-        columns = f"{source.audio_column}, {source.text_column}"
-        logger.info(
-            "%s data: %s (%s, %d files, %s; %s)", role, place, source.kind, len(source.shards()), rows, columns
-        )
+        found = f"{source.kind}, {len(source.shards())} files, {rows}; {source.audio_column}, {source.text_column}"
+        logger.info("%s data: %s (%s)", role, place, found)
     if args.do_train:
         sizes = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         logger.info("a step: %d rows (%d per device x %d accumulated x %d processes)", math.prod(sizes), *sizes)
@@ -2144,19 +2133,15 @@ def write_predictions(folder: Path, prefix: str, rows: list[dict[str, Any]]) -> 
     """predictions_<set>.jsonl with every row of an evaluation, and worst_<set>.txt with the worst 20, aligned."""
     for name in sorted({row["set"] for row in rows}):
         mine, label = [row for row in rows if row["set"] == name], f"{prefix}_{name}".rstrip("_")
-        scored = [row | {"wer": word_error_rate(row)} for row in mine if "hits" in row]
+        scored = [row | {"wer": word_error_rate(row)} for row in mine if "hits" in row]  # the others: no reference
         names = "id reference prediction wer substitutions deletions insertions duration set".split()
-        lines = [
-            {key: row[key] for key in names if key in row} for row in scored + [r for r in mine if "hits" not in r]
-        ]
+        rest = [row for row in mine if "hits" not in row]
+        lines = [{key: row[key] for key in names if key in row} for row in scored + rest]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text(folder / f"predictions_{label}.jsonl", text)
-        worst = sorted(
-            scored, key=lambda row: -sum(row[kind] for kind in ("substitutions", "deletions", "insertions"))
-        )[:20]
-        aligned = jiwer.process_words(
-            *(list(texts) for texts in zip(*(row["pairs"][""] for row in worst), strict=True))
-        )
+        kinds = ("substitutions", "deletions", "insertions")
+        worst = sorted(scored, key=lambda row: -sum(row[kind] for kind in kinds))[:20]
+        aligned = jiwer.process_words(*([row["pairs"][""][i] for row in worst] for i in (0, 1)))
         ids = "".join(f"{i + 1}: {row['id']}, WER {row['wer']:.0f} %\n" for i, row in enumerate(worst))
         write_text(folder / f"worst_{label}.txt", f"{ids}\n{jiwer.visualize_alignment(aligned, show_measures=False)}")
 
@@ -2185,9 +2170,8 @@ def curve_table(history: list[dict[str, Any]]) -> str:
     for entry in history:
         loss = entry.get("loss", loss)
         if "eval_wer" in entry:
-            scores = {name: f"{entry[f'eval_{name}']:.4g}" for name in ("loss", "wer", "cer")}
-            eval_loss = scores.pop("loss")
-            lines.append({"step": entry["step"], "loss": f"{loss:.4g}", "eval loss": eval_loss, **scores})
+            scores = {name: f"{entry[name]:.4g}" for name in ("eval_loss", "eval_wer", "eval_cer")}
+            lines.append({"step": entry["step"], "loss": f"{loss:.4g}", **scores})
     return make_markdown_table(lines)
 
 
@@ -2195,9 +2179,8 @@ def card_metadata(info: dict[str, Any], metrics: dict[str, float], languages: li
     """The card's YAML: what the Hub reads, with one result for each set, split and kind of error rate."""
     base, results = info["identity"]["model_name_or_path"], []
     sources = [(role, source) for role, sources in info["data"].items() for source in sources]
-    for (role, source), (kind, title) in itertools.product(
-        sources, {"wer": "WER", "wer_ortho": "WER as written", "cer": "CER"}.items()
-    ):
+    kinds = {"wer": "WER", "wer_ortho": "WER as written", "cer": "CER"}
+    for (role, source), (kind, title) in itertools.product(sources, kinds.items()):
         key = "_".join(filter(None, (role, source["record"] if len(info["data"][role]) > 1 else "", kind)))
         if role != "train" and key in metrics:
             place = {f"dataset_{what}": source[what] for what in ("split", "revision")}
@@ -2226,17 +2209,14 @@ def model_card(
     info: dict[str, Any], languages: list[str], name: str, metrics: dict[str, float], history: list[dict]
 ) -> str:
     """README.md of the trained model: metadata, scores, curve, how to use it, settings, the command, versions."""
-    base, datasets_used = (
-        info["identity"]["model_name_or_path"],
-        {Path(s["name"]).name for part in info["data"].values() for s in part},
-    )
+    base = info["identity"]["model_name_or_path"]
+    datasets_used = {Path(source["name"]).name for sources in info["data"].values() for source in sources}
     rows = [int(metrics[key]) for key in ("train_rows", "train_rejected") if key in metrics] or ["in progress"]
     settings = "learning_rate max_steps per_device_train_batch_size gradient_accumulation_steps fp16 bf16 seed".split()
     facts = {
         "training rows (used, rejected)": ", ".join(map(str, rows)),
         "settings": ", ".join(f"{key} {info['arguments'][key]}" for key in settings),
-        "hardware": ", ".join(info["machine"]["gpus"]) or f"CPU, {info['machine']['cores']} cores",
-        "started": info["started"],
+        "hardware": ", ".join(info["machine"]["gpus"]) or f"{info['machine']['cores']} CPU cores",
         "versions": ", ".join(f"{key} {version}" for key, version in info["versions"].items())
         + f", git {info['git']}",
     }
@@ -2267,14 +2247,16 @@ def set_up_logging(args: TrainingArguments) -> None:
     transformers.logging.set_verbosity_warning()
 
 
-def make_uploads(data_args: DataArguments, args: TrainingArguments) -> HubUploads | None:
+def make_uploads(records: list[DataRecord], args: TrainingArguments) -> HubUploads | None:
     """Proves that the Hub can be written to, and fetches its last-checkpoint if that is to be continued."""
     will_push, args.push_to_hub = args.push_to_hub, False  # the library's own push can hang for ever
     output_dir, uploads, repo_id = Path(args.output_dir), None, args.hub_model_id
     if will_push and args.process_index == 0:
         repo_id = check_hub(repo_id or output_dir.resolve().name, args.hub_private_repo)
-        wait = 60 * data_args.max_network_wait_in_minutes
-        uploads = HubUploads(repo_id, output_dir, str(args.hub_strategy.value), data_args.push_predictions, wait)
+        wait, with_transcripts = 60 * records[0].max_network_wait_in_minutes, records[0].push_predictions
+        uploads = HubUploads(repo_id, output_dir, str(args.hub_strategy.value), with_transcripts, wait)
+        if with_transcripts:
+            warn_of_private_data(repo_id, {record.dataset_name for record in records})
     if args.resume_from_checkpoint == "hub" and args.process_index == 0:
         download_checkpoint(repo_id, output_dir)
     return uploads
@@ -2292,17 +2274,11 @@ def make_preparer(
         )
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
-    return UtterancePreparer(
-        tokenizer=tokenizer,
-        mel_filters=np.asarray(extractor.mel_filters),
-        window_in_frames=FRAMES_PER_POSITION * config.max_source_positions,
-        max_label_length=config.max_target_positions,
-        min_duration_in_seconds=data_args.min_duration_in_seconds,
-        max_duration_in_seconds=data_args.max_duration_in_seconds,
-        do_lower_case=data_args.do_lower_case,
-        do_remove_punctuation=data_args.do_remove_punctuation,
-        max_network_wait_in_seconds=60 * data_args.max_network_wait_in_minutes,
-    )
+    window, longest_label = FRAMES_PER_POSITION * config.max_source_positions, config.max_target_positions
+    limits = (data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
+    text = (data_args.do_lower_case, data_args.do_remove_punctuation)
+    mel_filters, wait = np.asarray(extractor.mel_filters), 60 * data_args.max_network_wait_in_minutes
+    return UtterancePreparer(tokenizer, mel_filters, window, longest_label, *limits, *text, wait)
 
 
 def open_sets(
@@ -2341,9 +2317,7 @@ def resolve_arguments(args: TrainingArguments, width: int, pass_rows: dict[str, 
         args.save_total_limit = 2  # the library would delete the last one for the best, and a restart train again
     if pass_rows and args.max_steps <= 0:
         if len(pass_rows) > 1 or None in pass_rows.values():
-            why = (
-                "the passes of a mix end at different times" if len(pass_rows) > 1 else "this source has no row count"
-            )
+            why = "the passes of a mix end at different times" if len(pass_rows) > 1 else "rows cannot be counted"
             raise UserError(f"--num_train_epochs: {why}. Pass --max_steps N instead.")
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         args.max_steps = math.ceil(args.num_train_epochs * sum(pass_rows.values()) / batch)
@@ -2361,10 +2335,9 @@ def prepare_eval_sets(sets: dict, num_threads: int, args: TrainingArguments) -> 
             prepared[item.source.record] = rows
             listing = output_dir / "rejected.jsonl"
             listed = listing.read_text(encoding="utf-8") if listing.exists() else ""
-            news = [item for item in rejections if json.dumps(item.row, ensure_ascii=False) not in listed]
-            if args.process_index == 0:
-                list_rejections(output_dir, item.source.split, news)
-            reasons, title = Counter(item.reason for item in rejections), f"{role} {item.source.record}".strip()
+            news = [r for r in rejections if json.dumps(r.row, ensure_ascii=False) not in listed]
+            list_rejections(output_dir, item.source.split, news if args.process_index == 0 else [])
+            reasons, title = Counter(r.reason for r in rejections), f"{role} {item.source.record}".strip()
             logger.info("%s: %d rows to score, rejected: %s", title, len(rows), describe_counts(reasons))
         joined[role] = join_eval_sets(prepared)
     return joined
@@ -2524,7 +2497,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     check_output_dir(output_dir, identity)
     data_args.num_decoding_threads = data_args.num_decoding_threads or num_usable_cores(args.world_size)
     patience = {"limit_in_seconds": 60 * data_args.max_network_wait_in_minutes}
-    uploads = patiently(make_uploads, data_args, args, task="asking the Hub", **patience)
+    uploads = patiently(make_uploads, records, args, task="asking the Hub", **patience)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.do_train else None
 
     where = (model_args.model_name_or_path, model_args.model_revision, model_args.cache_dir)
@@ -2552,7 +2525,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     model = patiently(load_model, *where, *how, task=f"loading {where[0]}", **patience)
     ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
     readings = {r.name: (spoken, r.do_normalize_eval) for r, spoken in zip(records, languages, strict=True)}
-    patience_in_evaluations = data_args.early_stopping_patience
+    limit = data_args.early_stopping_patience
     trainer = SpeechTrainer(
         model=model,
         args=args,
@@ -2563,7 +2536,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
         processing_class=processor,
         compute_loss_func=TokenWeightedLoss(args.label_smoothing_factor),
         compute_metrics=Scorecard(processor.tokenizer, readings),
-        callbacks=[transformers.EarlyStoppingCallback(patience_in_evaluations)] if patience_in_evaluations else [],
+        callbacks=[transformers.EarlyStoppingCallback(limit)] if limit else [],
         window_in_frames=preparers[0].window_in_frames,
         progress=progress,
         stop=stop or StopSignals(),

@@ -1,5 +1,7 @@
 """Error rates: jiwer's numbers, three readings of a text, rows counted once."""
 
+import json
+
 import datasets
 import jiwer
 import numpy as np
@@ -72,3 +74,50 @@ def test_inputs_are_not_modified(preparer):
     before = given.predictions[0].copy()
     scorecard(preparer.tokenizer, ["uno", "dos"])(given)
     assert np.array_equal(given.predictions[0], before)
+
+
+def test_prediction_files_hold_every_row_even_without_references(preparer, tmp_path):
+    card = scorecard(preparer.tokenizer, ["uno dos", "!", "tres"])
+    card(outputs(preparer.tokenizer, ["uno tres", "dos", "tres tres"], [0, 1, 2]))
+    script.write_predictions(tmp_path, "eval", card.scored)
+    rows = [json.loads(line) for line in (tmp_path / "predictions_eval.jsonl").read_text().splitlines()]
+    assert {row["reference"]: row.get("wer") for row in rows} == {"uno dos": 50, "tres": 100, "!": None}
+    assert rows[0] | {"id": ""} == rows[0] and rows[0]["substitutions"] == 1 and rows[1]["insertions"] == 1
+    worst = (tmp_path / "worst_eval.txt").read_text()
+    assert "REF: uno  dos" in worst and worst.count("SENTENCE") == 2
+    nothing = scorecard(preparer.tokenizer, ["!"])
+    nothing(outputs(preparer.tokenizer, ["uno"], [0]))
+    script.write_predictions(tmp_path, "eval", nothing.scored)
+    assert (tmp_path / "predictions_eval.jsonl").read_text().count("\n") == 1
+
+
+def test_the_interval_is_seeded_and_contains_the_rate(preparer):
+    generator = np.random.default_rng(3)
+    words = "uno dos tres cuatro cinco".split()
+    references = [" ".join(generator.choice(words, 6)) for _ in range(60)]
+    predictions = [" ".join(generator.permutation(text.split())) for text in references]
+    card = scorecard(preparer.tokenizer, references)
+    given = outputs(preparer.tokenizer, predictions, list(range(60)))
+    first, second = card(given), card(given)
+    assert first["wer_low"] < first["wer"] < first["wer_high"] and first == second
+    assert first["wer_high"] - first["wer_low"] < 20
+
+
+def test_shares_of_empty_repeating_and_cut_outputs(preparer):
+    card = scorecard(preparer.tokenizer, ["uno", "dos", "tres", "seis"])
+    card.max_new_tokens = 40
+    given = outputs(preparer.tokenizer, ["", "dos " * 30, "tres", "x" * 40], [0, 1, 2, 3])
+    metrics = card(given)
+    assert (metrics["empty_outputs"], metrics["repetition_loops"], metrics["cut_outputs"]) == (25, 50, 50)
+
+
+def test_two_hundred_random_pairs_equal_jiwer(preparer):
+    generator = np.random.default_rng(7)
+    words = "uno dos tres cuatro cinco seis siete ocho nueve diez".split()
+    references = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(200)]
+    predictions = [" ".join(generator.choice(words, generator.integers(0, 9))) for _ in range(200)]
+    metrics = scorecard(preparer.tokenizer, references)(outputs(preparer.tokenizer, predictions, list(range(200))))
+    truth = jiwer.process_words(references, predictions)
+    assert metrics["wer"] == 100 * truth.wer and metrics["cer"] == 100 * jiwer.cer(references, predictions)
+    counts = ("substitutions", "deletions", "insertions", "hits")
+    assert [metrics[name] for name in counts] == [getattr(truth, name) for name in counts]

@@ -31,7 +31,7 @@ def hub() -> Iterator[Hub]:
         yield server
 
 
-def command(tiny_model: Path, speech: Path, output_dir: str, **flags: object) -> list[str]:
+def command(tiny_model: Path, speech: Path | str, output_dir: str, **flags: object) -> list[str]:
     values = {
         "model_name_or_path": tiny_model,
         "dataset_name": speech,
@@ -209,6 +209,16 @@ def uploaders(folder: Path) -> list[str]:
         if "upload" in words and os.path.realpath(path.parent / "cwd") == str(folder.resolve()):
             found.append(" ".join(words))
     return found
+
+
+def test_transcripts_of_private_data_in_a_public_repo_are_warned_about(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+):
+    hub.add_repo("dataset", "alice/private", speech, private=True)
+    words = command(tiny_model, "alice/private", "out", max_steps=1, push_predictions=True, hub_strategy="end")
+    result = run(hub, tmp_path, words)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"transcripts of alice/private, not public, go to {REPO}, public" in result.stderr
 
 
 @pytest.mark.parametrize(
