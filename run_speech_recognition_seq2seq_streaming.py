@@ -720,15 +720,15 @@ def read_audio(value: str | dict[str, Any] | None) -> bytes:
     return data
 
 
-def audio_duration_in_seconds(data: bytes) -> float:
-    """Duration according to the file's header, without decoding. Raises: Rejection if libsndfile cannot read it."""
+def audio_duration(data: bytes) -> tuple[float, int]:
+    """Seconds and sampling rate in Hz according to the file's header. Raises: Rejection if libsndfile cannot read it."""
     try:
         info = soundfile.info(io.BytesIO(data))
     except soundfile.LibsndfileError as error:
         kind = "m4a" if data[4:8] == b"ftyp" else "webm" if data[:4] == b"\x1aE\xdf\xa3" else None
         advice = f"{kind} is not supported: convert with ffmpeg -i IN.{kind} -ar 16000 -ac 1 OUT.flac"
         raise Rejection("audio_unreadable", advice if kind else one_line(error.error_string)) from error
-    return info.frames / info.samplerate
+    return info.frames / info.samplerate, info.samplerate
 
 
 def decode_audio(data: bytes) -> np.ndarray:
@@ -836,11 +836,13 @@ class UtterancePreparer:
         labels = encode_text(text, self.tokenizer, self.max_label_length)
         wait = self.max_network_wait_in_seconds
         data = patiently(read_audio, audio, limit_in_seconds=wait, task="reading audio")
-        self.check_duration(audio_duration_in_seconds(data))
+        duration, sampling_rate = audio_duration(data)
+        self.check_duration(duration)
         waveform = decode_audio(data)
         seconds = len(waveform) / SAMPLE_RATE_IN_HZ
         features = log_mel(waveform, self.mel_filters, self.window_in_frames)
-        return {"features": features, "labels": labels, "text": text, "duration": seconds}
+        texts = {"labels": labels, "text": text}
+        return {"features": features, **texts, "duration": seconds, "sampling_rate": sampling_rate}
 
     def __call__(self, row: "SourceRow") -> dict[str, Any] | Rejection:
         if row.rejection is not None:
@@ -1365,6 +1367,7 @@ def eval_rows(item: SpeechSet, num_threads: int) -> Iterator[dict[str, Any]]:
             nothing = dict.fromkeys(("duration", "labels", "features"))
             yield {"id": example.row, "reason": example.reason, "text": example.detail, **nothing}
         else:
+            del example["sampling_rate"]
             yield {**example, "features": example["features"].numpy().tobytes(), "reason": None}
 
 
@@ -2116,7 +2119,8 @@ def report_data(stream: SpeechStream, num_rows: int, curves: Path | None) -> Non
                 figures[label] += values
                 logger.info("  %s", histogram(label, values))
             styles[name] = describe_style([example["text"] for example in good])
-            logger.info("  transcripts: %s. First label:", styles[name])
+            rates = describe_counts(Counter(f"at {example['sampling_rate']} Hz" for example in good))
+            logger.info("  clips: %s; transcripts: %s; first label:", rates, styles[name])
             logger.info("  %s", item.preparer.tokenizer.decode(good[0]["labels"]))
     if len(set(styles.values())) > 1:
         found = "; ".join(f"{name}: {style}" for name, style in styles.items())

@@ -30,7 +30,8 @@ def position_at(stream: script.SpeechStream, step: int, num_rows: int) -> dict:
     """The position after `step` steps: whole passes are skipped by arithmetic, the rest is read undecoded."""
     passes, rest = divmod(step * BATCH_SIZE, num_rows)
     start = {"pass": passes, "block": 0, "shard": 0, "shard_state": None, "rows": 0}
-    position = {"start": start, "offset": 0, "row": passes * num_rows, "skip": 0, "rows_per_pass": num_rows}
+    place = {"start": start, "offset": 0, "rows_per_pass": num_rows, "used": passes * num_rows}
+    position = {"row": passes * num_rows, "skip": 0, "sources": [place]}
     if rest == 0:
         return position
     stream.position = position
@@ -47,10 +48,10 @@ def first_example(stream: script.SpeechStream, position: dict) -> tuple[float, s
 
 def read_again(stream: script.SpeechStream, num_rows: int) -> tuple[float, str]:
     """Seconds to the same example by passing num_rows undecoded rows from the very beginning, and its id."""
-    stream.position = script.FIRST_POSITION
+    stream.position = None
     began = time.perf_counter()
-    _, row = next(itertools.islice(stream.rows(), num_rows, None))
-    return time.perf_counter() - began, stream.preparer(row)["id"]
+    _, item = next(itertools.islice(stream.rows(), num_rows, None))
+    return time.perf_counter() - began, stream.prepare(item)["id"]
 
 
 def main() -> None:
@@ -64,8 +65,8 @@ def main() -> None:
         for shard in range(args.rows // 500):
             synthetic.write_parquet(folder / "data" / f"train-{shard:05}.parquet", clips)
         preparer = conftest.make_preparer(synthetic.make_model(folder / "model", d_model=16, num_layers=1))
-        source = script.load_source(str(folder / "data"), None, "train", ("audio", "text"), None, True)
-        stream = script.SpeechStream(source, preparer, 1, 500, BATCH_SIZE, 2)
+        source = script.load_source(str(folder / "data"), None, "train", ("audio", "text"), None, True, "")
+        stream = script.SpeechStream((script.SpeechSet(source, preparer),), 1, 500, BATCH_SIZE, 2)
         print(f"{source.num_rows} rows in {len(source.shards())} files\n")
         print("| step | seek, s (median of each) | read again, s | ratio |\n|---|---|---|---|")
         for step in (10, 1_000, 100_000):
