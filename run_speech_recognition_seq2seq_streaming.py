@@ -721,7 +721,7 @@ def read_audio(value: str | dict[str, Any] | None) -> bytes:
 
 
 def audio_duration(data: bytes) -> tuple[float, int]:
-    """Seconds and sampling rate in Hz according to the file's header. Raises: Rejection if libsndfile cannot read it."""
+    """Seconds and sampling rate in Hz by the file's header. Raises: Rejection if libsndfile cannot read it."""
     try:
         info = soundfile.info(io.BytesIO(data))
     except soundfile.LibsndfileError as error:
