@@ -154,13 +154,14 @@ def load_processor(folder: Path) -> WhisperProcessor:
 # What the script's own types look like is known in the next two functions only.
 def make_stream(place: str, columns: tuple[str, str], num_threads: int, folder: Path) -> script.SpeechStream:
     """The script's stream over a Hub id or a folder. columns: (audio, text)."""
-    source = script.load_source(place, None, "train", columns, None, True)
-    return script.SpeechStream(source, load_preparer(folder), 1, SHUFFLE_ROWS, BATCH_SIZE, num_threads)
+    source = script.load_source(place, None, "train", columns, None, True, "")
+    item = script.SpeechSet(source, load_preparer(folder))
+    return script.SpeechStream((item,), 1, SHUFFLE_ROWS, BATCH_SIZE, num_threads)
 
 
 def block_start(ride: dict[str, Any]) -> int:
     """Rows of the first pass before the block that a batch ended in."""
-    return ride["position"]["start"]["rows"]
+    return ride["position"]["sources"][0]["start"]["rows"]
 
 
 def make_loader(stream: script.SpeechStream, folder: Path) -> torch.utils.data.DataLoader:
