@@ -60,7 +60,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # Set before the libraries read them. Threads of our own pool tokenise; a fork after that would only bring warnings.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -720,25 +720,33 @@ def read_audio(value: str | dict[str, Any] | None) -> bytes:
     return data
 
 
-def audio_duration(data: bytes) -> tuple[float, int]:
-    """Seconds and sampling rate in Hz by the file's header. Raises: Rejection if libsndfile cannot read it."""
+def audio_file(data: bytes) -> BinaryIO:
+    """The bytes as an open file; on Linux a descriptor in memory. From a BytesIO libsndfile would call Python some 490
+    times for an mp3 clip, each time needing the GIL (benchmarks/data_pipeline.md)."""
+    if not hasattr(os, "memfd_create"):
+        return io.BytesIO(data)
+    file = os.fdopen(os.memfd_create("audio"), "wb+")
+    file.write(data)
+    file.seek(0)
+    return file
+
+
+def decode_audio(data: bytes, check_duration: Callable[[float], None]) -> tuple[np.ndarray, int]:
+    """An encoded file as (n_samples,) float32 in [-1, 1], mono, 16 kHz; and the sampling rate in Hz that it had.
+    check_duration gets the seconds that the header states, before anything is decoded.
+    soundfile reads wav, flac, ogg, opus and mp3 from memory; librosa resamples with soxr.
+    Raises: Rejection if the file is damaged, empty or holds numbers that are not finite."""
     try:
-        info = soundfile.info(io.BytesIO(data))
+        with audio_file(data) as file:
+            source = file if isinstance(file, io.BytesIO) else file.fileno()
+            with soundfile.SoundFile(source, closefd=False) as clip:
+                sampling_rate = clip.samplerate
+                check_duration(clip.frames / sampling_rate)
+                waveform = clip.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         kind = "m4a" if data[4:8] == b"ftyp" else "webm" if data[:4] == b"\x1aE\xdf\xa3" else None
         advice = f"{kind} is not supported: convert with ffmpeg -i IN.{kind} -ar 16000 -ac 1 OUT.flac"
         raise Rejection("audio_unreadable", advice if kind else one_line(error.error_string)) from error
-    return info.frames / info.samplerate, info.samplerate
-
-
-def decode_audio(data: bytes) -> np.ndarray:
-    """An encoded file as (n_samples,) float32 in [-1, 1], mono, 16 kHz.
-    soundfile reads wav, flac, ogg, opus and mp3 from memory; librosa resamples with soxr.
-    Raises: Rejection if the file is damaged, empty or holds numbers that are not finite."""
-    try:
-        waveform, sampling_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise Rejection("audio_unreadable", one_line(error.error_string)) from error
     mono = waveform.mean(axis=1) if waveform.shape[1] > 1 else waveform[:, 0]
     if len(mono) == 0:
         raise Rejection("audio_empty", "no samples")
@@ -746,7 +754,7 @@ def decode_audio(data: bytes) -> np.ndarray:
         raise Rejection("audio_not_finite", "NaN or infinite samples")
     if sampling_rate != SAMPLE_RATE_IN_HZ:
         mono = librosa.resample(mono, orig_sr=sampling_rate, target_sr=SAMPLE_RATE_IN_HZ, res_type="soxr_hq")
-    return np.ascontiguousarray(mono, dtype=np.float32)
+    return np.ascontiguousarray(mono, dtype=np.float32), sampling_rate
 
 
 def normalize_text(text: str, do_lower_case: bool, do_remove_punctuation: bool) -> str:
@@ -776,7 +784,7 @@ def log_mel(waveform: np.ndarray, mel_filters: np.ndarray, max_frames: int) -> t
     audio = functional.pad(audio, (0, padding))
     window = torch.hann_window(FFT_LENGTH_IN_SAMPLES)
     stft = torch.stft(audio, FFT_LENGTH_IN_SAMPLES, HOP_LENGTH_IN_SAMPLES, window=window, return_complex=True)
-    power = stft[:, :num_frames].abs() ** 2
+    power = torch.view_as_real(stft[:, :num_frames]).square().sum(dim=-1)
     mel = torch.from_numpy(mel_filters).to(torch.float32).T @ power
     log_spectrogram = mel.clamp(min=1e-10).log10()
     return (torch.maximum(log_spectrogram, log_spectrogram.max() - 8.0) + 4.0) / 4.0
@@ -836,9 +844,7 @@ class UtterancePreparer:
         labels = encode_text(text, self.tokenizer, self.max_label_length)
         wait = self.max_network_wait_in_seconds
         data = patiently(read_audio, audio, limit_in_seconds=wait, task="reading audio")
-        duration, sampling_rate = audio_duration(data)
-        self.check_duration(duration)
-        waveform = decode_audio(data)
+        waveform, sampling_rate = decode_audio(data, self.check_duration)
         seconds = len(waveform) / SAMPLE_RATE_IN_HZ
         features = log_mel(waveform, self.mel_filters, self.window_in_frames)
         texts = {"labels": labels, "text": text}

@@ -35,7 +35,8 @@ def test_decoding_gives_mono_16_khz(sampling_rate: int, audio_format: str):
     seconds = np.arange(sampling_rate) / sampling_rate
     tone = 0.5 * np.sin(2 * np.pi * 440 * seconds)
     stereo = np.stack([tone, np.zeros_like(tone)], axis=1)
-    decoded = script.decode_audio(synthetic.encode(stereo, audio_format, sampling_rate))
+    decoded, found = script.decode_audio(synthetic.encode(stereo, audio_format, sampling_rate), lambda seconds: None)
+    assert found == sampling_rate
     assert decoded.dtype == np.float32 and decoded.ndim == 1
     assert abs(len(decoded) - 16_000) <= (1 if audio_format != "MP3" else 2_400)
     spectrum = np.abs(np.fft.rfft(decoded[:16_000]))
@@ -65,7 +66,7 @@ def test_samples_that_are_not_finite_are_rejected():
     buffer = io.BytesIO()
     soundfile.write(buffer, np.array([0.1, np.nan, 0.2] * 100), 16_000, format="WAV", subtype="FLOAT")
     with pytest.raises(script.Rejection, match="audio_not_finite"):
-        script.decode_audio(buffer.getvalue())
+        script.decode_audio(buffer.getvalue(), lambda seconds: None)
 
 
 @pytest.mark.parametrize(

@@ -471,7 +471,7 @@ def test_loading_is_tried_again(hub: Hub, flags: list[str], tmp_path: Path):
     met = [request for request in hub.requests[first:] if request.fault]
     assert len(met) == sum(fault["times"] for fault in LOADING_FAULTS.values())
     text = log.read_text()
-    assert "opening alice/speech" in text and "loading alice/tiny" in text and "Trying again in" in text
+    assert "opening the data" in text and "loading alice/tiny" in text and "Trying again in" in text
 
 
 @pytest.mark.slow

@@ -72,7 +72,9 @@ def test_the_saved_folder_transcribes_like_the_scorecard(train: Train, flags: li
     model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     row = datasets.Dataset.from_parquet(str(sorted(speech.glob("validation*"))[0]))
     audio = row.cast_column("audio", datasets.Audio(decode=False))[0]["audio"]["bytes"]
-    inputs = processor(script.decode_audio(audio), sampling_rate=16_000, return_tensors="pt").input_features
+    inputs = processor(
+        script.decode_audio(audio, lambda seconds: None)[0], sampling_rate=16_000, return_tensors="pt"
+    ).input_features
     ids = model.generate(inputs, max_length=12)
     heard = processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
     assert model.generation_config.language == "es" and model.generation_config.task == "transcribe"

@@ -218,7 +218,7 @@ def test_transcripts_of_private_data_in_a_public_repo_are_warned_about(
     words = command(tiny_model, "alice/private", "out", max_steps=1, push_predictions=True, hub_strategy="end")
     result = run(hub, tmp_path, words)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert f"transcripts of alice/private, not public, go to {REPO}, public" in result.stderr
+    assert f"transcripts of ['alice/private'], not public, go to {REPO}, public" in result.stderr
 
 
 @pytest.mark.parametrize(
