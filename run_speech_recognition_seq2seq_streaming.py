@@ -422,7 +422,8 @@ class StopSignals:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.received is None:
             self.received = number
-            logger.warning("%s received: saving and stopping.", signal.Signals(number).name)
+            # Not through the logger: the signal may have come in the middle of a write to stderr, which then raises.
+            os.write(2, f"\n{signal.Signals(number).name} received: saving and stopping.\n".encode())
             if not self.is_deferred:
                 self.check()
 

@@ -173,6 +173,27 @@ def test_ten_broken_steps_in_a_row_end_the_run(
     assert len(json.loads((output(flags) / "diverged_rows.json").read_text())) == 40
 
 
+def test_a_signal_in_the_middle_of_a_write_to_stderr():
+    """The handler must not write through the buffer that it has interrupted: that raises "reentrant call"."""
+    code = """if True:
+        import os, signal, sys
+        import run_speech_recognition_seq2seq_streaming as script
+        script.logger.addHandler(script.logging.StreamHandler())
+        class Terminal(script.io.RawIOBase):
+            def writable(self): return True
+            def write(self, data):
+                signal.raise_signal(signal.SIGTERM)
+                return len(data)
+        with script.StopSignals() as stop:
+            stop.is_deferred = True
+            terminal = script.io.TextIOWrapper(script.io.BufferedWriter(Terminal()))
+            sys.stderr = script.logger.handlers[0].stream = terminal
+            print("a line of a progress bar", file=sys.stderr, flush=True)
+            sys.exit(stop.received)"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path(script.__file__).parent, capture_output=True)
+    assert result.returncode == signal.SIGTERM and b"SIGTERM received: saving and stopping." in result.stderr
+
+
 def test_an_output_dir_that_vanishes_costs_only_what_was_in_it(
     train: Callable, flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
