@@ -282,6 +282,7 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     """Names and values of a YAML file as a command line, so that argparse converts 1e-5 to a number."""
     flags: list[str] = []
     for name, value in settings.items():
+        value = "no" if (name, value) == ("language", False) else value  # YAML takes Norwegian for False
         values = value if isinstance(value, list) else [value]
         if value is not None:
             flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
@@ -298,7 +299,8 @@ def data_records(data_args: DataArguments) -> list[DataRecord]:
         where = f"--data_mix {data_args.data_mix}, entry {number + 1}"
         if not isinstance(entry, dict) or "dataset_name" not in entry or set(entry) - set(RECORD_KEYS):
             raise UserError(f"{where}: expected dataset_name and any of: {', '.join(RECORD_KEYS)}. Found: {entry}.")
-        name = "_".join(filter(None, (Path(str(entry["dataset_name"])).stem, entry.get("dataset_config_name"))))
+        parts = (Path(str(entry["dataset_name"])).stem, entry.get("dataset_config_name"))
+        name = "_".join(str(part) for part in parts if part)
         settings = asdict(data_args) | {"name": name} | entry
         try:
             (record,) = ArgumentParser(DataRecord).parse_args_into_dataclasses(as_flags(settings))
@@ -608,11 +610,12 @@ def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
     """{split: [file]} of a CSV, TSV or JSON-lines file, or of a folder with such files, like a Common Voice download
     as it unpacks (its language folder, or config_name inside it). Empty if `datasets` has to look at the place."""
     path = Path(name)
-    if path.is_file():
+    suffixes = (".csv", ".tsv", ".jsonl", ".json")
+    if path.is_file() and path.suffix in suffixes:
         return {"train": [str(path)]}
     if config_name and (path / config_name).is_dir():
         path /= config_name
-    files = sorted(file for file in path.glob("*") if file.suffix in (".csv", ".tsv", ".jsonl", ".json"))
+    files = sorted(file for file in path.glob("*") if file.suffix in suffixes)
     is_other = any((*path.glob("*.parquet"), *path.glob("*.tar"), *path.glob("metadata.*")))
     return {} if is_other else {file.stem: [str(file)] for file in files}
 
@@ -632,7 +635,8 @@ def read_manifest(files: list[str], columns: tuple[str, str] | None = None) -> I
                     yield row
                     continue
                 audio, text = (row.get(column) for column in columns)
-                if number == 0 and audio and not (folder / audio).is_file() and (folder / "clips" / audio).is_file():
+                is_bare = audio and Path(audio).name == audio and not (folder / audio).is_file()
+                if number == 0 and is_bare and (folder / "clips").is_dir():
                     folder /= "clips"  # as in a Common Voice download
                 place = str(folder / audio) if audio and "://" not in audio else audio
                 yield {columns[0]: place, columns[1]: None if text is None else str(text)}
@@ -1209,9 +1213,9 @@ def load_model(
     # Whisper's sinusoids are constants, but transformers 5.23 loads them with requires_grad=True.
     model.model.encoder.embed_positions.requires_grad_(False)
     model.generation_config.forced_decoder_ids = None
-    if language is not None:
-        model.generation_config.language = language
+    if getattr(model.generation_config, "is_multilingual", False):
         model.generation_config.task = task
+        model.generation_config.language = language  # None: detected
     if freeze_encoder:
         model.freeze_encoder()
     return model
@@ -1435,6 +1439,14 @@ def check_hub(name: str, private: bool | None) -> str:
     return repo_id
 
 
+def base_licence(name: str) -> str | None:
+    """The licence that the base model's card states; never guessed. Asked for once, before training."""
+    try:
+        return None if Path(name).exists() else huggingface_hub.ModelCard.load(name).data.license
+    except Exception:  # no card, no network: all the same
+        return None
+
+
 def warn_of_private_data(repo_id: str, names: set[str]) -> None:
     """For --push_predictions: says so when transcripts of private or gated data go to a public repository."""
     api = huggingface_hub.HfApi()
@@ -1464,15 +1476,12 @@ def download_checkpoint(repo_id: str, output_dir: Path) -> None:
 def link_files(source: Path, patterns: list[str], target: Path) -> None:
     """Copies the files that are named; weights and optimiser states as hard links, which rotation cannot touch. JSON
     loses tokens and local paths."""
-    homes = [str(path) for path in (source.resolve(), Path.cwd(), Path.home()) if len(path.parts) > 1]
     for path in [path for pattern in patterns for path in source.glob(pattern) if path.is_file()]:
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
         if path.suffix == ".json" and not path.name.startswith("tokenizer"):
-            text = redacted(path.read_text(encoding="utf-8"))
-            text = functools.reduce(lambda text, home: text.replace(home, "."), homes, text)
-            place.write_text(text, encoding="utf-8")
+            place.write_text(without_folders(path.read_text(encoding="utf-8")), encoding="utf-8")
             continue
         try:
             (os.link if path.suffix in (".safetensors", ".pt") else shutil.copy2)(path, place)
@@ -1503,7 +1512,7 @@ class HubUploads:
         link_files(model, MODEL_FILES, self.next)
         link_files(self.output_dir, self.patterns, self.next)
         shutil.copy2(__file__, self.next)
-        (self.next / "README.md").write_text(self.write_card(history), encoding="utf-8")
+        (self.next / "README.md").write_text(without_folders(self.write_card(history)), encoding="utf-8")
         if checkpoint is not None and self.strategy != "every_save":
             name = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
             names = [path.name for path in checkpoint.iterdir() if path.name != "training_args.bin"]
@@ -1519,7 +1528,15 @@ class HubUploads:
                 return
             self.cancel()
             self.note(code)
-        if self.is_due and self.next.exists():
+        try:
+            self.start()
+        except OSError as error:
+            logger.warning("hub: an upload could not start: %s", one_line(error))
+
+    def start(self) -> None:
+        """Starts the next upload if it is due. Raises: OSError."""
+        if self.is_due and self.next.exists() and self.child is None:
+            self.is_due = False
             self.next.rename(self.current)
             size = sum(path.stat().st_size for path in self.current.rglob("*"))
             self.deadline = time.monotonic() + self.wait_in_seconds + size / SLOWEST_UPLOAD_IN_BYTES_PER_SECOND
@@ -1528,7 +1545,6 @@ class HubUploads:
             with open(self.current.parent / "log", "w", encoding="utf-8") as log:
                 # In a session of its own: the terminal's Ctrl-C is for the trainer, which decides.
                 self.child = subprocess.Popen(words, stdout=log, start_new_session=True, **how)
-            self.is_due = False
 
     def note(self, code: int | None) -> None:
         """Counts an upload that has ended; what failed stays for the next one, under what was saved since."""
@@ -1603,7 +1619,8 @@ class StreamProgress:
 
     def update(self, ride: dict[str, Any]) -> None:
         """Counts one trained micro-batch and lists its rejections. Raises: UserError if there are too many."""
-        limit = min(ROWS_BEFORE_REJECTION_CHECK, *(rows for rows in [*self.pass_rows.values(), sys.maxsize] if rows))
+        whole = sum(self.pass_rows.values()) if all(self.pass_rows.values()) else ROWS_BEFORE_REJECTION_CHECK
+        limit = min(ROWS_BEFORE_REJECTION_CHECK, whole)
         was_judged = self.num_rows >= limit
         self.position = ride["position"]
         self.num_rows += ride["num_rows"]
@@ -2044,6 +2061,11 @@ def redacted(text: str) -> str:
     return re.sub(r"hf_\w{8,}|(?<=://)[^/\s@]+:[^/\s@]+(?=@)", "REDACTED", text)
 
 
+def without_folders(text: str) -> str:
+    """The text with the last part only of every absolute path, for what is uploaded; addresses stay."""
+    return re.sub(r"(?<![\w:/.])/(?:[\w.@+~-]+/)+", "", redacted(text))
+
+
 def run_info(argv: list[str], arguments: dict, sets: dict[str, list[SpeechSet]], identity: dict) -> dict[str, Any]:
     """What is needed to understand and repeat the run: command, arguments, versions, git, data, machine."""
     packages = "torch transformers datasets accelerate huggingface_hub evaluate jiwer soundfile librosa soxr numpy"
@@ -2198,13 +2220,9 @@ def card_metadata(info: dict[str, Any], metrics: dict[str, float], languages: li
             place |= {"dataset_config": source["config_name"] or "default", "metric_name": title}
             what = ("automatic-speech-recognition", source["name"], source["name"], kind.split("_")[0])
             results.append(huggingface_hub.EvalResult(*what, round(metrics[key], 2), **place))
-    try:
-        licence = None if Path(base).exists() else huggingface_hub.ModelCard.load(base).data.license
-    except Exception:  # no card, no network: all the same, a licence is never guessed
-        licence = None
     return huggingface_hub.ModelCardData(
         language=languages[0] if len(languages) == 1 else languages,
-        license=licence,
+        license=info.get("base_licence"),
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
         base_model=None if Path(base).exists() else base,
@@ -2260,9 +2278,8 @@ def set_up_logging(args: TrainingArguments) -> None:
 
 def make_uploads(records: list[DataRecord], args: TrainingArguments) -> HubUploads | None:
     """Proves that the Hub can be written to, and fetches its last-checkpoint if that is to be continued."""
-    will_push, args.push_to_hub = args.push_to_hub, False  # the library's own push can hang for ever
     output_dir, uploads, repo_id = Path(args.output_dir), None, args.hub_model_id
-    if will_push and args.process_index == 0:
+    if args.push_to_hub and args.process_index == 0:
         repo_id = check_hub(repo_id or output_dir.resolve().name, args.hub_private_repo)
         wait, with_transcripts = 60 * records[0].max_network_wait_in_minutes, records[0].push_predictions
         uploads = HubUploads(repo_id, output_dir, str(args.hub_strategy.value), with_transcripts, wait)
@@ -2509,6 +2526,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     data_args.num_decoding_threads = data_args.num_decoding_threads or num_usable_cores(args.world_size)
     patience = {"limit_in_seconds": 60 * data_args.max_network_wait_in_minutes}
     uploads = patiently(make_uploads, records, args, task="asking the Hub", **patience)
+    args.push_to_hub = False  # from here on: the library's own push can hang for ever
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.do_train else None
 
     where = (model_args.model_name_or_path, model_args.model_revision, model_args.cache_dir)
@@ -2556,6 +2574,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     )
     info = run_info(argv, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, sets, identity)
     describe_run(model, sets, args, checkpoint)
+    info["base_licence"] = base_licence(where[0]) if uploads else None
     name = model_args.model_index_name or (uploads.repo_id if uploads else output_dir.resolve().name)
     write_card = functools.partial(model_card, info, [code or "en" for code in dict.fromkeys(languages)], name)
     return run_job(trainer, info, data_args, checkpoint, write_card)

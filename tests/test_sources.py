@@ -133,6 +133,41 @@ def test_unreadable_manifest_lines_are_rejected(tmp_path: Path, preparer):
     assert [item.reason for item in items if isinstance(item, script.Rejection)] == ["row_unreadable"] * 2
 
 
+def test_a_first_clip_that_is_missing_does_not_hide_the_others(tmp_path: Path, preparer):
+    where = common_voice(tmp_path / "cv")
+    (where / "es" / "clips" / "0.mp3").unlink()
+    source = script.load_source(str(where), "es", "train", (None, None), None, True, "")
+    items = [item for _, item in itertools.islice(make_stream(script.SpeechSet(source, preparer)), 4)]
+    assert [item.reason for item in items if isinstance(item, script.Rejection)] == ["audio_missing"]
+
+
+def test_other_files_are_no_manifests(tmp_path: Path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(script.UserError, match="--dataset_name"):
+        script.load_source(str(tmp_path / "train.parquet"), None, "train", (None, None), None, True, "")
+
+
+def test_a_mix_is_judged_over_all_its_rows(tmp_path: Path):
+    progress = script.StreamProgress(tmp_path, 0.5, {"big": 900, "small": 4})
+    rejected = [script.Rejection("audio_empty", "", str(i)) for i in range(5)]
+    progress.update({"position": {}, "num_rows": 5, "rejections": rejected})  # no error: 5 of 904
+    with pytest.raises(script.UserError, match="904 of the first 904|of the first 904 rows"):
+        progress.update({"position": {}, "num_rows": 899, "rejections": rejected * 180})
+
+
+def test_norwegian_is_a_language_in_yaml(tmp_path: Path):
+    (tmp_path / "mix.yaml").write_text("- {dataset_name: x, language: no, dataset_config_name: 2021}")
+    words = f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}"
+    (record,) = script.data_records(script.parse_arguments(words.split())[1])
+    assert (record.language, record.name) == ("no", "x_2021")
+
+
+def test_paths_and_tokens_leave_a_text_that_is_uploaded():
+    text = 'run.py --dataset_name /data/private/speech "/home/me/out/checkpoint-4" https://hub.co/a/b hf_abcdefghij'
+    expected = 'run.py --dataset_name speech "checkpoint-4" https://hub.co/a/b REDACTED'
+    assert script.without_folders(text) == expected
+
+
 def test_a_common_voice_download_trains_and_scores(train: Train, flags: list[str], tmp_path: Path):
     where = common_voice(tmp_path / "cv")
     metrics = train(

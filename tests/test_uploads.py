@@ -76,7 +76,8 @@ def test_what_is_uploaded_and_what_never_is(hub: Hub, tmp_path: Path, tiny_model
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "stream_state.json"} <= last
     everything = b"".join(files.values())
     assert SECRET.encode() not in everything and b"training_args" not in b"".join(n.encode() for n in files)
-    assert str(tmp_path).encode() not in everything
+    for local_path in (tmp_path, tiny_model, speech):
+        assert str(local_path).encode() not in everything
     local = (tmp_path / "predictions_eval.jsonl").read_text().splitlines()
     assert len(local) == 8 and not [name for name in files if "prediction" in name or "worst" in name]
     script_text = Path(script.__file__).read_bytes()
@@ -233,6 +234,14 @@ def test_the_preflight_finds_out_before_any_work(
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and message in line and "Traceback" not in result.stderr
     assert "parameters" not in result.stderr  # no model was loaded
+
+
+def test_a_preflight_that_had_to_wait_still_pushes(hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path):
+    hub.add_fault(path_contains="/api/repos/create", status=503)
+    hub.add_fault(path_contains="/api/whoami", status=503)
+    result = run(hub, tmp_path, command(tiny_model, speech, "out", max_steps=1, hub_strategy="end"))
+    assert result.returncode == 0 and "asking the Hub" in result.stderr, result.stderr[-2000:]
+    assert_same_weights(hub, tmp_path / "out")
 
 
 def test_another_machine_goes_on_from_the_hub(hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path):
