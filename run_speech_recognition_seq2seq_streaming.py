@@ -1609,6 +1609,7 @@ class TokenWeightedLoss:
 class StreamProgress:
     """What has been trained so far, as opposed to what the worker has already prepared."""
 
+    COUNTS = ("num_rows", "num_skipped_steps", "audio_in_seconds", "time_in_seconds")
     output_dir: Path
     max_rejected_fraction: float
     pass_rows: dict[str, int | None]  # rows of a pass of each source, None until they are known
@@ -1616,6 +1617,8 @@ class StreamProgress:
     num_rows: int = 0
     rejected: Counter = field(default_factory=Counter)
     num_skipped_steps: int = 0  # steps whose loss was not finite
+    audio_in_seconds: float = 0.0  # trained on, repeated passes included
+    time_in_seconds: float = 0.0  # spent training, scoring not included
 
     def update(self, ride: dict[str, Any]) -> None:
         """Counts one trained micro-batch and lists its rejections. Raises: UserError if there are too many."""
@@ -1624,6 +1627,7 @@ class StreamProgress:
         was_judged = self.num_rows >= limit
         self.position = ride["position"]
         self.num_rows += ride["num_rows"]
+        self.audio_in_seconds += ride["seconds"]
         self.rejected.update(rejection.reason for rejection in ride["rejections"])
         list_rejections(self.output_dir, "train", ride["rejections"])
         if self.num_rows >= limit and not was_judged:
@@ -1649,12 +1653,17 @@ class StreamProgress:
         skipped = {"skipped_steps": self.num_skipped_steps} if self.num_skipped_steps else {}
         return {**figures, "rows": self.num_rows, "rejected": self.rejected.total(), **reasons, **skipped}
 
+    def totals(self) -> dict[str, float]:
+        """For the metrics and the card, by what is known so far."""
+        hours = {"train_audio_hours": self.audio_in_seconds / 3600, "train_hours": self.time_in_seconds / 3600}
+        return {"train_rows": self.num_rows, "train_rejected": self.rejected.total(), **hours}
+
     def state(self, micro_batch_size: int, world_size: int) -> dict[str, Any]:
         """For stream_state.json. Rank 0 takes the first micro-batch of each round, the others' rows follow it."""
         listing = self.output_dir / "rejected.jsonl"
         return {
             "position": self.position | {"skip": micro_batch_size * (world_size - 1)},
-            "counts": {"num_rows": self.num_rows, "num_skipped_steps": self.num_skipped_steps},
+            "counts": {name: getattr(self, name) for name in self.COUNTS},
             "rejected": dict(self.rejected),
             "rejected_bytes": listing.stat().st_size if listing.exists() else 0,
         }
@@ -1662,7 +1671,7 @@ class StreamProgress:
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over what a checkpoint saved; rows that were listed after it will be met, and listed, again."""
         self.position, self.rejected = state["position"], Counter(state["rejected"])
-        self.num_rows, self.num_skipped_steps = state["counts"]["num_rows"], state["counts"]["num_skipped_steps"]
+        vars(self).update(state["counts"])
         listing = self.output_dir / "rejected.jsonl"
         if listing.exists() and listing.stat().st_size > state["rejected_bytes"]:
             os.truncate(listing, state["rejected_bytes"])
@@ -1891,6 +1900,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
                 advice = "raise --num_decoding_threads" if threads < cores else "the network, disk or CPU is the limit"
                 found = f"waiting for data ({threads} threads, {cores} cores): {advice}."
                 logger.warning("%.0f %% of the time goes into %s", 100 * waited, found)
+            self.progress.time_in_seconds += elapsed
             self.meter, self.logged_at = Counter(), time.monotonic()
             # Else one NaN would stay in the library's running sum for ever (transformers 5.23: tr_loss -= tr_loss).
             self._tr_loss.zero_()
@@ -2212,7 +2222,7 @@ def card_metadata(info: dict[str, Any], metrics: dict[str, float], languages: li
     """The card's YAML: what the Hub reads, with one result for each set, split and kind of error rate."""
     base, results = info["identity"]["model_name_or_path"], []
     sources = [(role, source) for role, sources in info["data"].items() for source in sources]
-    kinds = {"wer": "WER", "wer_ortho": "WER as written", "cer": "CER"}
+    kinds = {"wer_norm": "WER, normalised", "wer_ortho": "WER, as written", "cer": "CER"}
     for (role, source), (kind, title) in itertools.product(sources, kinds.items()):
         key = "_".join(filter(None, (role, source["record"] if len(info["data"][role]) > 1 else "", kind)))
         if role != "train" and key in metrics:
@@ -2228,7 +2238,7 @@ def card_metadata(info: dict[str, Any], metrics: dict[str, float], languages: li
         base_model=None if Path(base).exists() else base,
         datasets=sorted({source["name"] for _, source in sources if not Path(source["name"]).exists()}) or None,
         metrics=["wer", "cer"],
-        tags=["whisper", "speech", "generated_from_trainer"],
+        tags=["whisper", "speech", "generated_from_trainer", *languages],
         model_name=name,
         eval_results=results or None,
     ).to_yaml()
@@ -2240,21 +2250,29 @@ def model_card(
     """README.md of the trained model: metadata, scores, curve, how to use it, settings, the command, versions."""
     base = info["identity"]["model_name_or_path"]
     datasets_used = {Path(source["name"]).name for sources in info["data"].values() for source in sources}
-    rows = [int(metrics[key]) for key in ("train_rows", "train_rejected") if key in metrics] or ["in progress"]
     settings = "learning_rate max_steps per_device_train_batch_size gradient_accumulation_steps fp16 bf16 seed".split()
+    audio, hours = metrics.get("train_audio_hours", 0.0), metrics.get("train_hours", 0.0)
+    rows, rejected = (int(metrics.get(key, 0)) for key in ("train_rows", "train_rejected"))
+    trained = f"{rows} rows ({rejected} of them rejected), {audio:.2f} h of audio, in {hours:.2f} h"
     facts = {
-        "training rows (used, rejected)": ", ".join(map(str, rows)),
+        "training": trained if rows else "none by this run",
         "settings": ", ".join(f"{key} {info['arguments'][key]}" for key in settings),
         "hardware": ", ".join(info["machine"]["gpus"]) or f"{info['machine']['cores']} CPU cores",
         "versions": ", ".join(f"{key} {version}" for key, version in info["versions"].items())
         + f", git {info['git']}",
     }
     sets = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
+    spoken = f'"{languages[0]}"' if len(languages) == 1 else None
     return (
         f"---\n{card_metadata(info, metrics, languages, name)}\n---\n\n# {name}\n\n{Path(base).name} fine-tuned on "
         f"{', '.join(sorted(datasets_used))}; scored by real generation.\n\n```\n{score_table(metrics, sets)}\n```\n\n"
         f"{curve_table(history)}\n\n```python\nfrom transformers import pipeline\n\n"
         f'print(pipeline("automatic-speech-recognition", model="{name}")("speech.flac")["text"])\n```\n\n'
+        f"With faster-whisper:\n\n```bash\npip install faster-whisper\nct2-transformers-converter --model {name} "
+        "--output_dir whisper-ct2 --copy_files tokenizer.json preprocessor_config.json\n```\n\n```python\n"
+        'from faster_whisper import WhisperModel\n\nmodel = WhisperModel("whisper-ct2")\n'
+        f'segments, _ = model.transcribe("speech.flac", language={spoken})\n'
+        'print("".join(segment.text for segment in segments))\n```\n\n'
         + "".join(f"* {title}: {text}\n" for title, text in facts.items())
         + f"\n```\n{info['command']}\n```\n"
     )
@@ -2388,6 +2406,9 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
     try:
         metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
         save_final_model(trainer)
+    except pickle.UnpicklingError as error:  # torch loads numbers only
+        names = "optimizer.pt, scheduler.pt or rng_state.pth"
+        raise UserError(f"{checkpoint}: {names} holds code, which is never run. Use another checkpoint.") from error
     except Exception:
         if not trainer.stop.is_deferred:  # between two steps, or scoring: nothing is half done
             save_at_the_end(trainer)
@@ -2398,9 +2419,8 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
     progress.judge()
     if trainer.eval_dataset is not None and trainer.args.world_size == 1:
         check_reload(trainer, progress.output_dir)
-    rejected = {"train_rows": progress.num_rows, "train_rejected": progress.rejected.total()}
     logger.info("training rows: %d, rejected: %s", progress.num_rows, describe_counts(progress.rejected))
-    return {name: value for name, value in metrics.items() if name != "total_flos"} | rejected
+    return {name: value for name, value in metrics.items() if name != "total_flos"} | progress.totals()
 
 
 def save_final_model(trainer: SpeechTrainer) -> None:
@@ -2497,7 +2517,8 @@ def run_job(
     if data_args.eval_before_training:
         metrics |= zero_shot_scores(trainer, output_dir, checkpoint)
     if uploads is not None:
-        uploads.write_card = lambda history: write_card(metrics=metrics | last_scores(history), history=history)
+        known = trainer.progress.totals
+        uploads.write_card = lambda log: write_card(metrics=metrics | last_scores(log) | known(), history=log)
     if args.do_train:
         metrics |= train(trainer, checkpoint)
     if args.do_eval:  # of the weights that are saved; the last evaluation may have scored them already

@@ -3,6 +3,7 @@
 import json
 
 import datasets
+import huggingface_hub
 import jiwer
 import numpy as np
 import pytest
@@ -121,3 +122,37 @@ def test_two_hundred_random_pairs_equal_jiwer(preparer):
     assert metrics["wer"] == 100 * truth.wer and metrics["cer"] == 100 * jiwer.cer(references, predictions)
     counts = ("substitutions", "deletions", "insertions", "hits")
     assert [metrics[name] for name in counts] == [getattr(truth, name) for name in counts]
+
+
+def test_a_card_survives_quotes_colons_and_other_alphabets():
+    odd = "a: \"b\" 'c' #d | - ünï नमस्ते"
+    source = {
+        "record": "",
+        "name": odd,
+        "config_name": odd,
+        "split": "validation",
+        "kind": "parquet",
+        "revision": None,
+    }
+    info = {
+        "identity": {"model_name_or_path": "openai/whisper-tiny"},
+        "data": {"train": [source | {"split": "train"}], "eval": [source]},
+        "arguments": dict.fromkeys(
+            "learning_rate max_steps per_device_train_batch_size gradient_accumulation_steps fp16 bf16 seed".split(), 1
+        ),
+        "machine": {"gpus": [], "cores": 2},
+        "versions": {"torch": "2"},
+        "git": "abc",
+        "command": f"python x --dataset_name {odd}",
+    }
+    names = ("wer", "cer", "wer_norm", "wer_ortho", "wer_low", "wer_high")
+    counts = dict.fromkeys(("substitutions", "deletions", "insertions", "num_rows"), 3)
+    metrics = {f"{role}_{name}": 12.345 for role in ("eval", "zero_shot") for name in names}
+    metrics |= {f"{role}_{name}": value for role in ("eval", "zero_shot") for name, value in counts.items()}
+    card = huggingface_hub.ModelCard(script.model_card(info, ["no"], odd, metrics, []))
+    assert card.data.language == "no" and card.data.license is None
+    assert card.data.datasets == [odd] and card.data.model_name == odd
+    found = [(r.dataset_name, r.dataset_config, r.dataset_split, r.metric_name) for r in card.data.eval_results]
+    titles = ("WER, normalised", "WER, as written", "CER")
+    assert found == [(odd, odd, "validation", title) for title in titles]
+    assert "before training" in card.text and odd in card.text and "none by this run" in card.text

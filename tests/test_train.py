@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -328,3 +329,22 @@ def test_the_stall_meter_rises_when_the_source_is_slow(train: Train, tmp_path: P
     assert slow > 0.7 and 0 <= fast < slow
     hours = [history(tmp_path / name, "audio_hours_per_hour")[-1] for name in ("fast", "slow")]
     assert hours[0] > hours[1] > 0
+
+
+class Intruder:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_from_elsewhere_never_runs_code(train: Train, tmp_path: Path, name: str):
+    train("--do_train --max_steps 1")
+    torch.save({"state": Intruder(tmp_path / "intruded")}, tmp_path / "output" / "checkpoint-1" / name)
+    with pytest.raises(script.UserError, match=rf"checkpoint-1: .*{name}.* holds code, which is never run"):
+        train("--do_train --max_steps 2")
+    assert not (tmp_path / "intruded").exists()
