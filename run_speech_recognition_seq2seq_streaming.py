@@ -29,6 +29,7 @@ before they are decoded; a bad row becomes a Rejection with a reason and never e
 
 import argparse
 import atexit
+import contextlib
 import copy
 import csv
 import difflib
@@ -105,6 +106,8 @@ MAX_DATA_WAIT_FRACTION = 0.1  # of the time, before the log gives advice
 MAX_BROKEN_STEPS = 10  # steps in a row without a finite loss before the run is given up
 STOP_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
 IGNORED_LABEL = -100  # torch's cross-entropy skips it
+# Written without spaces between words, so that only characters can be counted (Whisper's paper, table 13, and kin).
+UNSPACED_LANGUAGES = ("zh", "yue", "ja", "th", "lo", "my", "km")
 # Tried in this order when no column is named; the last ones are the file types in a webdataset's tars.
 AUDIO_COLUMNS = ("audio", "audio_filepath", "path", "file_name", "flac", "wav", "mp3", "ogg", "opus")
 TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text", "txt")
@@ -141,6 +144,7 @@ class DataArguments:
     train_split_name: str = HfArg(default="train", help="Split to train on; 'train+validation' uses all of both.")
     eval_split_name: str = HfArg(default="validation", help="Split to score during training.")
     test_split_name: str | None = HfArg(default=None, help="Split to score once, at the end, with the best model.")
+    predict_split_name: str = HfArg(default="test", help="Split that --do_predict transcribes; needs no references.")
     audio_column_name: str | None = HfArg(default=None, help="Column with the audio; default: a usual name.")
     text_column_name: str | None = HfArg(default=None, help="Column with the transcript; default: a usual name.")
     max_duration_in_seconds: float = HfArg(default=30.0, help="Rejects longer clips (or than the window); cuts none.")
@@ -155,11 +159,18 @@ class DataArguments:
     task: str = HfArg(default="transcribe", help="'transcribe', or 'translate' (into English).")
     shuffle_buffer_size: int = HfArg(default=500, help="Rows of a shuffle block, undecoded; 1 keeps the files' order.")
     data_report_samples: int = HfArg(default=500, help="Rows of the data report before training; 0: none.")
+    train_window: str = HfArg(
+        default="full", help="'longest' pads to a batch's longest clip, not to 30 s: far faster."
+    )
+    full_window_fraction: float = HfArg(default=0.1, help="Share of --train_window longest's batches padded to 30 s.")
+    apply_spec_augment: bool = HfArg(default=False, help="Masks stretches of time and mel bands (SpecAugment).")
+    speed_perturbation: bool = HfArg(default=False, help="Trains on clips played at 0.9 to 1.1 of their speed.")
     streaming: bool = HfArg(default=True, help="Reads rows as they are needed; False downloads the files first.")
     num_decoding_threads: int | None = HfArg(default=None, help="Threads that decode; default: the cores, at most 8.")
     max_network_wait_in_minutes: float = HfArg(default=30.0, help="Waits so long for a lost network before it stops.")
     max_train_time_in_hours: float | None = HfArg(default=None, help="Saves and stops (exit code 75) after this time.")
     eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first, for a before/after.")
+    long_form: bool = HfArg(default=False, help="Also scores longer clips, by Whisper's long-form generation.")
     push_predictions: bool = HfArg(default=False, help="Also uploads transcripts: --push_to_hub leaves them out.")
     early_stopping_patience: int | None = HfArg(default=None, help="Ends after so many evaluations without a gain.")
 
@@ -173,9 +184,9 @@ class DataRecord(DataArguments):
 
 
 # What an entry of --data_mix may say; everything else is one setting for the whole run.
-RECORD_KEYS = """name weight dataset_name dataset_config_name train_split_name eval_split_name test_split_name language
-audio_column_name text_column_name min_duration_in_seconds max_duration_in_seconds max_train_samples max_eval_samples
-do_lower_case do_remove_punctuation do_normalize_eval""".split()
+RECORD_KEYS = """name weight dataset_name dataset_config_name train_split_name eval_split_name test_split_name
+predict_split_name language audio_column_name text_column_name min_duration_in_seconds max_duration_in_seconds
+max_train_samples max_eval_samples do_lower_case do_remove_punctuation do_normalize_eval""".split()
 
 
 @dataclass
@@ -348,12 +359,14 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
     shortest, longest = data_args.min_duration_in_seconds, data_args.max_duration_in_seconds
     is_timed = args.max_steps > 0 or args.num_train_epochs is not None
     from_hub = args.resume_from_checkpoint == "hub"
+    is_odd_fraction = data_args.train_window == "full" and data_args.full_window_fraction not in (0.1, 1)
     best = {name: getattr(data_args, name) for name in ("early_stopping_patience", "eval_before_training")}
     best["load_best_model_at_end"] = args.load_best_model_at_end
     rules = [(getattr(args, n) != defaults[n], f"--{n} is refused: {why}.") for n, why in REFUSED_ARGUMENTS.items()]
     rules += [(on and not (training and scoring), f"--{n} needs --do_train and --do_eval.") for n, on in best.items()]
     rules += [
-        (not (training or scoring), "nothing to do. Pass --do_train, --do_eval or both."),
+        (not (training or scoring or args.do_predict), "nothing to do. Pass --do_train, --do_eval or --do_predict."),
+        (data_args.long_form and not (scoring or args.do_predict), "--long_form needs --do_eval or --do_predict."),
         (not args.output_dir, "--output_dir is missing. Pass --output_dir FOLDER."),
         (not args.predict_with_generate, "--predict_with_generate False: WER needs real generation. Leave it out."),
         (workers > 1, f"--dataloader_num_workers {workers}: one worker reads. Use --num_decoding_threads {workers}."),
@@ -363,6 +376,9 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
         (data_args.shuffle_buffer_size < 1, "--shuffle_buffer_size must be at least 1 (1 keeps the files' order)."),
         ((data_args.num_decoding_threads or 1) < 1, "--num_decoding_threads must be at least 1."),
         (not 0 <= data_args.max_rejected_fraction <= 1, "--max_rejected_fraction must lie between 0 and 1."),
+        (data_args.train_window not in ("full", "longest"), "--train_window: use full or longest."),
+        (not 0 <= data_args.full_window_fraction <= 1, "--full_window_fraction must lie between 0 and 1."),
+        (is_odd_fraction, "--full_window_fraction needs --train_window longest: 'full' is a fraction of 1."),
         (args.max_steps > 0 and args.num_train_epochs, "pass --max_steps or --num_train_epochs, not both."),
         (data_args.push_predictions and not args.push_to_hub, "--push_predictions needs --push_to_hub."),
         (args.hub_always_push, "--hub_always_push is refused: the newest save always follows a running upload."),
@@ -575,10 +591,11 @@ def downloaded(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str |
 
 
 def find_columns(wanted: tuple[str | None, str | None], found: list[str], where: str) -> tuple[str, ...]:
-    """The (audio, text) columns: those that are wanted, by default the first usual names. Raises: UserError."""
+    """The (audio, text) columns: those that are wanted, by default the first usual names; no text if "" is wanted and
+    there is none. Raises: UserError."""
     columns = []
     for flag, name, usual in zip(("audio", "text"), wanted, (AUDIO_COLUMNS, TEXT_COLUMNS), strict=True):
-        names = [known for known in ([name] if name else usual) if known in found]
+        names = [known for known in ([name] if name else usual) if known in found] + [""] * (name == "")
         if not names:
             there = ", ".join(found) or "nothing: the split is empty"
             raise UserError(f"--{flag}_column_name {name or 'is missing'}: no such column in {where}. Found: {there}.")
@@ -595,15 +612,15 @@ def open_part(builder: datasets.DatasetBuilder, part: str, columns: tuple) -> tu
         dataset = dataset._resolve_features()  # reads the first rows; datasets 5.2 has no public name for it
     features = dataset.features or {}
     columns = find_columns(columns, list(features), f"split '{part}' of {builder.dataset_name}")
-    audio, text = (features[column] for column in columns)
+    audio, text = (features.get(column) for column in columns)
     dtype = getattr(text, "dtype", type(text).__name__)
-    if dtype not in ("string", "large_string"):
+    if columns[1] and dtype not in ("string", "large_string"):
         raise UserError(f"--text_column_name {columns[1]}: holds {dtype}, not text. Found: {', '.join(features)}.")
     if isinstance(audio, datasets.Audio):  # else it holds bytes, a path, or both already
         path = datasets.Value("string")
         undecoded = {"audiofolder": path, "webdataset": {"bytes": datasets.Value("binary"), "path": path}}
         dataset = dataset.cast_column(columns[0], undecoded.get(builder.name, datasets.Audio(decode=False)))
-    return dataset.select_columns(list(columns)), columns
+    return dataset.select_columns([column for column in columns if column]), columns
 
 
 def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
@@ -654,8 +671,8 @@ def load_source(
     name: str, config_name: str | None, split: str, columns: tuple, cache_dir: str | None, streaming: bool, record: str
 ) -> SpeechSource:
     """Opens a dataset without reading its audio; 'train+validation' becomes one source with the files of both.
-    columns: (audio, text), None for the usual names. Raises: UserError for a missing dataset, configuration, split or
-    column, or no rows."""
+    columns: (audio, text), None for the usual names, text "" if it may be missing.
+    Raises: UserError for a missing dataset, configuration, split or column, or no rows."""
     builder, files = None, manifest_files(name, config_name)
     if not files:
         builder = load_builder(name, config_name, cache_dir)
@@ -736,17 +753,21 @@ def audio_file(data: bytes) -> BinaryIO:
     return file
 
 
-def decode_audio(data: bytes, check_duration: Callable[[float], None]) -> tuple[np.ndarray, int]:
+def decode_audio(data: bytes, check_duration: Callable[[float], None], speed: float = 1.0) -> tuple[np.ndarray, int]:
     """An encoded file as (n_samples,) float32 in [-1, 1], mono, 16 kHz; and the sampling rate in Hz that it had.
-    check_duration gets the seconds that the header states, before anything is decoded.
+    check_duration gets the seconds that the header states, before anything is decoded. speed: of playing it, which
+    changes its pitch as well (speed perturbation, Ko et al., Interspeech 2015).
     soundfile reads wav, flac, ogg, opus and mp3 from memory; librosa resamples with soxr.
     Raises: Rejection if the file is damaged, empty or holds numbers that are not finite."""
     try:
         with audio_file(data) as file:
             source = file if isinstance(file, io.BytesIO) else file.fileno()
             with soundfile.SoundFile(source, closefd=False) as clip:
-                sampling_rate = clip.samplerate
+                sampling_rate = rate = clip.samplerate
                 check_duration(clip.frames / sampling_rate)
+                with contextlib.suppress(Rejection):  # a clip that would leave the limits keeps its speed
+                    check_duration(clip.frames / sampling_rate / speed)
+                    rate = sampling_rate * speed
                 waveform = clip.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         kind = "m4a" if data[4:8] == b"ftyp" else "webm" if data[:4] == b"\x1aE\xdf\xa3" else None
@@ -757,8 +778,8 @@ def decode_audio(data: bytes, check_duration: Callable[[float], None]) -> tuple[
         raise Rejection("audio_empty", "no samples")
     if not np.isfinite(mono).all():
         raise Rejection("audio_not_finite", "NaN or infinite samples")
-    if sampling_rate != SAMPLE_RATE_IN_HZ:
-        mono = librosa.resample(mono, orig_sr=sampling_rate, target_sr=SAMPLE_RATE_IN_HZ, res_type="soxr_hq")
+    if rate != SAMPLE_RATE_IN_HZ:
+        mono = librosa.resample(mono, orig_sr=rate, target_sr=SAMPLE_RATE_IN_HZ, res_type="soxr_hq")
     return np.ascontiguousarray(mono, dtype=np.float32), sampling_rate
 
 
@@ -831,35 +852,42 @@ class UtterancePreparer:
     do_lower_case: bool
     do_remove_punctuation: bool
     max_network_wait_in_seconds: float
+    needs_text: bool = True  # else rows without are transcribed all the same
+    takes_long_clips: bool = False  # beyond the window, for long-form generation
 
     def check_duration(self, seconds: float) -> None:
         """Raises: Rejection outside the limits."""
         window_in_seconds = self.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
-        limit = min(self.max_duration_in_seconds, window_in_seconds)
+        limit = math.inf if self.takes_long_clips else min(self.max_duration_in_seconds, window_in_seconds)
         if seconds > limit:
             raise Rejection("audio_too_long", f"{seconds:.2f} s, the limit is {limit:g} s")
         if seconds < self.min_duration_in_seconds:
             raise Rejection("audio_too_short", f"{seconds:.2f} s, the limit is {self.min_duration_in_seconds:g} s")
 
-    def prepare(self, audio: str | dict[str, Any] | None, text: str | None) -> dict[str, Any]:
+    def prepare(self, audio: str | dict[str, Any] | None, text: str | None, speed: float = 1.0) -> dict[str, Any]:
         """Features (n_mels, n_frames), label ids, text as trained and duration. Raises: Rejection."""
-        if audio is None and text is None:
+        if audio is None and text is None and self.needs_text:
             raise Rejection("row_unreadable", "neither audio nor text")
         text = normalize_text(text or "", self.do_lower_case, self.do_remove_punctuation)
-        labels = encode_text(text, self.tokenizer, self.max_label_length)
+        if text or self.needs_text:
+            labels = encode_text(text, self.tokenizer, sys.maxsize if self.takes_long_clips else self.max_label_length)
+        else:
+            labels = self.tokenizer("").input_ids
         wait = self.max_network_wait_in_seconds
         data = patiently(read_audio, audio, limit_in_seconds=wait, task="reading audio")
-        waveform, sampling_rate = decode_audio(data, self.check_duration)
+        waveform, sampling_rate = decode_audio(data, self.check_duration, speed)
         seconds = len(waveform) / SAMPLE_RATE_IN_HZ
-        features = log_mel(waveform, self.mel_filters, self.window_in_frames)
-        texts = {"labels": labels, "text": text}
+        num_frames = math.ceil(len(waveform) / HOP_LENGTH_IN_SAMPLES) if self.takes_long_clips else 0
+        features = log_mel(waveform, self.mel_filters, max(self.window_in_frames, num_frames))
+        # A long clip has no loss, so that its labels may be cut; its reference is the text.
+        texts = {"labels": labels[: self.max_label_length + 1], "text": text}
         return {"features": features, **texts, "duration": seconds, "sampling_rate": sampling_rate}
 
-    def __call__(self, row: "SourceRow") -> dict[str, Any] | Rejection:
+    def __call__(self, row: "SourceRow", speed: float = 1.0) -> dict[str, Any] | Rejection:
         if row.rejection is not None:
             return row.rejection
         try:
-            return {"id": row.id, **self.prepare(row.audio, row.text)}
+            return {"id": row.id, **self.prepare(row.audio, row.text, speed)}
         except Rejection as rejection:
             return Rejection(rejection.reason, rejection.detail, row.id)
 
@@ -873,6 +901,12 @@ class SourceRow:
     audio: str | dict[str, Any] | None
     text: str | None
     rejection: Rejection | None = None
+
+    def size_in_bytes(self) -> int:
+        """Of the encoded audio; 0 if it lies on another machine."""
+        cell = self.audio if isinstance(self.audio, dict) else {"path": self.audio}
+        data, path = cell.get("bytes"), cell.get("path") or ""
+        return len(data) if data is not None else os.path.getsize(path) if os.path.exists(path) else 0
 
 
 @dataclass
@@ -918,7 +952,7 @@ class ShardReader:
         while True:
             try:
                 for row in self.dataset:
-                    audio, text = row[self.source.audio_column], row[self.source.text_column]
+                    audio, text = row[self.source.audio_column], row.get(self.source.text_column)
                     path = audio.get("path") if isinstance(audio, dict) else audio
                     self.patience.reset()
                     yield SourceRow(f"{self.id}/{path or ''}", audio, text)
@@ -969,6 +1003,19 @@ def read_pass(item: SpeechSet, start: dict[str, Any], seed: int | None, block_si
                 block = Block({"pass": start["pass"], "rows": num_rows, "block": block.start["block"] + 1, **place})
     if block.rows:
         yield block
+
+
+def group_by_length(
+    order: list[int], sizes: list[int], num_before: int, group_size: int, seed: list[int]
+) -> list[int]:
+    """The order with clips of like size side by side, in groups that are shuffled as a whole: a batch of short clips
+    needs a short window. num_before: rows of the source before these; what they have begun of a group is filled up."""
+    begun = -num_before % group_size
+    ranked = sorted(order[begun:], key=lambda i: sizes[i])  # stable: equal sizes stay shuffled
+    groups = [ranked[i : i + group_size] for i in range(0, len(ranked), group_size)]
+    rest = groups.pop() if groups and len(groups[-1]) < group_size else []
+    np.random.default_rng(seed).shuffle(groups)
+    return order[:begun] + [i for group in groups for i in group] + rest
 
 
 def read_ahead(iterator: Iterator[Any]) -> Iterator[Any]:
@@ -1032,6 +1079,8 @@ class SpeechStream(torch.utils.data.IterableDataset):
     rank: int = 0
     world_size: int = 1
     position: dict[str, Any] | None = None  # None: the beginning
+    is_grouped: bool = False  # clips of like length in one batch
+    has_speeds: bool = False  # each row at its own speed
 
     def place(self, number: int) -> dict[str, Any]:
         """Where reading of one source begins."""
@@ -1057,16 +1106,24 @@ class SpeechStream(torch.utils.data.IterableDataset):
         offset, used = self.place(number)["offset"], self.place(number)["used"]
         for block, rows_per_pass in read_ahead(self.blocks(number)):
             start = block.start
-            generator = np.random.default_rng([self.seed, start["pass"], start["block"]])
-            order = generator.permutation(len(block.rows)) if self.block_size > 1 else range(len(block.rows))
+            seed = [self.seed, start["pass"], start["block"]]
+            order = list(range(len(block.rows)))
+            if self.block_size > 1:
+                order = np.random.default_rng(seed).permutation(len(block.rows)).tolist()
+            if self.is_grouped:
+                sizes, group_size = (
+                    [row.size_in_bytes() for row in block.rows],
+                    self.micro_batch_size * self.world_size,
+                )
+                order = group_by_length(order, sizes, used - offset, group_size, seed)
             for i in range(offset, len(block.rows)):
                 used += 1
                 place = {"start": start, "offset": i + 1, "rows_per_pass": rows_per_pass, "used": used}
                 yield place, block.rows[order[i]]
             offset = 0
 
-    def rows(self) -> Iterator[tuple[dict[str, Any], tuple[int, SourceRow]]]:
-        """(position after it, (number of its source, row)) of this rank's share of the one global order."""
+    def rows(self) -> Iterator[tuple[dict[str, Any], tuple[int, SourceRow, float]]]:
+        """(position after it, (number of its source, row, speed)) of this rank's share of the one global order."""
         position = self.position or first_position(len(self.sets))
         places, row_number, first = list(position["sources"]), position["row"], position["row"] + position["skip"]
         streams = [self.source_rows(number) for number in range(len(self.sets))]
@@ -1078,10 +1135,12 @@ class SpeechStream(torch.utils.data.IterableDataset):
             row_number += 1
             turn = (row_number - 1 - first) // self.micro_batch_size
             if turn >= 0 and turn % self.world_size == self.rank:
-                yield {"row": row_number, "sources": list(places), "last": number}, (number, row)
+                speed = np.random.default_rng([self.seed, row_number]).uniform(0.9, 1.1) if self.has_speeds else 1.0
+                yield {"row": row_number, "sources": list(places), "last": number}, (number, row, speed)
 
-    def prepare(self, item: tuple[int, SourceRow]) -> dict[str, Any] | Rejection:
-        return self.sets[item[0]].preparer(item[1])
+    def prepare(self, item: tuple[int, SourceRow, float]) -> dict[str, Any] | Rejection:
+        number, row, speed = item
+        return self.sets[number].preparer(row, speed)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any] | None, Any]]:
         # What became of the rows of (source, pass); of a pass that is continued only the rest is seen: taken as good.
@@ -1202,8 +1261,27 @@ def load_processor(
     return processor, generation_config, config
 
 
+@contextlib.contextmanager
+def encoder_window(model: transformers.WhisperForConditionalGeneration, window_in_frames: int) -> Iterator[None]:
+    """The encoder reads windows of this length, with its first positions, instead of 30 s. Both numbers decide what
+    transformers' encoder (5.23) accepts and how many positions it adds; outside, they are the checkpoint's again."""
+    positions, config = model.get_encoder().embed_positions, model.config
+    whole = config.max_source_positions
+    config.max_source_positions = positions.num_embeddings = window_in_frames // FRAMES_PER_POSITION
+    try:
+        yield
+    finally:
+        config.max_source_positions = positions.num_embeddings = whole
+
+
 def load_model(
-    name: str, revision: str, cache_dir: str | None, language: str | None, task: str, freeze_encoder: bool
+    name: str,
+    revision: str,
+    cache_dir: str | None,
+    language: str | None,
+    task: str,
+    freeze_encoder: bool,
+    apply_spec_augment: bool,
 ) -> transformers.WhisperForConditionalGeneration:
     """The checkpoint in float32 (mixed precision comes from --fp16 or --bf16), told language and task.
     Only the generation config carries language and task; forced_decoder_ids would contradict them."""
@@ -1218,6 +1296,8 @@ def load_model(
         model.generation_config.language = language  # None: detected
     if freeze_encoder:
         model.freeze_encoder()
+    if apply_spec_augment:  # by the library, in training mode, on a batch of its own; its defaults mask time only
+        model.config.update({"apply_spec_augment": True, "mask_feature_prob": 0.05})
     return model
 
 
@@ -1314,7 +1394,8 @@ class Scorecard:
         once = [place[index] for index in sorted(place)]
         ids, loss_sums, token_counts = (values[once] for values in outputs.predictions)
         ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
-        lengths = (ids != self.tokenizer.pad_token_id).sum(axis=1)
+        # A long-form transcript, which has no loss, is not bounded by the limit of one window.
+        lengths = (ids != self.tokenizer.pad_token_id).sum(axis=1) * (token_counts > 0)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         self.scored = []
         for index, text, length in zip(sorted(place), texts, lengths.tolist(), strict=True):
@@ -1334,11 +1415,11 @@ class Scorecard:
     def rates(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         """wer_*, cer_* for each reading; for the leading one wer, cer, counts, and the WER's 95 % interval."""
         metrics = {"num_rows": len(rows), "empty_references": sum(not row["pairs"][""][0] for row in rows)}
+        if metrics["empty_references"]:
+            logger.warning("%d of %d rows have no reference: not scored.", metrics["empty_references"], len(rows))
         for suffix in rows[0]["pairs"]:
             kept = [row for row in rows if row["pairs"][suffix][0]]
             if not kept:
-                reading = suffix[1:] or "leading"
-                logger.warning("No reference is left after normalisation (%s): error rates are not defined.", reading)
                 continue
             references, predictions = (list(texts) for texts in zip(*(r["pairs"][suffix] for r in kept), strict=True))
             errors = self.metric.compute(references=references, predictions=predictions)
@@ -1740,13 +1821,15 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         progress: StreamProgress,
         stop: StopSignals,
         max_hours: float | None,
+        full_window_fraction: float,
         uploads: HubUploads | None,
-        test_dataset: datasets.Dataset | None,
+        final_sets: dict[str, datasets.Dataset],
         **other: Any,
     ) -> None:
         super().__init__(**other)
         self.window_in_frames, self.progress, self.stop = window_in_frames, progress, stop
-        self.uploads, self.test_dataset = uploads, test_dataset
+        self.full_window_fraction = full_window_fraction
+        self.uploads, self.final_sets = uploads, final_sets  # the latter are scored once, at the end
         self.deadline = time.monotonic() + 3600 * max_hours if max_hours else math.inf
         self.checkpoint_to_resume: str | None = None
         self.unfinished: Path | None = None  # where a checkpoint is being written
@@ -1797,10 +1880,18 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         self.stop.is_deferred = True
         return batches, num_items
 
-    def padded(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def padded(self, inputs: dict[str, Any], window_in_frames: int | None = None) -> torch.Tensor:
         """input_features (batch, n_mels, window) on the training device."""
         frames = inputs["frames"].to(self.args.device, non_blocking=True)
-        return pad_features(frames, inputs["frame_counts"], self.window_in_frames)
+        return pad_features(frames, inputs["frame_counts"], window_in_frames or self.window_in_frames)
+
+    def window_of(self, frame_counts: list[int], row: int) -> int:
+        """Frames that a training batch is padded to: its longest clip's, up to a whole second; for a seeded share of
+        batches the full window, so that the model does not forget it. row: where the batch ends in the stream."""
+        if np.random.default_rng([self.args.data_seed, row]).random() < self.full_window_fraction:
+            return self.window_in_frames
+        second = SAMPLE_RATE_IN_HZ // HOP_LENGTH_IN_SAMPLES
+        return min(self.window_in_frames, second * math.ceil(max(frame_counts) / second))
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -1812,13 +1903,15 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             self.checkpoint_to_resume = None
         ride, counts = inputs["ride"], inputs["frame_counts"]
         self.progress.update(ride)
-        batch = {"input_features": self.padded(inputs)}
+        window = self.window_of(counts, ride["position"]["row"])
+        batch = {"input_features": self.padded(inputs, window)}
         batch |= {name: inputs[name] for name in ("labels", "decoder_input_ids")}
-        loss = super().training_step(model, batch, num_items_in_batch)
+        with encoder_window(self.model, window):  # the backward pass as well: it may compute activations anew
+            loss = super().training_step(model, batch, num_items_in_batch)
         self.step_losses.append(loss)
         self.step_rows += ride["ids"]
         self.meter.update(seconds=ride["seconds"], rows=len(ride["ids"]), frames=sum(counts))
-        self.meter["window"] += len(counts) * self.window_in_frames
+        self.meter["window"] += len(counts) * window
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -1830,19 +1923,37 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
     ) -> tuple[None, tuple[torch.Tensor, ...], torch.Tensor]:
         """(None, (generated ids (batch, n), loss sums (batch,), token counts (batch,)), row indices (batch,)).
         The library runs the encoder twice, once outside autocast (trainer_seq2seq.py, prediction_step)."""
-        labels = inputs["labels"].to(self.args.device)
-        decoder_input_ids = inputs["decoder_input_ids"].to(self.args.device)
         generation = dict(generation or self._gen_kwargs)
         languages = self.compute_metrics.languages(inputs["index"])
         if len(set(self.compute_metrics.readings.values())) > 1 and None not in languages:
             generation["language"] = languages  # a mix of several; of one, the generation config knows it
         with torch.no_grad(), self.accelerator.autocast():
+            if max(inputs["frame_counts"]) > self.window_in_frames:
+                return None, self.transcribe_long(inputs, generation), inputs["index"].to(self.args.device)
+            labels = inputs["labels"].to(self.args.device)
+            decoder_input_ids = inputs["decoder_input_ids"].to(self.args.device)
             encoder_outputs = self.model.get_encoder()(self.padded(inputs))
             logits = self.model(encoder_outputs=encoder_outputs, decoder_input_ids=decoder_input_ids).logits.float()
             losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # -100 is ignored
             ids = generate_ids(self.model, encoder_outputs, **generation)
         counts = labels.ne(IGNORED_LABEL).sum(dim=1)
         return None, (ids, losses.sum(dim=1), counts), inputs["index"].to(self.args.device)
+
+    def transcribe_long(self, inputs: dict[str, Any], generation: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """Ids (batch, n) of clips one by one, those beyond the window by Whisper's sequential long-form generation;
+        losses and token counts of 0."""
+        languages, ids = generation.get("language"), []
+        for i, clip in enumerate(inputs["frames"].split(inputs["frame_counts"], dim=1)):
+            how = generation | ({"language": languages[i]} if languages else {})
+            clip = clip[None].to(self.args.device)
+            if clip.shape[-1] > self.window_in_frames:
+                ids.append(self.model.generate(input_features=clip, return_timestamps=True, **how)[0])
+            else:
+                features = pad_features(clip[0], [clip.shape[-1]], self.window_in_frames)
+                ids.append(generate_ids(self.model, self.model.get_encoder()(features), **how)[0])
+        nothing = torch.zeros(len(ids), device=self.args.device)
+        pad = self.model.generation_config.pad_token_id
+        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad), nothing, nothing.long()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
@@ -2183,6 +2294,8 @@ def write_predictions(folder: Path, prefix: str, rows: list[dict[str, Any]]) -> 
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text(folder / f"predictions_{label}.jsonl", text)
         kinds = ("substitutions", "deletions", "insertions")
+        if not scored:
+            continue
         worst = sorted(scored, key=lambda row: -sum(row[kind] for kind in kinds))[:20]
         aligned = jiwer.process_words(*([row["pairs"][""][i] for row in worst] for i in (0, 1)))
         ids = "".join(f"{i + 1}: {row['id']}, WER {row['wer']:.0f} %\n" for i, row in enumerate(worst))
@@ -2191,8 +2304,9 @@ def write_predictions(folder: Path, prefix: str, rows: list[dict[str, Any]]) -> 
 
 def score_table(metrics: dict[str, float], names: list[str]) -> str:
     """Before, after and test side by side, in total and for each named set; at the end of a line the WER's 95 %
-    interval and its change against the untouched checkpoint."""
-    titles = {"zero_shot": "before training", "eval": "after training", "test": "test split"}
+    interval and the changes against the untouched checkpoint."""
+    after = "after training" if "train_rows" in metrics else "as it is"
+    titles = {"zero_shot": "before training", "eval": after, "test": "test split", "predict": "predicted"}
     lines = [f"{'':24s}     WER      CER   subst   delet  insert    rows   95 % interval"]
     for (role, title), name in itertools.product(titles.items(), ["", *names]):
         prefix = f"{role}_{name}".rstrip("_")
@@ -2201,8 +2315,9 @@ def score_table(metrics: dict[str, float], names: list[str]) -> str:
         wer, cer, low, high = (metrics[f"{prefix}_{kind}"] for kind in ("wer", "cer", "wer_low", "wer_high"))
         kinds = ("substitutions", "deletions", "insertions", "num_rows")
         counts = "".join(f"{int(metrics[f'{prefix}_{kind}']):8d}" for kind in kinds)
-        before = metrics.get(f"{prefix}_wer".replace("eval", "zero_shot", 1)) if role == "eval" else None
-        change = f"  {100 * (wer / before - 1):+.1f} %" if before else ""
+        before = [metrics.get(f"{prefix}_{kind}".replace("eval", "zero_shot", 1)) for kind in ("wer", "cer")]
+        pairs = zip((wer, cer), before, ("WER", "CER"), strict=True) if role == "eval" else ()
+        change = "".join(f"  {kind} {100 * (now / then - 1):+.1f} %" for now, then, kind in pairs if then)
         lines.append(f"{f'{title} {name}':24s}{wer:8.2f} {cer:8.2f}{counts}   {low:.2f} to {high:.2f}{change}")
     return "\n".join(lines)
 
@@ -2331,16 +2446,19 @@ def open_sets(
     records: list[DataRecord], preparers: list[UtterancePreparer], args: TrainingArguments, cache_dir: str | None
 ) -> dict[str, list[SpeechSet]]:
     """What this run reads, by role: train, eval, test. Warns where scored rows are also trained on."""
-    wanted = {"train": args.do_train, "eval": args.do_eval, "test": True}
+    wanted = {"train": args.do_train, "eval": args.do_eval, "test": True, "predict": args.do_predict}
     sets: dict[str, list[SpeechSet]] = {}
     for role, (record, preparer) in itertools.product(wanted, zip(records, preparers, strict=True)):
         split = getattr(record, f"{role}_split_name")
         if wanted[role] and split:
-            columns = (record.audio_column_name, record.text_column_name)
+            needs_text = role != "predict"
+            columns = (record.audio_column_name, record.text_column_name or (None if needs_text else ""))
+            changes = {"needs_text": needs_text, "takes_long_clips": record.long_form and role != "train"}
             where = (record.dataset_name, record.dataset_config_name, split, columns)
             source = load_source(*where, cache_dir, record.streaming, record.name)
             max_rows = record.max_train_samples if role == "train" else record.max_eval_samples
-            sets.setdefault(role, []).append(SpeechSet(source, preparer, max_rows, record.weight))
+            item = SpeechSet(source, replace(preparer, **changes), max_rows, record.weight)
+            sets.setdefault(role, []).append(item)
     for role in ("train", "eval"):
         if wanted[role] and role not in sets:
             raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
@@ -2352,11 +2470,16 @@ def open_sets(
     return sets
 
 
-def resolve_arguments(args: TrainingArguments, width: int, pass_rows: dict[str, int | None]) -> None:
+def resolve_arguments(
+    args: TrainingArguments, width: int, pass_rows: dict[str, int | None], languages: list[str | None]
+) -> None:
     """Fills in what depends on the model and the data: learning rate, and steps from --num_train_epochs passes.
     pass_rows: rows of a pass of each training source. Raises: UserError if they have to be counted and cannot be."""
     narrowest = max(limit for limit in LEARNING_RATE_BY_WIDTH if limit <= width)
     args.learning_rate = args.learning_rate or LEARNING_RATE_BY_WIDTH[narrowest]
+    if args.metric_for_best_model == "wer" and set(languages) <= set(UNSPACED_LANGUAGES):
+        args.metric_for_best_model = "cer"
+        logger.warning("no spaces between words in %s: the best model is the one of the lowest CER.", languages)
     args.data_seed = args.seed if args.data_seed is None else args.data_seed
     args.ignore_data_skip = True  # the stream continues from its own position
     if args.load_best_model_at_end and args.save_total_limit == 1:
@@ -2373,7 +2496,7 @@ def resolve_arguments(args: TrainingArguments, width: int, pass_rows: dict[str, 
 def prepare_eval_sets(sets: dict, num_threads: int, args: TrainingArguments) -> dict[str, datasets.Dataset]:
     """Every scored split, decoded once, with its rejections in the log and in rejected.jsonl."""
     output_dir, joined = Path(args.output_dir), {}
-    for role in [role for role in ("eval", "test") if role in sets]:
+    for role in [role for role in ("eval", "test", "predict") if role in sets]:
         prepared = {}
         for item in sets[role]:
             with args.main_process_first(local=False):  # the others find the finished cache
@@ -2434,7 +2557,11 @@ def save_final_model(trainer: SpeechTrainer) -> None:
 def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
     """Loads what was saved as its users will: it must hear in 8 evaluation clips what the model in memory hears.
     Raises: RunEnded(1) with the file that differs."""
-    rows = list(trainer.eval_dataset.select(range(min(8, len(trainer.eval_dataset)))))
+    shortest = trainer.eval_dataset.select(range(max(0, len(trainer.eval_dataset) - 8), len(trainer.eval_dataset)))
+    window_in_seconds = trainer.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
+    rows = [row for row in shortest if row["duration"] <= window_in_seconds]
+    if not rows:
+        return
     try:
         features, processor = trainer.padded(trainer.data_collator(rows)), trainer.processing_class
         model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype=torch.float32)
@@ -2484,7 +2611,9 @@ def zero_shot_scores(trainer: SpeechTrainer, output_dir: Path, checkpoint: Path 
 
 def write_reports(output_dir: Path, info: dict[str, Any], metrics: dict[str, float], card: str) -> None:
     """all_results.json, scorecard.json, run_info.json with the end time, the card, and the score table in the log."""
-    scores = {name: value for name, value in metrics.items() if name.startswith(("zero_shot", "eval", "test"))}
+    scores = {
+        name: value for name, value in metrics.items() if name.startswith(("zero_shot", "eval", "test", "predict"))
+    }
     ended = {"ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     for name, value in {"all_results": metrics, "scorecard": scores, "run_info": info | ended}.items():
         write_json(output_dir / f"{name}.json", value)
@@ -2493,10 +2622,12 @@ def write_reports(output_dir: Path, info: dict[str, Any], metrics: dict[str, flo
         names = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
         logger.info("scores\n%s", score_table(metrics, names))
         for name in ["", *names]:
-            before, after = (metrics.get(f"{role}_{name}".rstrip("_") + "_wer") for role in ("zero_shot", "eval"))
-            if before is not None and after is not None and after > before:
-                title = name or "the model"
-                logger.warning("%s is worse than before training: WER %.2f, was %.2f.", title, after, before)
+            for kind in ("wer", "cer"):
+                keys = (f"{role}_{name}".rstrip("_") + f"_{kind}" for role in ("zero_shot", "eval"))
+                before, after = (metrics.get(key) for key in keys)
+                if before is not None and after is not None and after > before:
+                    found = (name or "the model", kind.upper(), after, before)
+                    logger.warning("%s is worse than before training: %s %.2f, was %.2f.", *found)
 
 
 def run_job(
@@ -2524,8 +2655,8 @@ def run_job(
     if args.do_eval:  # of the weights that are saved; the last evaluation may have scored them already
         step = trainer.state.best_global_step if args.load_best_model_at_end else trainer.state.global_step
         metrics |= last_scores(trainer.state.log_history, step) or trainer.evaluate()
-    if trainer.test_dataset is not None:
-        metrics |= trainer.evaluate(trainer.test_dataset, metric_key_prefix="test")
+    for role, rows in trainer.final_sets.items():
+        metrics |= trainer.evaluate(rows, metric_key_prefix=role)
     if args.process_index == 0:
         write_reports(output_dir, info, metrics, write_card(metrics=metrics, history=trainer.state.log_history))
     if uploads is not None:
@@ -2559,7 +2690,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     train_sets = tuple(sets.get("train", ()))
     pass_rows = {item.source.record: item.rows_per_pass() for item in train_sets}
 
-    resolve_arguments(args, config.d_model, pass_rows)
+    resolve_arguments(args, config.d_model, pass_rows, languages)
     output_dir.mkdir(parents=True, exist_ok=True)
     progress = StreamProgress(output_dir, data_args.max_rejected_fraction, pass_rows)
     if checkpoint is not None:
@@ -2571,17 +2702,20 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     # Else the gradient of the decoder's positions differs in its last bit from run to run (torch 2.13, index_put).
     torch.use_deterministic_algorithms(args.full_determinism or args.device.type == "cpu", warn_only=True)
     language = languages[0] if len(set(languages)) == 1 else None  # of several the saved model detects each
-    how = (language, data_args.task, model_args.freeze_encoder)
+    how = (language, data_args.task, model_args.freeze_encoder, data_args.apply_spec_augment)
     model = patiently(load_model, *where, *how, task=f"loading {where[0]}", **patience)
     ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
     readings = {r.name: (spoken, r.do_normalize_eval) for r, spoken in zip(records, languages, strict=True)}
     limit = data_args.early_stopping_patience
+    is_grouped = data_args.train_window == "longest"
     trainer = SpeechTrainer(
         model=model,
         args=args,
-        train_dataset=SpeechStream(train_sets, *order) if args.do_train else None,
-        eval_dataset=eval_sets.get("eval"),
-        test_dataset=eval_sets.get("test"),
+        train_dataset=SpeechStream(train_sets, *order, is_grouped, data_args.speed_perturbation)
+        if args.do_train
+        else None,
+        eval_dataset=eval_sets.pop("eval", None),
+        final_sets=eval_sets,
         data_collator=SpeechCollator(*ids),
         processing_class=processor,
         compute_loss_func=TokenWeightedLoss(args.label_smoothing_factor),
@@ -2591,6 +2725,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
         progress=progress,
         stop=stop or StopSignals(),
         max_hours=data_args.max_train_time_in_hours,
+        full_window_fraction=data_args.full_window_fraction if is_grouped else 1.0,
         uploads=uploads,
     )
     info = run_info(argv, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, sets, identity)

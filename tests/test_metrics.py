@@ -147,12 +147,14 @@ def test_a_card_survives_quotes_colons_and_other_alphabets():
     }
     names = ("wer", "cer", "wer_norm", "wer_ortho", "wer_low", "wer_high")
     counts = dict.fromkeys(("substitutions", "deletions", "insertions", "num_rows"), 3)
-    metrics = {f"{role}_{name}": 12.345 for role in ("eval", "zero_shot") for name in names}
+    metrics = {f"{role}_{name}": 10.0 + i for role in ("eval", "zero_shot") for i, name in enumerate(names)}
     metrics |= {f"{role}_{name}": value for role in ("eval", "zero_shot") for name, value in counts.items()}
     card = huggingface_hub.ModelCard(script.model_card(info, ["no"], odd, metrics, []))
     assert card.data.language == "no" and card.data.license is None
     assert card.data.datasets == [odd] and card.data.model_name == odd
-    found = [(r.dataset_name, r.dataset_config, r.dataset_split, r.metric_name) for r in card.data.eval_results]
-    titles = ("WER, normalised", "WER, as written", "CER")
-    assert found == [(odd, odd, "validation", title) for title in titles]
+    found = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    assert found == {"WER, normalised": 12.0, "WER, as written": 13.0, "CER": 11.0}
+    assert {(r.dataset_name, r.dataset_config, r.dataset_split) for r in card.data.eval_results} == {
+        (odd, odd, "validation")
+    }
     assert "before training" in card.text and odd in card.text and "none by this run" in card.text
