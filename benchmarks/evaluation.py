@@ -45,7 +45,6 @@ import psutil
 import synthetic
 import torch
 import transformers
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 import run_speech_recognition_seq2seq_streaming as script
 
@@ -181,10 +180,11 @@ def usual_collator(rows: list[dict[str, Any]], processor: transformers.WhisperPr
 
 
 class UsualScore:
-    """WER of normalised text; remembers the ids."""
+    """WER of text normalised as ours is; remembers the ids."""
 
-    def __init__(self, tokenizer: transformers.WhisperTokenizer) -> None:
-        self.tokenizer, self.normalize, self.ids = tokenizer, BasicTextNormalizer(), np.empty(0)
+    def __init__(self, tokenizer: transformers.WhisperTokenizer, language: str | None) -> None:
+        self.tokenizer, self.ids = tokenizer, np.empty(0)
+        self.normalize = script.text_normalizers(language, True, tokenizer)[""]
 
     def __call__(self, outputs: transformers.EvalPrediction) -> dict[str, float]:
         self.ids = outputs.predictions
@@ -215,7 +215,7 @@ def usual_trainer(flags: list[str]) -> tuple[transformers.Seq2SeqTrainer, script
         model=script.load_model(name, "main", None, language, data_args.task, False),
         args=usual,
         data_collator=functools.partial(usual_collator, processor=processor),
-        compute_metrics=UsualScore(processor.tokenizer),
+        compute_metrics=UsualScore(processor.tokenizer, language),
         processing_class=processor,
     )
     return trainer, item
