@@ -1,15 +1,46 @@
 """Error rates: jiwer's numbers, three readings of a text, rows counted once."""
 
 import json
+from collections.abc import Sequence
 
 import datasets
 import huggingface_hub
 import jiwer
 import numpy as np
 import pytest
+import torchmetrics
 from transformers import EvalPrediction
 
 import run_speech_recognition_seq2seq_streaming as script
+
+# Accents in one and in two code points, scripts without capitals or spaces, a word that sounds twice.
+WORDS = "uno dos tres año über cafe\u0301 café żółć naïve नमस्ते ภาษาไทย 你好 Ελλάδα привет l'été x".split()
+
+
+def random_pairs(num_pairs: int, seed: int) -> tuple[list[str], list[str]]:
+    """References, and hypotheses with words left out, swapped, doubled and added; every tenth one is empty."""
+    generator = np.random.default_rng(seed)
+    references, hypotheses = [], []
+    for number in range(num_pairs):
+        said = [str(word) for word in generator.choice(WORDS, generator.integers(1, 13))]
+        heard = []
+        for word in said if number % 10 else []:
+            other = str(generator.choice(WORDS))
+            kinds = ([word], [], [other], [word, word], [other, word], [word[:-1]])
+            heard += kinds[generator.choice(len(kinds), p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])]
+        references.append(" ".join(said))
+        hypotheses.append(" ".join(word for word in heard if word))
+    return references, hypotheses
+
+
+def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """Levenshtein's distance by the textbook: shares nothing with jiwer."""
+    row = list(range(len(hypothesis) + 1))
+    for i, said in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, heard in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (said != heard))
+    return row[-1]
 
 
 def scorecard(tokenizer, texts: list[str], language: str = "es", do_normalize: bool = True) -> script.Scorecard:
@@ -158,3 +189,28 @@ def test_a_card_survives_quotes_colons_and_other_alphabets():
         (odd, odd, "validation")
     }
     assert "before training" in card.text and odd in card.text and "none by this run" in card.text
+
+
+def test_two_hundred_random_pairs_equal_a_plain_levenshtein():
+    references, hypotheses = random_pairs(200, seed=11)
+    errors = script.SpeechErrors(keep_in_memory=True).compute(references=references, predictions=hypotheses)
+    pairs = [(said.split(), heard.split()) for said, heard in zip(references, hypotheses, strict=True)]
+    distances = [edit_distance(*pair) for pair in pairs]
+    assert errors["wer"] == pytest.approx(100 * sum(distances) / sum(len(said) for said, _ in pairs), abs=1e-12, rel=0)
+    characters = sum(map(edit_distance, references, hypotheses))
+    assert errors["cer"] == pytest.approx(100 * characters / len("".join(references)), abs=1e-12, rel=0)
+    kinds = ("substitutions", "deletions", "insertions")
+    assert [sum(row[kind] for kind in kinds) for row in errors["rows"]] == distances
+    assert [row["hits"] + row["substitutions"] + row["deletions"] for row in errors["rows"]] == [
+        len(said) for said, _ in pairs
+    ]
+
+
+def test_two_hundred_random_pairs_equal_torchmetrics():
+    references, hypotheses = random_pairs(200, seed=11)
+    errors = script.SpeechErrors(keep_in_memory=True).compute(references=references, predictions=hypotheses)
+    for name, metric in {"wer": torchmetrics.text.WordErrorRate(), "cer": torchmetrics.text.CharErrorRate()}.items():
+        metric.update(hypotheses, references)
+        # Its counts, divided in double precision: compute() divides them as float32.
+        assert errors[name] == pytest.approx(100 * metric.errors.item() / metric.total.item(), abs=1e-12, rel=0)
+        assert errors[name] == pytest.approx(100 * metric.compute().item(), rel=1e-6)
