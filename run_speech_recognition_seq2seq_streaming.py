@@ -88,6 +88,7 @@ from transformers.hf_argparser import HfArg
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
 from transformers.modelcard import make_markdown_table
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 from transformers.trainer_utils import rotate_checkpoints
@@ -1690,7 +1691,7 @@ class StreamProgress:
         listing, skip = self.output_dir / "rejected.jsonl", micro_batch_size * (self.world_size - 1)
         return {
             "position": self.position | {"skip": 0 if self.is_dealt else skip},
-            "dealt": positions if self.is_dealt else [],
+            "dealt": [position | {"skip": 0} for position in positions if self.is_dealt],
             "counts": {"num_rows": self.num_rows, "num_skipped_steps": self.num_skipped_steps},
             "rejected": dict(self.rejected),
             "rejected_bytes": listing.stat().st_size if listing.exists() else 0,
@@ -1699,13 +1700,13 @@ class StreamProgress:
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over what a checkpoint saved; rows that were listed after it will be met, and listed, again. A global
         order is kept, whatever the number of ranks now; ranks with files of their own need the same number."""
-        positions, can_deal = state["dealt"], self.is_dealt
+        positions, was_possible = state.get("dealt", []), self.is_dealt
         self.is_dealt, self.position, self.rejected = False, state["position"], Counter(state["rejected"])
-        if positions and can_deal and len(positions) == self.world_size:
+        if positions and was_possible and len(positions) == self.world_size:
             self.is_dealt, self.position = True, positions[self.rank]
         elif positions:
             logger.warning("the files were dealt to %d processes: the next pass begins.", len(positions))
-            self.is_dealt, self.position = can_deal, next_pass(positions)
+            self.is_dealt, self.position = was_possible, next_pass(positions)
         self.num_rows, self.num_skipped_steps = state["counts"]["num_rows"], state["counts"]["num_skipped_steps"]
         listing = self.output_dir / "rejected.jsonl"
         if self.rank == 0 and listing.exists() and listing.stat().st_size > state["rejected_bytes"]:
@@ -1893,8 +1894,9 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         if len(set(self.compute_metrics.readings.values())) > 1 and None not in languages:
             generation["language"] = languages  # a mix of several; of one, the generation config knows it
         with torch.no_grad(), self.accelerator.autocast():
-            encoder_outputs = self.model.get_encoder()(self.padded(inputs))
-            logits = self.model(encoder_outputs=encoder_outputs, decoder_input_ids=decoder_input_ids).logits.float()
+            # Through the whole model: FSDP gathers parameters for the calls that it wraps only.
+            outputs = self.model(input_features=self.padded(inputs), decoder_input_ids=decoder_input_ids)
+            encoder_outputs, logits = BaseModelOutput(outputs.encoder_last_hidden_state), outputs.logits.float()
             losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # -100 is ignored
             ids = generate_ids(self.model, encoder_outputs, **generation)
         counts = labels.ne(IGNORED_LABEL).sum(dim=1)
@@ -1991,10 +1993,10 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         self.attempt(super()._save_checkpoint, model, trial)
         # Here every rank has written its random state, or has failed to.
         ranks = gather_object([(self.progress.position, self.save_error and portable(self.save_error))])
-        positions, errors = zip(*ranks, strict=True)
-        self.save_error = next((error for error in errors if error is not None), None)
+        self.save_error = next((error for _, error in ranks if error is not None), None)
         if self.args.should_save and self.save_error is None:
-            self.attempt(self.complete_checkpoint, self.unfinished / name, output_dir / name, list(positions))
+            positions = [position for position, _ in ranks]
+            self.attempt(self.complete_checkpoint, self.unfinished / name, output_dir / name, positions)
         if self.save_error is not None:
             shutil.rmtree(self.unfinished, ignore_errors=True)
         self.unfinished = None
@@ -2177,8 +2179,7 @@ def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Pa
         sizes = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         logger.info("a step: %d rows (%d per device x %d accumulated x %d processes)", math.prod(sizes), *sizes)
         if args.world_size > 1:
-            share = "reads files of its own" if is_dealt else "reads all files and decodes its share"
-            logger.info("every process %s", share)
+            logger.info("every process reads %s", "files of its own" if is_dealt else "all, and decodes its share")
         rate, saves = args.learning_rate, args.save_steps
         logger.info("steps: %d, learning rate %g, checkpoint every %g steps", args.max_steps, rate, saves)
         logger.info("start: %s", "from the beginning" if checkpoint is None else f"continues from {checkpoint}")

@@ -3,9 +3,10 @@
     python tests/ranks.py JOBS.json
 
 A job is {"words": flags, "log": path} and, if wanted, "world_size" (2), "signal" [rank, number, text]: sent to this
-rank alone when the log holds the text, "bad_rank": its data ends in a UserError after 10 rows, and "copy" [[from, to],
-...], beforehand. Ranks are forks of this process, which has done the imports, so that a start costs a second; without
-a launcher nobody ends the ranks that one has left: they must do it themselves.
+rank alone when the log holds the text, "bad_rank": its data ends in a UserError after 10 rows, "copy" [[from, to],
+...]: beforehand, and "cores" [[number, ...], ...]: those of each rank. Ranks are forks of this process, which has done
+the imports, so that a start costs a second; without a launcher nobody ends the ranks that one has left: they must do
+it themselves.
 """
 
 import json
@@ -14,6 +15,7 @@ import shutil
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
@@ -51,11 +53,15 @@ def start_rank(job: dict, rank: int, port: int) -> int:
     if size != "1":
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "cores" in job:
+        os.sched_setaffinity(0, job["cores"][rank])
     if job.get("bad_rank") == rank:
         break_data(10)
     code = 1
     try:
         code = script.run(job["words"])
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

@@ -286,7 +286,7 @@ def test_run_sh_restarts_after_a_kill_saves_at_sigterm_and_loses_nothing(
         wait_for(text, "'loss'", 7)
         os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
         wait_for(text, "starting it again")
-        assert "2 processes, by torchrun" in text.read_text() and status(out)["code"] == 75
+        assert "2 processes, by torchrun" in text.read_text()
         assert len(errors(text.read_text())) == 1
         wait_for(text, "'loss'", text.read_text().count("'loss'") + 3)
         assert "continues from" in text.read_text()
