@@ -84,7 +84,7 @@ def runs(one_file: Path, speech: Path, tiny_model: Path, dropout_model: Path, tm
     whole = {"model_name_or_path": tiny_model, "dataset_name": one_file, "max_steps": 12, "save_steps": 6}
     dealt = {"model_name_or_path": dropout_model, "dataset_name": speech, "max_steps": 12, "save_steps": 6} | TWO
     longer = {"max_steps": 5000, "save_steps": 5000}
-    scored = {"eval_steps": 2, "per_device_eval_batch_size": 1, "generation_max_length": 60}
+    scored = {"eval_steps": 1, "per_device_eval_batch_size": 1, "generation_max_length": 60}
     slow_eval = ["--do_eval", *words(**dealt | longer | scored)[1:]]
     jobs = {
         "one": {"words": ["--do_eval", *words(**whole, **ONE)], "world_size": 1},
