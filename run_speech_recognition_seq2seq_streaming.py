@@ -434,23 +434,22 @@ class StopSignals:
             if not self.is_deferred:
                 self.check()
 
-    def ending(self) -> RunEnded | None:
-        """What a signal that has come means."""
-        number = self.received
-        return None if number is None else RunEnded(128 + number, f"ended by {signal.Signals(number).name}")
+    def ending(self) -> RunEnded:
+        """What the signal that has come means."""
+        return RunEnded(128 + self.received, f"ended by {signal.Signals(self.received).name}")
 
     def check(self) -> None:
         """Raises: RunEnded if a signal has come."""
-        if (ending := self.ending()) is not None:
-            raise ending
+        if self.received is not None:
+            raise self.ending()
 
 
 def ignore_signals(worker_id: int) -> None:
     """For the reading worker: a terminal or Slurm signals the whole group, but the parent decides. SIGTERM, which the
-    DataLoader itself uses at its end, gives the parent ten minutes to save; a second one ends the worker at once."""
+    DataLoader itself uses at its end, gives the parent two minutes to save; a second one ends the worker at once."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: (signal.alarm(600), signal.signal(signal.SIGTERM, signal.SIG_DFL)))
+    signal.signal(signal.SIGTERM, lambda *_: (signal.alarm(120), signal.signal(signal.SIGTERM, signal.SIG_DFL)))
     sys.excepthook = lambda *_: None  # of a parent that leaves while it fetches a batch; our errors travel as data
 
 
@@ -1816,7 +1815,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of the next step. Here, between two steps, the run can end without losing anything."""
-        self.stop.is_deferred, began, ending = False, time.monotonic(), None
+        self.stop.is_deferred, began, endings = False, time.monotonic(), []
         try:
             self.stop.check()
             if began > self.deadline:
@@ -1824,13 +1823,12 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             if self.uploads is not None:
                 self.uploads.poll()
             batches = list(itertools.islice(epoch_iterator, num_batches))
-            for error in (error for batch in batches for error in batch["ride"]["error"]):
-                raise error
+            endings += [error for batch in batches for error in batch["ride"].pop("error")]
             self.stop.is_deferred = True
         except Exception as error:
-            self.stop.is_deferred, ending, batches = True, error, []
+            self.stop.is_deferred, endings, batches = True, [error], []
         rides = [batch["ride"] for batch in batches]
-        rejections = self.agree(ending, [rejection for ride in rides for rejection in ride["rejections"]])
+        rejections = self.agree(endings, [rejection for ride in rides for rejection in ride["rejections"]])
         if self.meter is None:  # the worker's start belongs to no figure
             self.meter, self.logged_at = Counter(), time.monotonic()
         else:
@@ -1839,19 +1837,20 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         self.progress.update({"position": rides[-1]["position"], "num_rows": num_rows, "rejections": rejections})
         return super().get_batch_samples(iter(batches), num_batches, device)
 
-    def agree(self, ending: Exception | None, rejections: list[Rejection]) -> list[Rejection]:
+    def agree(self, endings: list[Exception], rejections: list[Rejection]) -> list[Rejection]:
         """All ranks come here together, before each step and each batch of an evaluation, so that none waits for one
         that has left. Returns the rejections of all. Raises on every rank what any has brought as its ending."""
         if self.args.world_size > 1:
-            has_news = torch.tensor(float(ending is not None or len(rejections) > 0), device=self.args.device)
+            has_news = torch.tensor(float(bool(endings or rejections)), device=self.args.device)
             if self.accelerator.reduce(has_news).item() == 0:
                 return []
-            news = gather_object([(ending and portable(ending), rejections)])
-            ending = ending or next((brought for brought, _ in news if brought is not None), None)
+            news = gather_object([([portable(error) for error in endings], rejections)])
+            endings += [error for brought, _ in news for error in brought]
             rejections = [rejection for _, found in news for rejection in found]
-        if ending is not None:
+            del news  # no frame may hold what is raised: the traceback would keep the loader, and its worker, alive
+        if endings:
             self.stop.is_deferred = False  # nothing is half done: the caller may save
-            raise ending
+            raise endings.pop(0)
         return rejections
 
     def padded(self, inputs: dict[str, Any]) -> torch.Tensor:
@@ -1886,7 +1885,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
     ) -> tuple[None, tuple[torch.Tensor, ...], torch.Tensor]:
         """(None, (generated ids (batch, n), loss sums (batch,), token counts (batch,)), row indices (batch,)).
         The library runs the encoder twice, once outside autocast (trainer_seq2seq.py, prediction_step)."""
-        self.agree(self.stop.ending(), [])
+        self.agree([self.stop.ending()] if self.stop.received is not None else [], [])
         labels = inputs["labels"].to(self.args.device)
         decoder_input_ids = inputs["decoder_input_ids"].to(self.args.device)
         generation = dict(generation or self._gen_kwargs)
