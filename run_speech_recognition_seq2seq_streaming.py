@@ -1148,7 +1148,7 @@ def describe_counts(counts: Counter) -> str:
 def num_usable_cores(world_size: int) -> int:
     """This process's share of the cores that it may run on, at least 1 and at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // world_size))
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))  # those of this machine
 
 
 # ----------------------------------------------------------------------------------------------------- collator ----

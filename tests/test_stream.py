@@ -273,6 +273,8 @@ def test_a_position_is_plain_json(speech: Path, preparer):
 def test_worker_cores_are_shared_by_ranks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(script.os, "sched_getaffinity", lambda _: range(32), raising=False)
     assert [script.num_usable_cores(n) for n in (1, 8, 64)] == [8, 4, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # as launchers set it: 64 on eight machines
+    assert script.num_usable_cores(64) == 4
 
 
 def test_shard_order_is_pure(speech: Path):
