@@ -5,6 +5,7 @@
 #   bash run.sh smoke               the whole job on any machine: tiny model, 8 utterances, no account
 #   bash run.sh learn               two minutes on two cores in which a tiny model really learns
 #   bash run.sh test                the tests
+# One process is started for each visible GPU; NUM_PROCESSES=1 bash run.sh overrides that.
 # RESTART=1 bash run.sh starts again when the machine or the network took the run away (never after Ctrl-C).
 # PYTHON=python3.12 chooses the Python that .venv is made with; VENV=FOLDER puts it elsewhere.
 set -euo pipefail
@@ -36,18 +37,53 @@ set_up() {
   echo "$stamp" >"$venv/.requirements-$#"
 }
 
-# Replaces this shell by the trainer, so that signals reach it; with RESTART=1 stays and starts it again after exit code
-# 75 (try again) and after death by any signal but SIGINT.
+# The GPUs that the trainer will see, without the second or two that asking torch costs.
+count_gpus() {
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '^[0-9A-Z]' || true
+  else
+    { nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true
+  fi
+}
+
+# The value of --output_dir, the last one if there are several.
+find_output_dir() {
+  local before="" word found=""
+  for word in "$@"; do
+    if [[ $before == --output_dir ]]; then found=$word; fi
+    if [[ $word == --output_dir=* ]]; then found=${word#*=}; fi
+    before=$word
+  done
+  echo "$found"
+}
+
+# One process replaces this shell, so that signals reach it. Several are started by torchrun, which gives them
+# SHUTDOWN_TIMEOUT seconds to save (its own default is 30) and hides their exit codes: the trainer leaves its in
+# OUTPUT_DIR/exit_status.json. With RESTART=1 this shell stays and starts again after exit code 75 (try again) and after
+# death by any signal but SIGINT.
 train() {
-  if [[ -z ${RESTART:-} ]]; then exec "$python" "$script" "$@"; fi
-  local child code ended=""
+  local child code status ended="" processes=${NUM_PROCESSES:-$(count_gpus)} command=("$python" "$script")
+  if ((processes > 1)); then
+    echo "run.sh: $processes processes, by torchrun (NUM_PROCESSES=1 for one)" >&2
+    command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$processes"
+      --shutdown-timeout "${SHUTDOWN_TIMEOUT:-300}" --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$script")
+  else
+    if (($(count_gpus) > 1)); then # the trainer refuses several GPUs in one process
+      local visible=${CUDA_VISIBLE_DEVICES:-0}
+      export CUDA_VISIBLE_DEVICES=${visible%%,*}
+    fi
+    if [[ -z ${RESTART:-} ]]; then exec "${command[@]}" "$@"; fi
+  fi
+  status="$(find_output_dir "$@")/exit_status.json"
   trap 'ended=1; kill -s TERM "$child"' TERM HUP USR1
   trap 'ended=1' INT # the terminal sends it to the trainer as well
   while true; do
-    "$python" "$script" "$@" &
+    if ((processes > 1)); then rm -f "$status"; fi
+    "${command[@]}" "$@" &
     child=$! code=0
     while wait "$child" || code=$?; kill -0 "$child" 2>/dev/null; do code=0; done
-    if [[ $ended || ($code != 75 && $code -le 128) || $code == 130 ]]; then exit "$code"; fi
+    if ((processes > 1)) && [[ -s $status ]]; then code=$(sed -n 's/^  "code": \([0-9]*\),$/\1/p' "$status"); fi
+    if [[ -z ${RESTART:-} || $ended || ($code != 75 && $code -le 128) || $code == 130 ]]; then exit "$code"; fi
     echo "run.sh: the trainer ended with code $code; starting it again in ${RESTART_DELAY:-10} s" >&2
     sleep "${RESTART_DELAY:-10}"
   done
@@ -64,18 +100,20 @@ smoke() {
   local folder
   folder=$(mktemp -d "${TMPDIR:-/tmp}/whisper-smoke.XXXXXX")
   make_demonstration "$folder" 8 8
-  "$python" "$script" \
-    --model_name_or_path "$folder/model" \
-    --dataset_name "$folder/speech" \
-    --language es \
-    --output_dir "$folder/output" \
-    --do_train --do_eval \
-    --max_steps 4 \
-    --per_device_train_batch_size 4 \
-    --eval_steps 2 --save_steps 2 --logging_steps 1 \
-    --generation_max_length 16 \
-    --gradient_checkpointing \
-    "$@"
+  (
+    train \
+      --model_name_or_path "$folder/model" \
+      --dataset_name "$folder/speech" \
+      --language es \
+      --output_dir "$folder/output" \
+      --do_train --do_eval \
+      --max_steps 4 \
+      --per_device_train_batch_size 4 \
+      --eval_steps 2 --save_steps 2 --logging_steps 1 \
+      --generation_max_length 16 \
+      --gradient_checkpointing \
+      "$@"
+  ) # a shell of its own: train may replace it
   exec "$python" "$project_dir/tests/synthetic.py" "$folder" --transcribe "$folder/output"
 }
 

@@ -79,6 +79,7 @@ import soundfile
 import torch
 import transformers
 import yaml
+from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
@@ -88,6 +89,7 @@ from transformers.hf_argparser import HfArg
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
 from transformers.modelcard import make_markdown_table
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 from transformers.trainer_utils import rotate_checkpoints
@@ -200,6 +202,7 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     report_to: str = HfArg(default="tensorboard", help="Where the curves go: tensorboard, wandb, none.")
     eval_strategy: str = HfArg(default="steps", help="When --do_eval scores during training: steps or no.")
     dataloader_num_workers: int = HfArg(default=1, help="1, or 0; see --num_decoding_threads.")
+    ddp_timeout: int = HfArg(default=7200, help="Seconds that a process waits for the others, at most.")
     logging_nan_inf_filter: bool = HfArg(default=False, help="True would hide NaN losses from the log.")
     resume_from_checkpoint: str | None = HfArg(default="auto", help="'auto' (the newest here), 'hub', PATH or 'no'.")
 
@@ -358,7 +361,7 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
     training, scoring, workers = args.do_train, args.do_eval, args.dataloader_num_workers
     shortest, longest = data_args.min_duration_in_seconds, data_args.max_duration_in_seconds
     is_timed = args.max_steps > 0 or args.num_train_epochs is not None
-    from_hub = args.resume_from_checkpoint == "hub"
+    from_hub, wait = args.resume_from_checkpoint == "hub", 60 * data_args.max_network_wait_in_minutes
     is_odd_fraction = data_args.train_window == "full" and data_args.full_window_fraction not in (0.1, 1)
     best = {name: getattr(data_args, name) for name in ("early_stopping_patience", "eval_before_training")}
     best["load_best_model_at_end"] = args.load_best_model_at_end
@@ -384,6 +387,8 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
         (args.hub_always_push, "--hub_always_push is refused: the newest save always follows a running upload."),
         (from_hub and not args.hub_model_id, "--resume_from_checkpoint hub needs --hub_model_id USER/NAME."),
         (bool(data_args.dataset_name) == bool(data_args.data_mix), "pass either --dataset_name or --data_mix FILE."),
+        (args.fsdp and args.device.type == "cpu", "--fsdp needs GPUs: on CPUs accelerate ignores it."),
+        (args.world_size > 1 and wait >= args.ddp_timeout, f"--ddp_timeout must exceed {wait:g} s, the network wait."),
         (training and not is_timed, "how long to train? Pass --max_steps N (or --num_train_epochs N)."),
     ]
     for message in (message for is_broken, message in rules if is_broken):
@@ -445,18 +450,22 @@ class StopSignals:
             if not self.is_deferred:
                 self.check()
 
+    def ending(self) -> RunEnded:
+        """What the signal that has come means."""
+        return RunEnded(128 + self.received, f"ended by {signal.Signals(self.received).name}")
+
     def check(self) -> None:
         """Raises: RunEnded if a signal has come."""
         if self.received is not None:
-            raise RunEnded(128 + self.received, f"ended by {signal.Signals(self.received).name}")
+            raise self.ending()
 
 
 def ignore_signals(worker_id: int) -> None:
     """For the reading worker: a terminal or Slurm signals the whole group, but the parent decides. SIGTERM, which the
-    DataLoader itself uses at its end, gives the parent 20 s to save; a second one ends the worker at once."""
+    DataLoader itself uses at its end, gives the parent two minutes to save; a second one ends the worker at once."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: (signal.alarm(20), signal.signal(signal.SIGTERM, signal.SIG_DFL)))
+    signal.signal(signal.SIGTERM, lambda *_: (signal.alarm(120), signal.signal(signal.SIGTERM, signal.SIG_DFL)))
     sys.excepthook = lambda *_: None  # of a parent that leaves while it fetches a batch; our errors travel as data
 
 
@@ -981,12 +990,15 @@ class SpeechSet:
         return self.source.num_rows and min(self.source.num_rows, self.max_rows or self.source.num_rows)
 
 
-def read_pass(item: SpeechSet, start: dict[str, Any], seed: int | None, block_size: int) -> Iterator[Block]:
+def read_pass(
+    item: SpeechSet, start: dict[str, Any], seed: int | None, block_size: int, share: slice = slice(None)
+) -> Iterator[Block]:
     """The blocks of one pass from `start` on. Blocks end at block_size rows or 512 MB; seeking opens no earlier file.
     start: {"pass", "block", "shard" (place in the pass's order), "shard_state" (of datasets), "rows" (before it)};
-    seed: None keeps the files' order, as does max_rows, which must mean the same rows in every pass."""
+    seed: None keeps the files' order, as does max_rows, which must mean the same rows in every pass; share: which
+    files in that order."""
     max_rows, wait_in_seconds = item.max_rows, item.preparer.max_network_wait_in_seconds
-    order = shard_order(item.source, seed if max_rows is None else None, start["pass"])
+    order = shard_order(item.source, seed if max_rows is None else None, start["pass"])[share]
     block = Block(dict(start))
     num_rows = start["rows"]
     for shard_number in range(start["shard"], len(order)):
@@ -1057,6 +1069,20 @@ def first_position(num_sources: int) -> dict[str, Any]:
     return {"row": 0, "skip": 0, "sources": [FIRST_PLACE] * num_sources}
 
 
+def next_pass(positions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where every rank goes on after ranks with files of their own: at the pass that none of them has begun."""
+    sources = []
+    for places in zip(*(position["sources"] for position in positions), strict=True):
+        start = FIRST_PLACE["start"] | {"pass": 1 + max(place["start"]["pass"] for place in places)}
+        sources.append(FIRST_PLACE | {"start": start, "used": sum(place["used"] for place in places)})
+    return {"row": sum(position["row"] for position in positions), "skip": 0, "sources": sources}
+
+
+def can_deal(sets: Iterable[SpeechSet], world_size: int) -> bool:
+    """Whether every rank can have files of its own: each source has enough, and is used whole."""
+    return world_size > 1 and all(i.max_rows is None and len(i.source.shards()) >= world_size for i in sets)
+
+
 @functools.lru_cache(maxsize=2)
 def draw_sources(seed: int, chunk: int, weights: tuple[float, ...]) -> np.ndarray:
     """Which source each of the rows chunk * 1000 ... chunk * 1000 + 999 of a mix comes from."""
@@ -1067,9 +1093,10 @@ def draw_sources(seed: int, chunk: int, weights: tuple[float, ...]) -> np.ndarra
 @dataclass(eq=False)
 class SpeechStream(torch.utils.data.IterableDataset):
     """Endless passes over each source, block-shuffled; a seeded draw by weight mixes them to one global order, which
-    goes to the ranks by micro-batch and is prepared by threads. The order is a pure function of (seed, pass, sources),
-    whatever the threads, workers and timing. Every item is (position after it, example or Rejection or an error of the
-    reader). Pickles; runs in one DataLoader worker."""
+    goes to the ranks by micro-batch and is prepared by threads. If `is_dealt`, each rank has such an order of its own,
+    of every world_size-th file of each pass. The order is a pure function of (seed, pass, sources), and then of the
+    rank, whatever the threads, workers and timing. Every item is (position after it, example or Rejection or an error
+    of the reader). Pickles; runs in one DataLoader worker."""
 
     sets: tuple[SpeechSet, ...]
     seed: int
@@ -1079,6 +1106,7 @@ class SpeechStream(torch.utils.data.IterableDataset):
     rank: int = 0
     world_size: int = 1
     position: dict[str, Any] | None = None  # None: the beginning
+    is_dealt: bool = False
     is_grouped: bool = False  # clips of like length in one batch
     has_speeds: bool = False  # each row at its own speed
 
@@ -1091,12 +1119,13 @@ class SpeechStream(torch.utils.data.IterableDataset):
         item = self.sets[number]
         start, rows_per_pass = self.place(number)["start"], self.place(number)["rows_per_pass"]
         seed = self.seed if self.block_size > 1 else None
+        share = slice(self.rank, None, self.world_size) if self.is_dealt else slice(None)
         while True:
             num_rows = start["rows"]
-            for block in read_pass(item, start, seed, self.block_size):
+            for block in read_pass(item, start, seed, self.block_size, share):
                 num_rows += len(block.rows)
                 yield block, rows_per_pass
-            if num_rows == 0:
+            if num_rows == 0 and not self.is_dealt:
                 raise UserError(f"split '{item.source.split}' of {item.source.name} is empty.")
             rows_per_pass = num_rows
             start = FIRST_PLACE["start"] | {"pass": start["pass"] + 1}
@@ -1111,10 +1140,8 @@ class SpeechStream(torch.utils.data.IterableDataset):
             if self.block_size > 1:
                 order = np.random.default_rng(seed).permutation(len(block.rows)).tolist()
             if self.is_grouped:
-                sizes, group_size = (
-                    [row.size_in_bytes() for row in block.rows],
-                    self.micro_batch_size * self.world_size,
-                )
+                sizes = [row.size_in_bytes() for row in block.rows]
+                group_size = self.micro_batch_size * (1 if self.is_dealt else self.world_size)
                 order = group_by_length(order, sizes, used - offset, group_size, seed)
             for i in range(offset, len(block.rows)):
                 used += 1
@@ -1134,7 +1161,7 @@ class SpeechStream(torch.utils.data.IterableDataset):
             places[number], row = next(streams[number])
             row_number += 1
             turn = (row_number - 1 - first) // self.micro_batch_size
-            if turn >= 0 and turn % self.world_size == self.rank:
+            if turn >= 0 and (self.is_dealt or turn % self.world_size == self.rank):
                 speed = np.random.default_rng([self.seed, row_number]).uniform(0.9, 1.1) if self.has_speeds else 1.0
                 yield {"row": row_number, "sources": list(places), "last": number}, (number, row, speed)
 
@@ -1150,7 +1177,8 @@ class SpeechStream(torch.utils.data.IterableDataset):
             for position, example in map_in_order(self.prepare, self.rows(), self.num_threads):
                 number = position["last"]
                 this_pass = position["sources"][number]["start"]["pass"]
-                if (tally := tallies.pop((number, this_pass - 1), None)) and not tally["accepted"]:
+                tally = tallies.pop((number, this_pass - 1), None)
+                if tally and not tally["accepted"] and not self.is_dealt:  # else it may be one damaged file
                     name = self.sets[number].source.name
                     raise UserError(f"no usable row in a whole pass over {name}: {describe_counts(tally)}.")
                 outcome = example.reason if isinstance(example, Rejection) else "accepted"
@@ -1177,7 +1205,7 @@ def describe_counts(counts: Counter) -> str:
 def num_usable_cores(world_size: int) -> int:
     """This process's share of the cores that it may run on, at least 1 and at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // world_size))
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))  # those of this machine
 
 
 # ----------------------------------------------------------------------------------------------------- collator ----
@@ -1694,6 +1722,9 @@ class StreamProgress:
     output_dir: Path
     max_rejected_fraction: float
     pass_rows: dict[str, int | None]  # rows of a pass of each source, None until they are known
+    rank: int = 0
+    world_size: int = 1
+    is_dealt: bool = False  # every rank has files, and so a position, of its own
     position: dict[str, Any] | None = None
     num_rows: int = 0
     rejected: Counter = field(default_factory=Counter)
@@ -1702,15 +1733,15 @@ class StreamProgress:
     time_in_seconds: float = 0.0  # spent training, scoring not included
 
     def update(self, ride: dict[str, Any]) -> None:
-        """Counts one trained micro-batch and lists its rejections. Raises: UserError if there are too many."""
+        """Counts a step's rows, of all ranks, and lists its rejections. Raises: UserError if there are too many, on
+        every rank, as all have the same counts."""
         whole = sum(self.pass_rows.values()) if all(self.pass_rows.values()) else ROWS_BEFORE_REJECTION_CHECK
         limit = min(ROWS_BEFORE_REJECTION_CHECK, whole)
         was_judged = self.num_rows >= limit
         self.position = ride["position"]
         self.num_rows += ride["num_rows"]
-        self.audio_in_seconds += ride["seconds"]
         self.rejected.update(rejection.reason for rejection in ride["rejections"])
-        list_rejections(self.output_dir, "train", ride["rejections"])
+        list_rejections(self.output_dir, "train", ride["rejections"] if self.rank == 0 else [])
         if self.num_rows >= limit and not was_judged:
             self.judge()
 
@@ -1726,7 +1757,8 @@ class StreamProgress:
         """For the log: passes over each source and its share of the rows, rows used and rejected (by reason)."""
         figures: dict[str, float] = {}
         for (name, num_rows), place in zip(self.pass_rows.items(), self.position["sources"], strict=True):
-            num_rows, start = place["rows_per_pass"] or num_rows, place["start"]
+            share = num_rows / self.world_size if num_rows and self.is_dealt else num_rows
+            num_rows, start = place["rows_per_pass"] or share, place["start"]
             part = min(1.0, (start["rows"] + place["offset"]) / num_rows) if num_rows else 0.0
             figures[f"pass_{name}".rstrip("_")] = round(start["pass"] + part, 4)
             figures |= {f"share_{name}": round(place["used"] / self.position["row"], 4)} if name else {}
@@ -1739,22 +1771,31 @@ class StreamProgress:
         hours = {"train_audio_hours": self.audio_in_seconds / 3600, "train_hours": self.time_in_seconds / 3600}
         return {"train_rows": self.num_rows, "train_rejected": self.rejected.total(), **hours}
 
-    def state(self, micro_batch_size: int, world_size: int) -> dict[str, Any]:
-        """For stream_state.json. Rank 0 takes the first micro-batch of each round, the others' rows follow it."""
-        listing = self.output_dir / "rejected.jsonl"
+    def state(self, micro_batch_size: int, positions: list[dict[str, Any]]) -> dict[str, Any]:
+        """For stream_state.json. positions: of every rank. Where they are parts of one order, rank 0 takes the first
+        micro-batch of each round, the others' rows follow it."""
+        listing, skip = self.output_dir / "rejected.jsonl", micro_batch_size * (self.world_size - 1)
         return {
-            "position": self.position | {"skip": micro_batch_size * (world_size - 1)},
+            "position": self.position | {"skip": 0 if self.is_dealt else skip},
+            "dealt": [position | {"skip": 0} for position in positions if self.is_dealt],
             "counts": {name: getattr(self, name) for name in self.COUNTS},
             "rejected": dict(self.rejected),
             "rejected_bytes": listing.stat().st_size if listing.exists() else 0,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over what a checkpoint saved; rows that were listed after it will be met, and listed, again."""
-        self.position, self.rejected = state["position"], Counter(state["rejected"])
+        """Takes over what a checkpoint saved; rows that were listed after it will be met, and listed, again. A global
+        order is kept, whatever the number of ranks now; ranks with files of their own need the same number."""
+        positions, was_possible = state.get("dealt", []), self.is_dealt
+        self.is_dealt, self.position, self.rejected = False, state["position"], Counter(state["rejected"])
+        if positions and was_possible and len(positions) == self.world_size:
+            self.is_dealt, self.position = True, positions[self.rank]
+        elif positions:
+            logger.warning("the files were dealt to %d processes: the next pass begins.", len(positions))
+            self.is_dealt, self.position = was_possible, next_pass(positions)
         vars(self).update(state["counts"])
         listing = self.output_dir / "rejected.jsonl"
-        if listing.exists() and listing.stat().st_size > state["rejected_bytes"]:
+        if self.rank == 0 and listing.exists() and listing.stat().st_size > state["rejected_bytes"]:
             os.truncate(listing, state["rejected_bytes"])
 
 
@@ -1785,7 +1826,7 @@ class SkipBrokenSteps(transformers.TrainerCallback):
         self.num_in_a_row, self.rows = self.num_in_a_row + 1, self.rows + rows
         logger.warning("step %d: the loss is not finite; the step is skipped.", state.global_step + 1)
         if self.num_in_a_row >= MAX_BROKEN_STEPS:
-            write_json(listing := Path(args.output_dir) / "diverged_rows.json", self.rows)
+            write_json(listing := Path(args.output_dir) / "diverged_rows.json", gather_object(self.rows))
             reason = f"the loss was not finite in {self.num_in_a_row} steps in a row, see {listing}"
             raise RunEnded(70, f"{reason}. Lower --learning_rate.")
 
@@ -1837,7 +1878,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         self.step_losses: list[torch.Tensor] = []
         self.step_rows: list[str] = []
         self.meter: Counter | None = None  # seconds, rows and frames since the last log line, at self.logged_at
-        self.logged_at, self.is_advised = 0.0, False
+        self.logged_at, self.is_advised = 0.0, self.args.process_index > 0
         self.add_callback(SkipBrokenSteps(self))
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(Curves(self.args.output_dir))
@@ -1863,22 +1904,43 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of the next step. Here, between two steps, the run can end without losing anything."""
-        self.stop.is_deferred = False
-        self.stop.check()
-        if time.monotonic() > self.deadline:
-            raise RunEnded(75, "--max_train_time_in_hours is over")
-        if self.uploads is not None:
-            self.uploads.poll()
-        began = time.monotonic()
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.stop.is_deferred, began, endings = False, time.monotonic(), []
+        try:
+            self.stop.check()
+            if began > self.deadline:
+                raise RunEnded(75, "--max_train_time_in_hours is over")
+            if self.uploads is not None:
+                self.uploads.poll()
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+            endings += [error for batch in batches for error in batch["ride"].pop("error")]
+            self.stop.is_deferred = True
+        except Exception as error:
+            self.stop.is_deferred, endings, batches = True, [error], []
+        rides = [batch["ride"] for batch in batches]
+        rejections = self.agree(endings, [rejection for ride in rides for rejection in ride["rejections"]])
         if self.meter is None:  # the worker's start belongs to no figure
             self.meter, self.logged_at = Counter(), time.monotonic()
         else:
             self.meter["waited"] += time.monotonic() - began
-        for error in (error for batch in batches for error in batch["ride"]["error"]):
-            raise error
-        self.stop.is_deferred = True
-        return batches, num_items
+        num_rows = sum(ride["num_rows"] for ride in rides) * self.args.world_size
+        self.progress.update({"position": rides[-1]["position"], "num_rows": num_rows, "rejections": rejections})
+        return super().get_batch_samples(iter(batches), num_batches, device)
+
+    def agree(self, endings: list[Exception], rejections: list[Rejection]) -> list[Rejection]:
+        """All ranks come here together, before each step and each batch of an evaluation, so that none waits for one
+        that has left. Returns the rejections of all. Raises on every rank what any has brought as its ending."""
+        if self.args.world_size > 1:
+            has_news = torch.tensor(float(bool(endings or rejections)), device=self.args.device)
+            if self.accelerator.reduce(has_news).item() == 0:
+                return []
+            news = gather_object([([portable(error) for error in endings], rejections)])
+            endings += [error for brought, _ in news for error in brought]
+            rejections = [rejection for _, found in news for rejection in found]
+            del news  # no frame may hold what is raised: the traceback would keep the loader, and its worker, alive
+        if endings:
+            self.stop.is_deferred = False  # nothing is half done: the caller may save
+            raise endings.pop(0)
+        return rejections
 
     def padded(self, inputs: dict[str, Any], window_in_frames: int | None = None) -> torch.Tensor:
         """input_features (batch, n_mels, window) on the training device."""
@@ -1902,7 +1964,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             self._load_rng_state(self.checkpoint_to_resume)
             self.checkpoint_to_resume = None
         ride, counts = inputs["ride"], inputs["frame_counts"]
-        self.progress.update(ride)
+        self.progress.audio_in_seconds += ride["seconds"] * self.args.world_size
         window = self.window_of(counts, ride["position"]["row"])
         batch = {"input_features": self.padded(inputs, window)}
         batch |= {name: inputs[name] for name in ("labels", "decoder_input_ids")}
@@ -1923,6 +1985,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
     ) -> tuple[None, tuple[torch.Tensor, ...], torch.Tensor]:
         """(None, (generated ids (batch, n), loss sums (batch,), token counts (batch,)), row indices (batch,)).
         The library runs the encoder twice, once outside autocast (trainer_seq2seq.py, prediction_step)."""
+        self.agree([self.stop.ending()] if self.stop.received is not None else [], [])
         generation = dict(generation or self._gen_kwargs)
         languages = self.compute_metrics.languages(inputs["index"])
         if len(set(self.compute_metrics.readings.values())) > 1 and None not in languages:
@@ -1932,8 +1995,9 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
                 return None, self.transcribe_long(inputs, generation), inputs["index"].to(self.args.device)
             labels = inputs["labels"].to(self.args.device)
             decoder_input_ids = inputs["decoder_input_ids"].to(self.args.device)
-            encoder_outputs = self.model.get_encoder()(self.padded(inputs))
-            logits = self.model(encoder_outputs=encoder_outputs, decoder_input_ids=decoder_input_ids).logits.float()
+            # Through the whole model: FSDP gathers parameters for the calls that it wraps only.
+            outputs = self.model(input_features=self.padded(inputs), decoder_input_ids=decoder_input_ids)
+            encoder_outputs, logits = BaseModelOutput(outputs.encoder_last_hidden_state), outputs.logits.float()
             losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # -100 is ignored
             ids = generate_ids(self.model, encoder_outputs, **generation)
         counts = labels.ne(IGNORED_LABEL).sum(dim=1)
@@ -1963,8 +2027,8 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         card.use(rows)
         longest = self.args.generation_max_length or self.model.generation_config.max_length or sys.maxsize
         card.max_new_tokens = min(longest, config.max_target_positions - len(card.tokenizer.prefix_tokens))
-        was_deferred, self.stop.is_deferred = self.stop.is_deferred, False
-        self.stop.check()
+        # One process may leave at any moment; several only together, see `agree`.
+        was_deferred, self.stop.is_deferred = self.stop.is_deferred, self.args.world_size > 1
         began = time.monotonic()
         with torch.random.fork_rng():  # whether and when a model is scored must not change how it is trained
             metrics = self.evaluate_in_memory(rows, ignore_keys, metric_key_prefix, **kwargs)
@@ -1999,6 +2063,9 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         self.state.epoch = None
         if "loss" in logs:
             elapsed, meter = time.monotonic() - self.logged_at, self.meter
+            names = ("rows", "seconds", "frames", "window")  # of all ranks; each waits for the slowest one's data
+            sums = self.accelerator.reduce(torch.tensor([float(meter[n]) for n in names], device=self.args.device))
+            meter.update(dict(zip(names, sums.tolist(), strict=True)))
             waited = meter["waited"] / elapsed
             speed = {"data_wait_fraction": waited, "padding_fraction": 1 - meter["frames"] / meter["window"]}
             speed["samples_per_second"] = meter["rows"] / elapsed
@@ -2042,9 +2109,12 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             shutil.rmtree(self.unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.attempt(super()._save_checkpoint, model, trial)
-        self.accelerator.wait_for_everyone()  # every rank has written its random state
+        # Here every rank has written its random state, or has failed to.
+        ranks = gather_object([(self.progress.position, self.save_error and portable(self.save_error))])
+        self.save_error = next((error for _, error in ranks if error is not None), None)
         if self.args.should_save and self.save_error is None:
-            self.attempt(self.complete_checkpoint, self.unfinished / name, output_dir / name)
+            positions = [position for position, _ in ranks]
+            self.attempt(self.complete_checkpoint, self.unfinished / name, output_dir / name, positions)
         if self.save_error is not None:
             shutil.rmtree(self.unfinished, ignore_errors=True)
         self.unfinished = None
@@ -2065,14 +2135,14 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             step, kind = self.state.global_step, type(error).__name__
             logger.error("checkpoint-%d could not be saved (%s: %s)", step, kind, one_line(error))
 
-    def complete_checkpoint(self, unfinished: Path, final: Path) -> None:
+    def complete_checkpoint(self, unfinished: Path, final: Path, positions: list[dict[str, Any]]) -> None:
         """Adds the stream's position, makes everything durable, and gives the checkpoint its name in one step."""
-        state = self.progress.state(self.args.per_device_train_batch_size, self.args.world_size)
+        state = self.progress.state(self.args.per_device_train_batch_size, positions)
         write_json(unfinished / "stream_state.json", state)
         if self.state.best_model_checkpoint and Path(self.state.best_model_checkpoint) == unfinished:
             self.state.best_model_checkpoint = str(final)
             self.state.save_to_json(str(unfinished / "trainer_state.json"))
-        for path in unfinished.iterdir():
+        for path in (path for path in unfinished.rglob("*") if path.is_file()):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(final, ignore_errors=True)  # a damaged one that the run had stepped over
@@ -2107,9 +2177,12 @@ def is_complete(checkpoint: Path) -> bool:
             pass  # opening checks the header against the file's length
         for name in ("trainer_state.json", "stream_state.json"):
             json.loads((checkpoint / name).read_text(encoding="utf-8"))
-        for name in ("optimizer.pt", "scheduler.pt"):
-            zipfile.ZipFile(checkpoint / name).close()  # torch writes its index last
-        return any(checkpoint.glob("rng_state*.pth"))
+        names = ("optimizer.pt", "optimizer.bin", "scheduler.pt")  # FSDP writes the second
+        states = [checkpoint / name for name in names if (checkpoint / name).is_file()]
+        for path in states:
+            zipfile.ZipFile(path).close()  # torch writes its index last
+        # DeepSpeed keeps its states in the folder that `latest` names.
+        return (len(states) == 2 or (checkpoint / "latest").is_file()) and any(checkpoint.glob("rng_state*.pth"))
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
         return False
 
@@ -2211,7 +2284,7 @@ def run_info(argv: list[str], arguments: dict, sets: dict[str, list[SpeechSet]],
     }
 
 
-def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Path | None) -> None:
+def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Path | None, is_dealt: bool) -> None:
     """The first screen of the log: what will happen, in numbers."""
     sizes = f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trainable"
     logger.info("model: %s, %s, on %s", model.name_or_path, sizes, args.device)
@@ -2223,6 +2296,8 @@ def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Pa
     if args.do_train:
         sizes = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
         logger.info("a step: %d rows (%d per device x %d accumulated x %d processes)", math.prod(sizes), *sizes)
+        if args.world_size > 1:
+            logger.info("every process reads %s", "files of its own" if is_dealt else "all, and decodes its share")
         rate, saves = args.learning_rate, args.save_steps
         logger.info("steps: %d, learning rate %g, checkpoint every %g steps", args.max_steps, rate, saves)
         logger.info("start: %s", "from the beginning" if checkpoint is None else f"continues from {checkpoint}")
@@ -2589,7 +2664,8 @@ def save_at_the_end(trainer: SpeechTrainer) -> None:
     if step > 0 and not is_complete(output_dir / f"checkpoint-{step}"):
         trainer._save_checkpoint(trainer.model, trial=None)  # the library has no public name for it
     newest = find_checkpoint(output_dir, "auto")
-    logger.warning("saved: %s. To go on, start the same command again.", newest or "nothing, no step was finished")
+    if trainer.is_world_process_zero():
+        logger.warning("saved: %s. To go on, start the same command again.", newest or "nothing, no step was finished")
 
 
 def last_scores(history: list[dict[str, Any]], step: int | None = None) -> dict[str, float]:
@@ -2677,7 +2753,8 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     check_output_dir(output_dir, identity)
     data_args.num_decoding_threads = data_args.num_decoding_threads or num_usable_cores(args.world_size)
     patience = {"limit_in_seconds": 60 * data_args.max_network_wait_in_minutes}
-    uploads = patiently(make_uploads, records, args, task="asking the Hub", **patience)
+    with args.main_process_first(local=False):  # it may fetch the checkpoint that all look for
+        uploads = patiently(make_uploads, records, args, task="asking the Hub", **patience)
     args.push_to_hub = False  # from here on: the library's own push can hang for ever
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.do_train else None
 
@@ -2692,17 +2769,20 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
 
     resolve_arguments(args, config.d_model, pass_rows, languages)
     output_dir.mkdir(parents=True, exist_ok=True)
-    progress = StreamProgress(output_dir, data_args.max_rejected_fraction, pass_rows)
+    ranks = (args.process_index, args.world_size)
+    deal = (*ranks, can_deal(train_sets, args.world_size))
+    progress = StreamProgress(output_dir, data_args.max_rejected_fraction, pass_rows, *deal)
     if checkpoint is not None:
         progress.restore(json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8")))
     sizes = (data_args.shuffle_buffer_size, args.per_device_train_batch_size, data_args.num_decoding_threads)
-    order = (args.data_seed, *sizes, args.process_index, args.world_size, progress.position)
+    order = (args.data_seed, *sizes, *ranks, progress.position, progress.is_dealt)
     eval_sets = prepare_eval_sets(sets, data_args.num_decoding_threads, args)
-    transformers.set_seed(args.seed)
     # Else the gradient of the decoder's positions differs in its last bit from run to run (torch 2.13, index_put).
     torch.use_deterministic_algorithms(args.full_determinism or args.device.type == "cpu", warn_only=True)
     language = languages[0] if len(set(languages)) == 1 else None  # of several the saved model detects each
     how = (language, data_args.task, model_args.freeze_encoder, data_args.apply_spec_augment)
+    if args.ddp_find_unused_parameters is None:  # the library looks for them in every step; only layerdrop has any
+        args.ddp_find_unused_parameters = config.encoder_layerdrop + config.decoder_layerdrop > 0
     model = patiently(load_model, *where, *how, task=f"loading {where[0]}", **patience)
     ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
     readings = {r.name: (spoken, r.do_normalize_eval) for r, spoken in zip(records, languages, strict=True)}
@@ -2728,8 +2808,9 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
         full_window_fraction=data_args.full_window_fraction if is_grouped else 1.0,
         uploads=uploads,
     )
+    transformers.set_seed(args.seed + args.process_index)  # else all ranks would drop out and mask alike
     info = run_info(argv, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, sets, identity)
-    describe_run(model, sets, args, checkpoint)
+    describe_run(model, sets, args, checkpoint, progress.is_dealt)
     info["base_licence"] = base_licence(where[0]) if uploads else None
     name = model_args.model_index_name or (uploads.repo_id if uploads else output_dir.resolve().name)
     write_card = functools.partial(model_card, info, [code or "en" for code in dict.fromkeys(languages)], name)
@@ -2740,6 +2821,7 @@ def run(argv: list[str] | None = None) -> int:
     """`main` for the shell: one line instead of a traceback for all that has a known end, exit_status.json always."""
     argv = sys.argv[1:] if argv is None else argv
     code, reason = 1, "crashed"
+    write_exit_status(argv, None, "")
     try:
         with StopSignals() as stop:
             main(argv, stop)
@@ -2751,21 +2833,37 @@ def run(argv: list[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         advice = "halve --per_device_train_batch_size and double --gradient_accumulation_steps (the same global batch)"
         code, reason = 74, f"out of GPU memory: {advice}, or add --gradient_checkpointing. {one_line(error)[:200]}"
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        code, reason = 75, "another process of this run has ended. To go on, start the same command again."
     finally:
-        write_exit_status(argv, code, reason)
-    if code:
-        print(f"error: {reason}", file=sys.stderr)
+        is_first = write_exit_status(argv, code, reason)
+    if code and is_first:
+        sys.stderr.write(f"error: {reason}\n")
     return code
 
 
-def write_exit_status(argv: list[str], code: int, reason: str) -> None:
-    """exit_status.json for run.sh (torchrun swallows its children's codes), if there is an output_dir to write to."""
+def write_exit_status(argv: list[str], code: int | None, reason: str) -> bool:
+    """exit_status.json for run.sh (torchrun swallows its children's codes), if there is an output_dir to write to. Of
+    several processes the first to fail writes it: the others only lose theirs by that. code None: removes an old one.
+    Returns whether this process is the one to say it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--output_dir", type=Path, default=Path("/dev/null"))
     folder = parser.parse_known_args(argv)[0].output_dir
-    if folder.is_dir() and os.environ.get("RANK", "0") == "0" and os.access(folder, os.W_OK):
-        command = redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv]))
-        write_json(folder / "exit_status.json", {"code": code, "reason": reason, "command": command})
+    path, is_main = folder / "exit_status.json", os.environ.get("RANK", "0") == "0"
+    if not (folder.is_dir() and os.access(folder, os.W_OK) and (is_main or code)):
+        return is_main
+    if code is None:
+        path.unlink(missing_ok=True)
+        return False
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    command = redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv]))
+    write_json(path, {"code": code, "reason": reason, "command": command})
+    return True
 
 
 if __name__ == "__main__":

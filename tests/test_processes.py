@@ -1,39 +1,300 @@
-"""Two real torchrun processes against one: the same rows in the same steps, equal losses, every row scored once."""
+"""Several processes: the same training as one, one decision for all, nothing lost by signals and kills.
+
+Most runs are forks of one process, see ranks.py; torchrun and run.sh are real where they matter."""
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import ranks
+import synthetic
+import torch
+from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
 
+PROJECT = Path(script.__file__).parent
+COMMON = {
+    "language": "es",
+    "per_device_eval_batch_size": 4,
+    "generation_max_length": 12,
+    "dataloader_num_workers": 0,
+    "logging_steps": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "data_report_samples": 0,
+}
+TWO = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # with two processes: 8 rows a step
+# Long enough to be met by signals. The flags of run.sh's recipe that count here are the same.
+LONG = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "max_steps": 40, "save_steps": 5}
+LONG |= {"eval_steps": 5, "warmup_steps": 0, "save_total_limit": 3, "test_split_name": "test", "learning_rate": 1e-3}
+ONE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+
+
+def words(**values: object) -> list[str]:
+    """Flags of a training, True standing for a flag without a value."""
+    return ["--do_train", *(text for n, v in (COMMON | values).items() for text in (f"--{n}", str(v)))]
+
+
+def history(checkpoint: Path, name: str) -> list[float]:
+    entries = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [entry[name] for entry in entries if name in entry]
+
+
+def status(folder: Path) -> dict:
+    return json.loads((folder / "exit_status.json").read_text())
+
+
+def stream_state(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / "stream_state.json").read_text())
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = (load_file(path / "model.safetensors") for path in (first, second))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set in one file per split, which cannot be dealt; every fifth row is junk."""
+    folder = tmp_path_factory.mktemp("one_file")
+    for split, count in (("train", 40), ("validation", 5)):
+        rows = synthetic.make_rows(count, seed=count)
+        rows = [(b"junk", "uno") if split == "train" and i % 5 == 0 else row for i, row in enumerate(rows)]
+        synthetic.write_parquet(folder / f"{split}-00000-of-00001.parquet", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic.make_model(tmp_path_factory.mktemp("dropout"), d_model=16, num_layers=1, dropout=0.2)
+
+
+@pytest.fixture(scope="module")
+def runs(one_file: Path, speech: Path, tiny_model: Path, dropout_model: Path, tmp_path_factory) -> dict:
+    """All forked runs, made once: {"folder": where, name: exit codes of its ranks}."""
+    root = tmp_path_factory.mktemp("runs")
+    whole = {"model_name_or_path": tiny_model, "dataset_name": one_file, "max_steps": 12, "save_steps": 6}
+    dealt = {"model_name_or_path": dropout_model, "dataset_name": speech, "max_steps": 12, "save_steps": 6} | TWO
+    longer = {"max_steps": 5000, "save_steps": 5000}
+    scored = {"eval_steps": 1, "per_device_eval_batch_size": 1, "generation_max_length": 60}
+    slow_eval = ["--do_eval", *words(**dealt | longer | scored)[1:]]
+    jobs = {
+        "one": {"words": ["--do_eval", *words(**whole, **ONE)], "world_size": 1},
+        "one_then_two": {"words": words(**whole, **TWO), "copy": "one"},
+        "two_then_one": {"words": words(**whole, **ONE), "copy": "two", "world_size": 1},
+        "dealt": {"words": words(**dealt)},
+        "long": {"words": ["--do_eval", *words(**dealt | LONG)]},
+        "dealt_again": {"words": words(**dealt), "copy": "dealt"},
+        "dealt_then_one": {"words": words(**dealt), "copy": "dealt", "world_size": 1},
+        "time": {"words": words(**dealt | longer, max_train_time_in_hours=1.0 / 3600)},
+        "rejected": {"words": words(**whole | longer, **TWO, max_rejected_fraction=0.1)},
+        "broken": {"words": words(**whole | longer, **TWO), "bad_rank": 1},
+        "signal": {"words": words(**dealt | longer), "signal": [1, signal.SIGTERM, "'loss'"]},
+        "scoring": {"words": ["--do_train", *slow_eval], "signal": [0, signal.SIGUSR1, "'loss'"]},
+        "killed": {"words": words(**dealt | longer), "signal": [1, signal.SIGKILL, "'loss'"]},
+        "frozen": {
+            "words": ["--freeze_encoder", "--gradient_checkpointing", *words(**dealt | {"max_steps": 2})],
+        },
+        "thawed": {"words": ["--gradient_checkpointing", *words(**dealt | {"max_steps": 2})]},
+    }
+    two = ["--do_eval", *words(**whole, **TWO), "--output_dir", str(root / "two")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*torchrun, script.__file__, *two], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name, job in jobs.items():
+        job["words"] += ["--output_dir", str(root / name)]
+        job["log"] = str(root / f"{name}.log")
+        if "copy" in job:  # a run that goes on from the middle of another one
+            source = root / job["copy"]
+            names = ["checkpoint-6", "run_info.json"] + ["rejected.jsonl"] * ("then" in name and "dealt" not in name)
+            job["copy"] = [[str(source / file), str(root / name / file)] for file in names]
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    result = subprocess.run(
+        [sys.executable, ranks.__file__, root / "jobs.json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return {"folder": root, **json.loads(result.stdout.splitlines()[-1])}
+
+
+def log(runs: dict, name: str) -> str:
+    return (runs["folder"] / f"{name}.log").read_text(errors="replace")
+
+
+def errors(text: str) -> list[str]:
+    return re.findall("^error: .*", text, re.M)
+
 
 @pytest.mark.slow
-def test_two_processes_equal_one(flags: list[str], tmp_path: Path):
-    words = [*flags, "--do_train", "--do_eval", "--max_steps", "20", "--max_eval_samples", "5", "--use_cpu"]
-    words += ["--dataloader_num_workers", "1", "--disable_tqdm", "True", "--gradient_accumulation_steps", "2"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
-    launches = {
-        "one": [sys.executable, script.__file__, *words, "--per_device_train_batch_size", "4"],
-        "two": [*torchrun, script.__file__, *words, "--per_device_train_batch_size", "2", "--ddp_backend", "gloo"],
-    }
-    logged, metrics = {}, {}
-    for name, command in launches.items():
-        folder = tmp_path / name
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        result = subprocess.run(
-            [*command, "--output_dir", folder], env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-        history = json.loads((folder / "checkpoint-20" / "trainer_state.json").read_text())["log_history"]
-        logged[name] = [[entry[key] for entry in history if key in entry] for key in ("loss", "grad_norm")]
-        metrics[name] = json.loads((folder / "all_results.json").read_text())
-        assert json.loads((folder / "exit_status.json").read_text())["code"] == 0
-    assert len(logged["one"][0]) == 20
-    assert logged["two"][0] == pytest.approx(logged["one"][0], abs=1e-5)
-    assert logged["two"][1] == pytest.approx(logged["one"][1], rel=1e-4)
-    assert metrics["two"]["eval_num_rows"] == metrics["one"]["eval_num_rows"] == 5
-    assert metrics["two"]["eval_hits"] == metrics["one"]["eval_hits"]
+def test_two_processes_equal_one(runs: dict):
+    one, two = (runs["folder"] / name / "checkpoint-12" for name in ("one", "two"))
+    assert runs["one"] == [0] and status(two.parent)["code"] == 0
+    assert len(history(one, "loss")) == 12
+    assert history(two, "loss") == pytest.approx(history(one, "loss"), abs=1e-5)
+    assert history(two, "grad_norm") == pytest.approx(history(one, "grad_norm"), rel=1e-4)
+    first, second = (json.loads((folder.parent / "all_results.json").read_text()) for folder in (one, two))
+    same = ("eval_num_rows", "eval_hits", "eval_wer", "eval_cer", "train_rows", "train_rejected")
+    assert {name: first[name] for name in same} == {name: second[name] for name in same}
+    assert first["eval_num_rows"] == 5 and first["train_rows"] == 96
+
+
+@pytest.mark.slow
+def test_rejections_of_all_processes_are_counted_and_listed_once(runs: dict):
+    folders = [runs["folder"] / name for name in ("one", "two", "one_then_two", "two_then_one")]
+    listed = [sorted((folder / "rejected.jsonl").read_text().splitlines()) for folder in folders]
+    # Rejected rows come again in every pass; of 96 rows the first two passes of 40 have 8 each.
+    assert listed[0] == listed[1] == listed[2] == listed[3] and 16 <= len(listed[0]) <= 24
+    states = [stream_state(folder / "checkpoint-12") for folder in folders]
+    assert {(s["rejected"]["audio_unreadable"], s["counts"]["num_rows"]) for s in states} == {(len(listed[0]), 96)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one_then_two", "two_then_one"])
+def test_another_number_of_processes_goes_on_at_the_same_row(runs: dict, name: str):
+    """Each step's loss is that of the undisturbed run: so are its rows."""
+    folder = runs["folder"] / name / "checkpoint-12"
+    assert set(runs[name]) == {0}
+    assert history(folder, "loss") == pytest.approx(
+        history(runs["folder"] / "one" / "checkpoint-12", "loss"), abs=1e-5
+    )
+    assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())
+
+
+@pytest.mark.slow
+def test_dealt_files_resume_exactly_with_the_same_number_of_processes(runs: dict):
+    whole, again = (runs["folder"] / name for name in ("dealt", "dealt_again"))
+    assert runs["dealt"] == runs["dealt_again"] == [0, 0]
+    assert "every process reads files of its own" in log(runs, "dealt")
+    assert same_weights(whole, again)
+    assert history(whole / "checkpoint-12", "loss") == history(again / "checkpoint-12", "loss")
+    first, second = stream_state(whole / "checkpoint-12")["dealt"]
+    assert first["row"] == second["row"] == 48
+    states = [torch.load(whole / "checkpoint-12" / f"rng_state_{rank}.pth", weights_only=False) for rank in (0, 1)]
+    assert not torch.equal(states[0]["cpu"], states[1]["cpu"])
+
+
+@pytest.mark.slow
+def test_dealt_files_with_another_number_of_processes_begin_the_next_pass(runs: dict):
+    assert runs["dealt_then_one"] == [0] and "the next pass begins" in log(runs, "dealt_then_one")
+    state = stream_state(runs["folder"] / "dealt_then_one" / "checkpoint-12")
+    assert state["dealt"] == [] and state["position"]["row"] == 6 * 8 + 6 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "code", "message", "is_saved"),
+    [
+        ("time", 75, "--max_train_time_in_hours is over", True),
+        ("signal", 143, "ended by SIGTERM", True),
+        ("scoring", 138, "ended by SIGUSR1", True),
+        ("broken", 2, "this rank's data is broken", True),
+        ("rejected", 2, "8 of the first 40 rows were rejected", False),
+    ],
+)
+def test_what_ends_one_process_ends_all_at_the_same_step(
+    runs: dict, name: str, code: int, message: str, is_saved: bool
+):
+    folder = runs["folder"] / name
+    assert runs[name] == [code, code]
+    assert status(folder)["code"] == code and message in status(folder)["reason"]
+    assert len(errors(log(runs, name))) == 1 and "Traceback" not in log(runs, name)
+    saved = list(folder.glob("checkpoint-*"))
+    assert len(saved) == is_saved and all(script.is_complete(checkpoint) for checkpoint in saved)
+    assert all(len(list(checkpoint.glob("rng_state_*.pth"))) == 2 for checkpoint in saved)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_with_one_message(runs: dict):
+    assert runs["killed"] == [75, -signal.SIGKILL]
+    (message,) = errors(log(runs, "killed"))
+    assert "another process of this run has ended" in message and "Traceback" not in log(runs, "killed")
+    assert status(runs["folder"] / "killed")["code"] == 75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["frozen", "thawed"])
+def test_gradient_checkpointing_on_two_processes(runs: dict, name: str, dropout_model: Path):
+    assert runs[name] == [0, 0], log(runs, name)[-2000:]
+    before, after = (load_file(path / "model.safetensors") for path in (dropout_model, runs["folder"] / name))
+    moved = {key.split(".")[1] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == ({"decoder"} if name == "frozen" else {"encoder", "decoder"})
+
+
+@pytest.fixture
+def run_sh(tmp_path: Path) -> dict[str, str]:
+    """The environment of a run.sh that finds this interpreter instead of making .venv."""
+    stamp = subprocess.run(["cksum"], input=(PROJECT / "requirements.txt").read_bytes(), capture_output=True).stdout
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / ".requirements-1").write_bytes(stamp)
+    return os.environ | {"VENV": str(tmp_path), "NUM_PROCESSES": "2", "RESTART_DELAY": "0", "OMP_NUM_THREADS": "1"}
+
+
+def wait_for(file: Path, text: str, count: int = 1) -> None:
+    deadline = time.monotonic() + 120
+    while file.read_text(errors="replace").count(text) < count:
+        assert time.monotonic() < deadline, file.read_text(errors="replace")[-3000:]
+        time.sleep(0.05)
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """The process ids of the trainers under run.sh and torchrun, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            parents = [int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])]
+            parents.append(int(Path(f"/proc/{parents[0]}/stat").read_text().rsplit(")", 1)[1].split()[1]))
+        except (OSError, IndexError):
+            continue
+        rank = [int(word[5:]) for word in environment if word.startswith(b"RANK=")]
+        if rank and parents[1] == launcher:
+            found[rank[0]] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_run_sh_restarts_after_a_kill_saves_at_sigterm_and_loses_nothing(
+    run_sh: dict[str, str], runs: dict, dropout_model: Path, speech: Path, tmp_path: Path
+):
+    """The 40 steps of `long`, but rank 1 meets a SIGKILL and run.sh, later, a SIGTERM."""
+    recipe = "--dataset_config_name default --text_column_name text --eval_split_name validation --push_to_hub False"
+    recipe += " --fp16 False --eval_before_training False --gradient_checkpointing False"
+    flags = {"model_name_or_path": dropout_model, "dataset_name": speech, "dataloader_num_workers": 1} | LONG
+    out, text = tmp_path / "out", tmp_path / "log"
+    command = ["bash", PROJECT / "run.sh", *recipe.split(), *words(**flags), "--output_dir", str(out)]
+    command = [word for word in command if word != "--do_train"]  # the recipe has it
+    with open(text, "ab") as file:
+        how = {"stdout": file, "stderr": file, "cwd": tmp_path}
+        process = subprocess.Popen(command, env=run_sh | {"RESTART": "1"}, **how)
+        wait_for(text, "'loss'", 7)
+        os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
+        wait_for(text, "starting it again")
+        assert "2 processes, by torchrun" in text.read_text()
+        assert len(errors(text.read_text())) == 1
+        wait_for(text, "'loss'", text.read_text().count("'loss'") + 3)
+        assert "continues from" in text.read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143, text.read_text()[-3000:]
+        assert status(out)["code"] == 143 and text.read_text().count("saved: ") == 1
+        steps = sorted(int(path.name[11:]) for path in out.glob("checkpoint-*"))
+        assert steps[-1] < 40 and all(step % 5 == 0 for step in steps[:-1])
+        assert subprocess.run(command, env=run_sh, timeout=120, **how).returncode == 0, text.read_text()[-3000:]
+    assert runs["long"] == [0, 0] and same_weights(out, runs["folder"] / "long")
+    assert history(out / "checkpoint-40", "loss") == history(runs["folder"] / "long" / "checkpoint-40", "loss")

@@ -83,6 +83,74 @@ def test_two_ranks_take_alternate_micro_batches_of_one_order(speech: Path, prepa
     assert list(itertools.chain(*dealt)) == whole
 
 
+def deal(source: script.SpeechSource, preparer, rank: int, **changes: object) -> script.SpeechStream:
+    return make_stream(source, preparer, rank=rank, world_size=3, is_dealt=True, **changes)
+
+
+def rows_by_pass(stream: script.SpeechStream, count: int) -> dict[int, list[str]]:
+    passes: dict[int, list[str]] = {}
+    for position, item in itertools.islice(stream, count):
+        passes.setdefault(position["sources"][0]["start"]["pass"], []).append(item["id"])
+    return passes
+
+
+def test_dealt_ranks_share_each_pass_and_open_their_own_files_only(
+    tmp_path: Path, preparer, monkeypatch: pytest.MonkeyPatch
+):
+    source = load(synthetic.make_speech(tmp_path, {"train": 50}, num_shards=5))  # uneven: 2, 2 and 1 files
+    opened: list[list[tuple[int, int]]] = []
+    open_shard = script.SpeechSource.open_shard
+    monkeypatch.setattr(
+        script.SpeechSource, "open_shard", lambda self, *place: opened[-1].append(place) or open_shard(self, *place)
+    )
+    ranks = []
+    for rank in range(3):
+        opened.append([])
+        ranks.append(rows_by_pass(deal(source, preparer, rank), 65))
+        order = [place for number in range(9) for place in script.shard_order(source, 1, number)[rank::3]]
+        assert opened[rank] == order[: len(opened[rank])]
+    for number in range(3):
+        rows = [row for rank in ranks for row in rank[number]]
+        assert len(rows) == len(set(rows)) == 50
+    assert [len(rank[0]) for rank in ranks] == [20, 20, 10]
+
+
+@pytest.mark.parametrize("seen", [1, 7, 19, 20, 21, 44])
+def test_a_dealt_position_continues_at_the_next_row(tmp_path: Path, preparer, seen: int):
+    source = load(synthetic.make_speech(tmp_path, {"train": 50}, num_shards=5))
+    for rank in (0, 2):
+        items = list(itertools.islice(deal(source, preparer, rank), 60))
+        rest = deal(source, preparer, rank, position=items[seen - 1][0] | {"skip": 0})
+        assert take(rest, 12) == [item["id"] for _, item in items[seen : seen + 12]]
+
+
+def test_another_number_of_dealt_ranks_begins_the_pass_that_none_has_begun(tmp_path: Path, preparer):
+    source = load(synthetic.make_speech(tmp_path, {"train": 50}, num_shards=5))
+    ends = [list(itertools.islice(deal(source, preparer, rank), 25))[-1][0] for rank in range(3)]
+    assert [end["sources"][0]["start"]["pass"] for end in ends] == [1, 1, 2]
+    position = script.next_pass(ends)
+    assert position["row"] == position["sources"][0]["used"] == 75
+    whole = make_stream(source, preparer, position=position)
+    assert take(whole, 50) == list(itertools.islice(rows_by_pass(make_stream(source, preparer), 200)[3], 50))
+
+
+def test_files_are_dealt_where_each_rank_gets_one_and_all_rows_count(speech: Path, preparer):
+    item = script.SpeechSet(load(speech), preparer)
+    assert [script.can_deal([item], ranks) for ranks in (1, 2, 3)] == [False, True, False]
+    assert not script.can_deal([item, script.SpeechSet(load(speech), preparer, max_rows=9)], 2)
+
+
+def test_a_rank_whose_only_file_is_damaged_goes_on_with_the_next_pass(tmp_path: Path, preparer):
+    folder = synthetic.make_speech(tmp_path, {"train": 30}, num_shards=3)
+    for file in folder.glob("train-00001*.parquet"):
+        data = bytearray(file.read_bytes())
+        data[200 : len(data) - 2_000] = bytes(len(data) - 2_200)  # the footer stays whole
+        file.write_bytes(data)
+    for rank in range(3):
+        items = [item for _, item in itertools.islice(deal(load(folder), preparer, rank), 40)]
+        assert len(items) == 40 and sum(isinstance(item, dict) for item in items) >= 35
+
+
 @pytest.mark.parametrize("seen", [1, 6, 7, 8, 20, 39, 40, 41, 97])
 @pytest.mark.parametrize("kind", ["parquet", "audiofolder"])
 def test_a_position_continues_at_the_next_row(speech: Path, preparer, tmp_path: Path, seen: int, kind: str):
@@ -205,6 +273,8 @@ def test_a_position_is_plain_json(speech: Path, preparer):
 def test_worker_cores_are_shared_by_ranks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(script.os, "sched_getaffinity", lambda _: range(32), raising=False)
     assert [script.num_usable_cores(n) for n in (1, 8, 64)] == [8, 4, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # as launchers set it: 64 on eight machines
+    assert script.num_usable_cores(64) == 4
 
 
 def test_shard_order_is_pure(speech: Path):

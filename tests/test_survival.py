@@ -236,12 +236,26 @@ def test_out_of_gpu_memory_names_the_next_flags(
 
 
 def test_the_time_limit_saves_and_exits_with_75(
-    flags: list[str], dropout_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    flags: list[str],
+    dropout_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    """An hour passes during the fifth step."""
+    step, now = script.SpeechTrainer.training_step, time.monotonic
+
+    def slow_step(trainer: script.SpeechTrainer, *args: object) -> torch.Tensor:
+        if trainer.state.global_step == 4:
+            monkeypatch.setattr(script.time, "monotonic", lambda: now() + 3600)
+        return step(trainer, *args)
+
+    monkeypatch.setattr(script.SpeechTrainer, "training_step", slow_step)
     common = [*flags, "--do_train", "--do_eval", "--max_steps", "40", "--model_name_or_path", str(dropout_model)]
-    assert script.run([*common, "--max_train_time_in_hours", str(0.7 / 3600)]) == 75
-    saved = [path.name for path in output(flags).glob("checkpoint-*")]
-    assert len(saved) == 1 and saved[0] != "checkpoint-40" and not (output(flags) / "all_results.json").exists()
+    assert script.run([*common, "--max_train_time_in_hours", "1"]) == 75
+    monkeypatch.undo()
+    assert [path.name for path in output(flags).glob("checkpoint-*")] == ["checkpoint-5"]
+    assert not (output(flags) / "all_results.json").exists()
     assert "--max_train_time_in_hours is over" in capsys.readouterr().err
     assert script.run(common) == 0
     assert script.run([*common, "--output_dir", str(tmp_path / "whole")]) == 0

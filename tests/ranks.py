@@ -1,0 +1,98 @@
+"""Runs trainings of several processes each, one after the other, and prints their exit codes.
+
+    python tests/ranks.py JOBS.json
+
+A job is {"words": flags, "log": path} and, if wanted, "world_size" (2), "signal" [rank, number, text]: sent to this
+rank alone when the log holds the text, "bad_rank": its data ends in a UserError after 10 rows, "copy" [[from, to],
+...]: beforehand, and "cores" [[number, ...], ...]: those of each rank. Ranks are forks of this process, which has done
+the imports, so that a start costs a second; without a launcher nobody ends the ranks that one has left: they must do
+it themselves.
+"""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import run_speech_recognition_seq2seq_streaming as script
+
+LIMIT_IN_SECONDS = 60
+
+
+def break_data(num_rows: int) -> None:
+    """Rows after the first ones raise, in this process and its worker."""
+    rows = script.SpeechStream.rows
+
+    def broken(self: script.SpeechStream):
+        for number, row in enumerate(rows(self)):
+            if number >= num_rows:
+                raise script.UserError("this rank's data is broken")
+            yield row
+
+    script.SpeechStream.rows = broken
+
+
+def start_rank(job: dict, rank: int, port: int) -> int:
+    """The process id of one rank; its output goes to the job's log."""
+    process = os.fork()
+    if process:
+        return process
+    os.setsid()
+    descriptor = os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    size = str(job.get("world_size", 2))
+    if size != "1":
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "cores" in job:
+        os.sched_setaffinity(0, job["cores"][rank])
+    if job.get("bad_rank") == rank:
+        break_data(10)
+    code = 1
+    try:
+        code = script.run(job["words"])
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def run_job(job: dict) -> list[int | str]:
+    """The ranks' exit codes; "hung" for those that had to be killed."""
+    for source, target in job.get("copy", []):
+        Path(target).parent.mkdir(exist_ok=True)
+        (shutil.copytree if Path(source).is_dir() else shutil.copy2)(source, target)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [start_rank(job, rank, port) for rank in range(job.get("world_size", 2))]
+    codes: list[int | str | None] = [None] * len(processes)
+    deadline, to_send = time.monotonic() + LIMIT_IN_SECONDS, job.get("signal")
+    while None in codes:
+        log = Path(job["log"])
+        if to_send and log.exists() and to_send[2] in log.read_text(errors="replace"):
+            os.kill(processes[to_send[0]], to_send[1])
+            to_send = None
+        for rank, process in enumerate(processes):
+            if codes[rank] is None and time.monotonic() > deadline:
+                os.kill(process, 9)
+                os.waitpid(process, 0)
+                codes[rank] = "hung"
+            elif codes[rank] is None and (ended := os.waitpid(process, os.WNOHANG))[0]:
+                codes[rank] = os.waitstatus_to_exitcode(ended[1])
+        time.sleep(0.02)
+    return codes
+
+
+if __name__ == "__main__":
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps({name: run_job(job) for name, job in jobs.items()}))
