@@ -3,8 +3,9 @@
     python benchmarks/scaling.py [--repetitions 5]
 
 Training: a small random Whisper on synthetic speech, every process on a core of its own (trainer, reader and decoder
-share it), the same batch per device; one process has the machine's other core idle beside it. Runs take turns. The
-figure is the `samples_per_second` of the log, of all processes together, after the first lines.
+share it), the same batch per device; one process has the machine's other core idle beside it. "1 + 1" are two runs at
+the same time that know nothing of each other: what this machine can do at most. Contestants take turns. The figure is
+the `samples_per_second` of the log, of all processes together, after the first lines.
 
 Reading: the 640 mp3 clips of data_pipeline.py (needs espeak-ng and sox) in 8 parquet files, read undecoded as one rank
 of 8 does: once all files, every eighth row kept, and once its own file only. CPU time of this process; and the rate
@@ -48,15 +49,14 @@ def make_data(folder: Path) -> None:
     synthetic.make_speech(folder / "speech", {"train": 400}, num_shards=4)
 
 
-def samples_per_second(folder: Path, num_processes: int) -> float:
-    """Of one run, over its processes, which have a core each. Raises: RuntimeError if it fails."""
-    output_dir = folder / f"{num_processes}"
-    shutil.rmtree(output_dir, ignore_errors=True)
+def start(folder: Path, name: str, cores: list[int]) -> subprocess.Popen:
+    """A run with a process on each of these cores."""
+    shutil.rmtree(folder / name, ignore_errors=True)
     values = {
         "model_name_or_path": folder / "model",
         "dataset_name": folder / "speech",
         "language": "es",
-        "output_dir": output_dir,
+        "output_dir": folder / name,
         "max_steps": NUM_STEPS,
         "save_steps": NUM_STEPS,
         "logging_steps": STEPS_PER_LINE,
@@ -66,25 +66,34 @@ def samples_per_second(folder: Path, num_processes: int) -> float:
         "disable_tqdm": True,
         "use_cpu": True,
     }
-    words = ["--do_train", *(text for name, value in values.items() for text in (f"--{name}", str(value)))]
-    cores = [[core] for core in sorted(os.sched_getaffinity(0))]
-    job = {"words": words, "world_size": num_processes, "log": str(folder / "log"), "cores": cores}
-    (folder / "jobs.json").write_text(json.dumps({"run": job}))
-    result = subprocess.run([sys.executable, ranks.__file__, folder / "jobs.json"], capture_output=True, text=True)
-    if result.returncode or set(json.loads(result.stdout)["run"]) != {0}:
+    words = ["--do_train", *(text for key, value in values.items() for text in (f"--{key}", str(value)))]
+    job = {"words": words, "world_size": len(cores), "log": str(folder / "log"), "cores": [[core] for core in cores]}
+    (folder / f"{name}.json").write_text(json.dumps({"run": job}))
+    command = [sys.executable, ranks.__file__, folder / f"{name}.json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def samples_per_second(folder: Path, name: str, process: subprocess.Popen) -> float:
+    """Of a run, over its processes, when it has ended. Raises: RuntimeError if it has failed."""
+    output = process.communicate()[0]
+    if process.returncode or set(json.loads(output)["run"]) != {0}:
         raise RuntimeError((folder / "log").read_text()[-3000:])
-    state = json.loads((output_dir / f"checkpoint-{NUM_STEPS}" / "trainer_state.json").read_text())
+    state = json.loads((folder / name / f"checkpoint-{NUM_STEPS}" / "trainer_state.json").read_text())
     lines = [entry["samples_per_second"] for entry in state["log_history"] if "samples_per_second" in entry]
     return statistics.mean(lines[FIRST_LINES:])
 
 
-def race(repetitions: int) -> dict[int, list[float]]:
-    """Rows a second of 1 and of 2 processes, taking turns."""
-    results: dict[int, list[float]] = {1: [], 2: []}
+def race(repetitions: int) -> dict[str, list[float]]:
+    """Rows a second of one process, of two, and of two runs of one process each, taking turns."""
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    contestants = {"1": [[first]], "2": [[first, second]], "1 + 1": [[first], [second]]}
+    results: dict[str, list[float]] = {name: [] for name in contestants}
     with tempfile.TemporaryDirectory() as name:
-        make_data(Path(name))
-        for _, processes in itertools.product(range(repetitions), results):
-            results[processes].append(samples_per_second(Path(name), processes))
+        folder = Path(name)
+        make_data(folder)
+        for _, (contestant, runs) in itertools.product(range(repetitions), contestants.items()):
+            started = [(f"run{i}", start(folder, f"run{i}", cores)) for i, cores in enumerate(runs)]
+            results[contestant].append(sum(samples_per_second(folder, *run) for run in started))
     return results
 
 
@@ -170,9 +179,10 @@ def main() -> None:
     print("\n| processes, a core each | rows/s | range |\n|---|---|---|")
     for processes, values in results.items():
         print(f"| {processes} | {statistics.median(values):.1f} | {min(values):.1f} to {max(values):.1f} |")
-    efficiencies = [two / one / 2 for one, two in zip(results[1], results[2], strict=True)]
-    ends = f"{min(efficiencies):.2f} to {max(efficiencies):.2f}"
-    print(f"\nefficiency {statistics.median(efficiencies):.2f} (pairs: {ends})")
+    for title, other, factor in (("one process", "1", 2), ("two runs of their own", "1 + 1", 1)):
+        shares = [both / one / factor for both, one in zip(results["2"], results[other], strict=True)]
+        ends = f"{min(shares):.2f} to {max(shares):.2f}"
+        print(f"\nefficiency against {title}: {statistics.median(shares):.2f} ({ends})")
     folder = data_pipeline.make_data(640)
     cost, rate = measure_reading(folder, repetitions), connection_rate(folder, repetitions)
     print(f"\nCPU ms a row of one rank of {NUM_RANKS}: own file {cost['own']:.2f}, all files {cost['all']:.2f};")
