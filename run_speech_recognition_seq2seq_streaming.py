@@ -1492,8 +1492,8 @@ def eval_rows(item: SpeechSet, num_threads: int) -> Iterator[dict[str, Any]]:
 
 
 def prepare_eval_set(item: SpeechSet, num_threads: int, folder: Path) -> tuple[datasets.Dataset, list[Rejection]]:
-    """Decodes an evaluation split once; `datasets` keeps it in a memory-mapped file. Raises: UserError if no row is
-    usable, and the errors of the reader."""
+    """Decodes an evaluation split once; `datasets` keeps it, with the rejected rows, in a memory-mapped file.
+    Raises: UserError if no row is usable, and the errors of the reader."""
     texts = {name: datasets.Value("string") for name in ("id", "text", "reason")}
     numbers = {"duration": datasets.Value("float64"), "labels": datasets.List(datasets.Value("int32"))}
     features = datasets.Features({**texts, **numbers, "features": datasets.Value("large_binary")})
@@ -1502,22 +1502,23 @@ def prepare_eval_set(item: SpeechSet, num_threads: int, folder: Path) -> tuple[d
         rows = datasets.Dataset.from_generator(eval_rows, features, str(folder), writer_batch_size=16, **what)
     except datasets.exceptions.DatasetGenerationError as error:
         raise error.__cause__ or error from None
-    reasons = rows["reason"]
-    rejected = rows.select([i for i, reason in enumerate(reasons) if reason is not None])
-    good = rows.select([i for i, reason in enumerate(reasons) if reason is None])
+    rejected = rows.select([i for i, reason in enumerate(rows["reason"]) if reason is not None])
     rejections = [Rejection(row["reason"], row["text"], row["id"]) for row in rejected]
-    if len(good) == 0:
-        reasons = describe_counts(Counter(reasons))
+    if len(rejections) == len(rows):
+        reasons = describe_counts(Counter(rows["reason"]))
         raise UserError(f"no usable row in split '{item.source.split}' of {item.source.name}. Rejected: {reasons}.")
-    return good, rejections
+    return rows, rejections
 
 
 def join_eval_sets(sets: dict[str, datasets.Dataset]) -> datasets.Dataset:
-    """One set of all, longest clips first, each row with its set's name and its index in the order of the files."""
+    """One set of all usable rows, longest clips first, each with its set's name and its index in the order of the
+    files. Rows are selected last: columns added to a selection would make `datasets` write all features once more."""
     names = [name for name, rows in sets.items() for _ in range(len(rows))]
     rows = datasets.concatenate_datasets(list(sets.values())).add_column("set", names)
     rows = rows.add_column("index", list(range(len(rows))))
-    return rows.select(np.argsort(-np.array(rows["duration"]), kind="stable"))
+    durations = rows["duration"]
+    usable = [i for i, duration in enumerate(durations) if duration is not None]
+    return rows.select(sorted(usable, key=lambda i: -durations[i]))
 
 
 # ---------------------------------------------------------------------------------------------------------- hub ----
@@ -1583,13 +1584,13 @@ def download_checkpoint(repo_id: str, output_dir: Path) -> None:
 
 
 def link_files(source: Path, patterns: list[str], target: Path) -> None:
-    """Copies the files that are named; weights and optimiser states as hard links, which rotation cannot touch. JSON
-    loses tokens and local paths."""
+    """Copies the files that are named; weights and optimiser states as hard links, which rotation cannot touch. Texts
+    lose tokens and local paths."""
     for path in [path for pattern in patterns for path in source.glob(pattern) if path.is_file()]:
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
-        if path.suffix == ".json" and not path.name.startswith("tokenizer"):
+        if path.suffix in (".json", ".jsonl", ".txt") and not path.name.startswith(("tokenizer", "merges")):
             place.write_text(without_folders(path.read_text(encoding="utf-8")), encoding="utf-8")
             continue
         try:
@@ -2257,7 +2258,7 @@ def redacted(text: str) -> str:
 
 def without_folders(text: str) -> str:
     """The text with the last part only of every absolute path, for what is uploaded; addresses stay."""
-    return re.sub(r"(?<![\w:/.])/(?:[\w.@+~-]+/)+", "", redacted(text))
+    return re.sub(r"(?<![\w:/.])/(?:[\w.@+~-]+/)+|(?<=\d/)/(?:[\w.@+~-]+/)+", "", redacted(text))
 
 
 def run_info(argv: list[str], arguments: dict, sets: dict[str, list[SpeechSet]], identity: dict) -> dict[str, Any]:
@@ -2382,7 +2383,7 @@ def score_table(metrics: dict[str, float], names: list[str]) -> str:
     interval and the changes against the untouched checkpoint."""
     after = "after training" if "train_rows" in metrics else "as it is"
     titles = {"zero_shot": "before training", "eval": after, "test": "test split", "predict": "predicted"}
-    lines = [f"{'':24s}     WER      CER   subst   delet  insert    rows   95 % interval"]
+    lines = [f"{'':24s}     WER      CER   subst   delet  insert    rows   loops %   95 % interval"]
     for (role, title), name in itertools.product(titles.items(), ["", *names]):
         prefix = f"{role}_{name}".rstrip("_")
         if f"{prefix}_wer" not in metrics:
@@ -2393,7 +2394,9 @@ def score_table(metrics: dict[str, float], names: list[str]) -> str:
         before = [metrics.get(f"{prefix}_{kind}".replace("eval", "zero_shot", 1)) for kind in ("wer", "cer")]
         pairs = zip((wer, cer), before, ("WER", "CER"), strict=True) if role == "eval" else ()
         change = "".join(f"  {kind} {100 * (now / then - 1):+.1f} %" for now, then, kind in pairs if then)
-        lines.append(f"{f'{title} {name}':24s}{wer:8.2f} {cer:8.2f}{counts}   {low:.2f} to {high:.2f}{change}")
+        loops = metrics[f"{prefix}_repetition_loops"]
+        figures = f"{wer:8.2f} {cer:8.2f}{counts}{loops:10.1f}   {low:.2f} to {high:.2f}{change}"
+        lines.append(f"{f'{title} {name}':24s}{figures}")
     return "\n".join(lines)
 
 
@@ -2578,11 +2581,13 @@ def prepare_eval_sets(sets: dict, num_threads: int, args: TrainingArguments) -> 
                 rows, rejections = prepare_eval_set(item, num_threads, output_dir / "_eval_cache")
             prepared[item.source.record] = rows
             listing = output_dir / "rejected.jsonl"
-            listed = listing.read_text(encoding="utf-8") if listing.exists() else ""
-            news = [r for r in rejections if json.dumps(r.row, ensure_ascii=False) not in listed]
+            lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+            listed = {json.loads(line)["row"] for line in lines}
+            news = [rejection for rejection in rejections if rejection.row not in listed]
             list_rejections(output_dir, item.source.split, news if args.process_index == 0 else [])
             reasons, title = Counter(r.reason for r in rejections), f"{role} {item.source.record}".strip()
-            logger.info("%s: %d rows to score, rejected: %s", title, len(rows), describe_counts(reasons))
+            num_rows = len(rows) - len(rejections)
+            logger.info("%s: %d rows to score, rejected: %s", title, num_rows, describe_counts(reasons))
         joined[role] = join_eval_sets(prepared)
     return joined
 
@@ -2642,7 +2647,7 @@ def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
         model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype=torch.float32)
         model.to(features.device)
         fresh = transformers.AutoProcessor.from_pretrained(folder)
-        how = {"max_new_tokens": min(64, trainer.compute_metrics.max_new_tokens)}
+        how = {"max_new_tokens": min(64, trainer.compute_metrics.max_new_tokens), "max_length": None}
         pairs = ((trainer.model.eval(), processor), (model, fresh))
         ids = [generate_ids(m, m.get_encoder()(features), **how) for m, _ in pairs]
         heard = [p.batch_decode(tokens) for (_, p), tokens in zip(pairs, ids, strict=True)]  # special tokens too
@@ -2687,9 +2692,8 @@ def zero_shot_scores(trainer: SpeechTrainer, output_dir: Path, checkpoint: Path 
 
 def write_reports(output_dir: Path, info: dict[str, Any], metrics: dict[str, float], card: str) -> None:
     """all_results.json, scorecard.json, run_info.json with the end time, the card, and the score table in the log."""
-    scores = {
-        name: value for name, value in metrics.items() if name.startswith(("zero_shot", "eval", "test", "predict"))
-    }
+    roles = ("zero_shot", "eval", "test", "predict")
+    scores = {name: metrics[name] for name in metrics if name.startswith(roles) and "preparation_time" not in name}
     ended = {"ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     for name, value in {"all_results": metrics, "scorecard": scores, "run_info": info | ended}.items():
         write_json(output_dir / f"{name}.json", value)
@@ -2698,12 +2702,12 @@ def write_reports(output_dir: Path, info: dict[str, Any], metrics: dict[str, flo
         names = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
         logger.info("scores\n%s", score_table(metrics, names))
         for name in ["", *names]:
-            for kind in ("wer", "cer"):
+            for kind in ("wer", "cer", "repetition_loops", "cut_outputs", "empty_outputs"):
                 keys = (f"{role}_{name}".rstrip("_") + f"_{kind}" for role in ("zero_shot", "eval"))
                 before, after = (metrics.get(key) for key in keys)
                 if before is not None and after is not None and after > before:
-                    found = (name or "the model", kind.upper(), after, before)
-                    logger.warning("%s is worse than before training: %s %.2f, was %.2f.", *found)
+                    found = (name or "the model", kind.replace("_", " "), after, before)
+                    logger.warning("%s is worse than before training: %s %.2f %%, was %.2f %%.", *found)
 
 
 def run_job(

@@ -176,7 +176,7 @@ def test_a_card_survives_quotes_colons_and_other_alphabets():
         "git": "abc",
         "command": f"python x --dataset_name {odd}",
     }
-    names = ("wer", "cer", "wer_norm", "wer_ortho", "wer_low", "wer_high")
+    names = ("wer", "cer", "wer_norm", "wer_ortho", "wer_low", "wer_high", "repetition_loops")
     counts = dict.fromkeys(("substitutions", "deletions", "insertions", "num_rows"), 3)
     metrics = {f"{role}_{name}": 10.0 + i for role in ("eval", "zero_shot") for i, name in enumerate(names)}
     metrics |= {f"{role}_{name}": value for role in ("eval", "zero_shot") for name, value in counts.items()}

@@ -116,3 +116,13 @@ def test_unspaced_languages_choose_the_best_model_by_cer(
     assert all(cer != wer for cer, wer in rates)
     assert best["best_metric"] == min(rates)[0] == metrics["eval_cer"]
     assert "no spaces between words in ['ja']" in caplog.text
+
+
+def test_a_rejected_row_does_not_make_the_features_be_written_twice(train: Train, tmp_path: Path):
+    folder = make_folder(tmp_path / "clips", [0.5, 1.0, 2.0, 3.0], ["uno", "", "dos", "tres"])
+    metrics = train(f"--do_eval --eval_split_name test --dataset_name {folder}")
+    assert metrics["eval_num_rows"] == 3 and '"text_empty"' in (tmp_path / "output" / "rejected.jsonl").read_text()
+    size = sum(path.stat().st_size for path in (tmp_path / "output" / "_eval_cache").rglob("*.arrow"))
+    features_in_bytes = 5.5 * 100 * 80 * 4  # seconds, frames, mel bins, float32
+    assert features_in_bytes < size < 1.3 * features_in_bytes
+    assert [row["duration"] for row in predictions(tmp_path / "output", "eval")] == [0.5, 2.0, 3.0]

@@ -166,6 +166,7 @@ def test_paths_and_tokens_leave_a_text_that_is_uploaded():
     text = 'run.py --dataset_name /data/private/speech "/home/me/out/checkpoint-4" https://hub.co/a/b hf_abcdefghij'
     expected = 'run.py --dataset_name speech "checkpoint-4" https://hub.co/a/b REDACTED'
     assert script.without_folders(text) == expected
+    assert script.without_folders('{"id": "test/0/0//home/alice/x.ogg"}') == '{"id": "test/0/0/x.ogg"}'
 
 
 def test_a_common_voice_download_trains_and_scores(train: Train, flags: list[str], tmp_path: Path):
