@@ -51,6 +51,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import unicodedata
@@ -175,6 +176,7 @@ class DataArguments:
     long_form: bool = HfArg(default=False, help="Also scores longer clips, by Whisper's long-form generation.")
     push_predictions: bool = HfArg(default=False, help="Also uploads transcripts: --push_to_hub leaves them out.")
     early_stopping_patience: int | None = HfArg(default=None, help="Ends after so many evaluations without a gain.")
+    dry_run: bool = HfArg(default=False, help="Tries the whole job in minutes and says what it needs; leaves nothing.")
 
 
 @dataclass
@@ -372,6 +374,8 @@ def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
         (data_args.long_form and not (scoring or args.do_predict), "--long_form needs --do_eval or --do_predict."),
         (not args.output_dir, "--output_dir is missing. Pass --output_dir FOLDER."),
         (not args.predict_with_generate, "--predict_with_generate False: WER needs real generation. Leave it out."),
+        (data_args.dry_run and not training, "--dry_run needs --do_train."),
+        (data_args.dry_run and args.world_size > 1, "--dry_run tries one process: start it without torchrun."),
         (workers > 1, f"--dataloader_num_workers {workers}: one worker reads. Use --num_decoding_threads {workers}."),
         ("epoch" in (args.eval_strategy, args.save_strategy), "a stream has no epochs. Use the strategy steps."),
         (data_args.task not in ("transcribe", "translate"), f"--task {data_args.task}: use transcribe or translate."),
@@ -1315,7 +1319,12 @@ def load_model(
     Only the generation config carries language and task; forced_decoder_ids would contradict them."""
     # Without dtype, transformers 5 loads float16 checkpoints as float16, whose gradients cannot be unscaled.
     where = {"revision": revision, "cache_dir": cache_dir}
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32, **where)
+    try:
+        model = transformers.WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32, **where)
+    except OSError as error:
+        if is_network_error(error):
+            raise
+        raise UserError(f"--model_name_or_path {name}: {one_line(error)}") from error
     # Whisper's sinusoids are constants, but transformers 5.23 loads them with requires_grad=True.
     model.model.encoder.embed_positions.requires_grad_(False)
     model.generation_config.forced_decoder_ids = None
@@ -1529,7 +1538,7 @@ REPORT_FILES = """run_info.json all_results.json scorecard.json runs/[A-Z]*/even
 TRANSCRIPT_FILES = "predictions_*.jsonl worst_*.txt".split()  # with --push_predictions only: data may be private
 
 
-def check_hub(name: str, private: bool | None) -> str:
+def check_hub(name: str, private: bool | None, may_create: bool = True) -> str:
     """Creates the model repo if it is missing and proves, before any GPU work, that this token may write to it: roles
     tell little, so the Hub is asked what it would do with a file. Returns the repo's id. Raises: UserError."""
     if HF_HUB_OFFLINE:
@@ -1538,6 +1547,8 @@ def check_hub(name: str, private: bool | None) -> str:
         raise UserError("--push_to_hub needs a token. Run `hf auth login`, or set HF_TOKEN.")
     api, probe = huggingface_hub.HfApi(), huggingface_hub.CommitOperationAdd("run_info.json", b"{}")
     try:
+        if not may_create and not api.repo_exists(name):
+            return f"{name}, which is new,"
         repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
         api.preupload_lfs_files(repo_id, [probe])
     except (HfHubHTTPError, HFValidationError) as error:
@@ -2745,9 +2756,10 @@ def run_job(
     return metrics
 
 
-def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
-    """Trains and scores as the command line says. Returns all metrics. Raises: UserError for what can be mended."""
-    argv = sys.argv[1:] if argv is None else argv
+def set_up(
+    argv: list[str], stop: StopSignals | None
+) -> tuple[SpeechTrainer, dict, DataArguments, Path | None, Callable]:
+    """From the command line to a trainer with its model and data: what `run_job` takes. Raises: UserError."""
     model_args, data_args, args = parse_arguments(argv)
     check_arguments(data_args, args)
     records = data_records(data_args)
@@ -2818,7 +2830,97 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     info["base_licence"] = base_licence(where[0]) if uploads else None
     name = model_args.model_index_name or (uploads.repo_id if uploads else output_dir.resolve().name)
     write_card = functools.partial(model_card, info, [code or "en" for code in dict.fromkeys(languages)], name)
-    return run_job(trainer, info, data_args, checkpoint, write_card)
+    return trainer, info, data_args, checkpoint, write_card
+
+
+def in_miniature(argv: list[str], wish: TrainingArguments, folder: str) -> list[str]:
+    """The command line with three steps, eight rows to score, one save, nothing uploaded, all in `folder`."""
+    num_rows = 3 * wish.per_device_train_batch_size * wish.gradient_accumulation_steps
+    length = "--max_steps 3" if wish.max_steps > 0 else f"--num_train_epochs 1 --max_train_samples {num_rows}"
+    changes = f"""--dry_run False --push_to_hub False --push_predictions False --eval_before_training False
+        --save_steps 3 --eval_steps 3 --logging_steps 1 --max_eval_samples 8 --resume_from_checkpoint no
+        --data_report_samples 0 --save_total_limit 2 --report_to none {length}"""
+    return [*argv, *changes.split(), "--output_dir", folder]
+
+
+def dry_run(argv: list[str], stop: StopSignals | None) -> dict[str, float]:
+    """The whole job in miniature, in a temporary folder: 64 rows decoded, three steps of the row with most tokens, 8
+    rows scored, a checkpoint saved and loaded afresh. Logs a table of checks. Raises: UserError if one fails."""
+    _, data_args, wish = parse_arguments(argv)
+    check_arguments(data_args, wish)
+    place = Path(wish.output_dir).resolve()
+    checks = {"Hub": ("ok", "not asked for")}
+    if wish.push_to_hub:
+        ask = functools.partial(check_hub, wish.hub_model_id or place.name, None, may_create=False)
+        checks["Hub"] = ("ok", f"{patiently(ask, limit_in_seconds=60, task='asking the Hub')} may be written")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, info, *job = set_up(in_miniature(argv, wish, folder), stop)
+        stream = trainer.train_dataset
+        report_data(stream, 64, None)
+        rows = list(itertools.islice(stream, 64))
+        good = [example for _, example in rows if isinstance(example, dict)]
+        if not good:
+            raise UserError("--dry_run: none of the first 64 rows is usable, see the data report above.")
+        longest = max(good, key=lambda row: (len(row["labels"]), row["duration"]))
+        batch = wish.per_device_train_batch_size * wish.gradient_accumulation_steps
+        trainer.train_dataset, trainer.is_advised = [(rows[-1][0], longest)] * 3 * batch, True
+        metrics = run_job(trainer, info, *job)
+        size = sum(file.stat().st_size for file in Path(folder, "checkpoint-3").iterdir())
+    rejected = 1 - len(good) / len(rows)
+    state = "error" if rejected > data_args.max_rejected_fraction else "warning" if rejected > 0.1 else "ok"
+    checks["data"] = (state, f"{len(good)} of {len(rows)} rows usable; most tokens: {len(longest['labels'])}")
+    limit = data_args.max_eval_samples or sys.maxsize
+    scored = sum(min(limit, source["num_rows"] or 0) for source in info["data"].get("eval", []))
+    trained = sum(source["num_rows"] or 0 for source in info["data"]["train"])
+    checks |= check_needs(trainer, wish, (trained, scored), place, metrics, size)
+    for name, (state, found) in {"versions": ("ok", json.dumps(info["versions"])), **checks}.items():
+        logger.info("%-8s %-10s %s", state, name, found)
+    if failed := [f"{name}: {found}" for name, (state, found) in checks.items() if state == "error"]:
+        raise UserError(f"--dry_run: {'; '.join(failed)}.")
+    return metrics
+
+
+def check_needs(
+    trainer: SpeechTrainer,
+    wish: TrainingArguments,
+    rows: tuple[int, int],
+    place: Path,
+    metrics: dict[str, float],
+    size: int,
+) -> dict[str, tuple[str, str]]:
+    """What the full run will need, by three steps: {check: (ok, warning or error; what was found)}. rows: to train on
+    and to score; place: the future output_dir; size: of a checkpoint in bytes."""
+    batch = wish.per_device_train_batch_size * wish.gradient_accumulation_steps
+    rates = [entry["samples_per_second"] for entry in trainer.state.log_history if "samples_per_second" in entry]
+    steps = wish.max_steps if wish.max_steps > 0 else math.ceil(wish.num_train_epochs * rows[0] / batch)
+    seconds_per_clip = metrics.get("eval_runtime", 0.0) / 8
+    hours = (steps * batch / rates[-1] / 3600, steps / wish.eval_steps * rows[1] * seconds_per_clip / 3600)
+    num_kept = (
+        min(steps // max(1, int(wish.save_steps)), wish.save_total_limit or sys.maxsize) + 1
+    )  # one being written
+    folder = next(path for path in (place, *place.parents) if path.exists())
+    need, free = size * (num_kept + 1) / 1e9, shutil.disk_usage(folder).free / 1e9
+    checks = {"device": ("warning", "no GPU: training on the CPU")}
+    if trainer.args.device.type == "cuda":
+        peak, whole = torch.cuda.max_memory_reserved() / 2**30, torch.cuda.mem_get_info()[1] / 2**30
+        found = f"{torch.cuda.get_device_name()}, {peak:.1f} of {whole:.1f} GiB used at most"
+        checks["device"] = ("warning" if peak > 0.9 * whole else "ok", found)
+    is_finite = math.isfinite(metrics["train_loss"]) and not trainer.progress.num_skipped_steps
+    found = f"loss {metrics['train_loss']:.3g}, {rates[-1]:.1f} rows/s"
+    checks["training"] = ("ok" if is_finite else "error", found)
+    checks["scoring"] = ("ok", f"{seconds_per_clip:.2f} s a clip" if wish.do_eval else "not asked for")
+    found = f"{size / 1e9:.2f} GB a checkpoint, {need:.1f} GB in all, {free:.1f} GB free in {folder}"
+    checks["disk"] = ("ok" if need < free else "error", found)
+    found = f"about {hours[0]:.1f} h of training and {hours[1]:.1f} h of scoring for {steps} steps"
+    return {**checks, "time": ("ok", found)}
+
+
+def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
+    """Trains and scores as the command line says. Returns all metrics. Raises: UserError for what can be mended."""
+    argv = sys.argv[1:] if argv is None else argv
+    if parse_arguments(argv)[1].dry_run:
+        return dry_run(argv, stop)
+    return run_job(*set_up(argv, stop))
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -2843,6 +2945,8 @@ def run(argv: list[str] | None = None) -> int:
         code, reason = 75, "another process of this run has ended. To go on, start the same command again."
     finally:
         is_first = write_exit_status(argv, code, reason)
+    if code and code < 128 and "--dry_run" in argv:
+        code = 2
     if code and is_first:
         sys.stderr.write(f"error: {reason}\n")
     return code

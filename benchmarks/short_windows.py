@@ -36,6 +36,7 @@ def run_once(name: str, seed: int, steps: int, every: int, model: str, dataset_n
             "save_steps": steps,
             "logging_steps": every,
             "eval_split_name": "test",
+            "max_eval_samples": 100,
             "per_device_train_batch_size": batch_size,
             "generation_max_length": 48,
             "seed": seed,
