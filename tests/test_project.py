@@ -59,7 +59,7 @@ def check_flags(words: list[str], parser_of: str) -> None:
     script.check_arguments(*script.parse_arguments(plain)[1:])
 
 
-OTHER_PROGRAMS = """mkdir tar tmux git cmake #!/bin/bash #SBATCH code=0 exit whisper.cpp/build/bin/whisper-cli""".split()
+OTHER_PROGRAMS = "mkdir tar tmux git cmake #!/bin/bash #SBATCH code=0 exit whisper.cpp/build/bin/whisper-cli".split()
 OTHER_COMMANDS = [  # that another test runs, or that come from another project's documentation
     ".venv/bin/pip install -r requirements-demo.txt",
     "pip install faster-whisper",
