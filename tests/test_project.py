@@ -70,7 +70,10 @@ OTHER_COMMANDS = [  # that another test runs, or that come from another project'
 ]
 
 
-def test_every_shell_block_of_the_readme_is_accepted():
+def test_every_shell_block_of_the_readme_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = "model_name_or_path: m\ndataset_name: d\noutput_dir: o\ndo_train: true\nmax_steps: 1\n"
+    (tmp_path / "recipe.yaml").write_text(settings)
+    monkeypatch.chdir(tmp_path)
     blocks, checked = readme_blocks(), 0
     for block in blocks:
         assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).stderr == ""
