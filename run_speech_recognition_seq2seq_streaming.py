@@ -131,9 +131,9 @@ class ModelArguments:
 
     model_name_or_path: str = HfArg(help="Whisper checkpoint: a Hub id or a folder (required).")
     model_revision: str = HfArg(default="main", help="Branch, tag or commit of the model on the Hub.")
-    cache_dir: str | None = HfArg(default=None, help="Folder for what is downloaded from the Hub.")
-    freeze_encoder: bool = HfArg(default=False, help="Trains the decoder only.")
-    model_index_name: str | None = HfArg(default=None, help="Name on the model card; default: the folder's.")
+    cache_dir: str | None = HfArg(default=None, help="Folder for what is downloaded; default: the Hub library's own.")
+    freeze_encoder: bool = HfArg(default=False, help="Trains the decoder only, which takes less memory.")
+    model_index_name: str | None = HfArg(default=None, help="Name on the card; default: the repository's or folder's.")
     config: str | None = HfArg(default=None, help="YAML file of flags and values; the command line overrides it.")
 
 
@@ -142,26 +142,26 @@ class DataArguments:
     """Which speech to train and score on, and what is done to it."""
 
     dataset_name: str | None = HfArg(default=None, help="Dataset: a Hub id, a folder, or a CSV, TSV or JSONL file.")
-    data_mix: str | None = HfArg(default=None, help="YAML list of datasets, each with flags of its own and a weight.")
+    data_mix: str | None = HfArg(default=None, help="Instead of --dataset_name: YAML list of datasets with flags.")
     dataset_config_name: str | None = HfArg(default=None, help="Configuration of the dataset, often the language.")
     train_split_name: str = HfArg(default="train", help="Split to train on; 'train+validation' uses all of both.")
-    eval_split_name: str = HfArg(default="validation", help="Split to score during training.")
+    eval_split_name: str = HfArg(default="validation", help="Split to score every --eval_steps and at the end.")
     test_split_name: str | None = HfArg(default=None, help="Split to score once, at the end, with the best model.")
     predict_split_name: str = HfArg(default="test", help="Split that --do_predict transcribes; needs no references.")
-    audio_column_name: str | None = HfArg(default=None, help="Column with the audio; default: a usual name.")
-    text_column_name: str | None = HfArg(default=None, help="Column with the transcript; default: a usual name.")
-    max_duration_in_seconds: float = HfArg(default=30.0, help="Rejects longer clips (or than the window); cuts none.")
-    min_duration_in_seconds: float = HfArg(default=0.0, help="Rejects shorter clips.")
-    max_train_samples: int | None = HfArg(default=None, help="Trains on the first rows only, rejected ones included.")
-    max_eval_samples: int | None = HfArg(default=None, help="Scores the first rows of each split only.")
-    max_rejected_fraction: float = HfArg(default=0.5, help="Ends the run if more of 1,000 rows are rejected.")
-    do_lower_case: bool = HfArg(default=False, help="Lower-cases the transcripts.")
+    audio_column_name: str | None = HfArg(default=None, help="Column with the audio; default: audio, path, ...")
+    text_column_name: str | None = HfArg(default=None, help="Column with the text; default: text, sentence, ...")
+    max_duration_in_seconds: float = HfArg(default=30.0, help="Rejects (never cuts) clips longer than this or 30 s.")
+    min_duration_in_seconds: float = HfArg(default=0.0, help="Rejects clips that are shorter than this.")
+    max_train_samples: int | None = HfArg(default=None, help="Trains on the first N rows only, rejected ones counted.")
+    max_eval_samples: int | None = HfArg(default=None, help="Scores the first N rows of each split; default: all.")
+    max_rejected_fraction: float = HfArg(default=0.5, help="Ends the run if more of 1,000 rows are unfit; 1: never.")
+    do_lower_case: bool = HfArg(default=False, help="Lower-cases the transcripts, and so what the model will write.")
     do_remove_punctuation: bool = HfArg(default=False, help="Removes punctuation, and nothing else, from transcripts.")
-    do_normalize_eval: bool = HfArg(default=True, help="eval_wer and eval_cer of normalised text; or as written.")
+    do_normalize_eval: bool = HfArg(default=True, help="Normalised text for eval_wer, eval_cer; False: as written.")
     language: str | None = HfArg(default=None, help="Language spoken, a code or an English name; not for .en models.")
     task: str = HfArg(default="transcribe", help="'transcribe', or 'translate' (into English).")
     shuffle_buffer_size: int = HfArg(default=500, help="Rows of a shuffle block, undecoded; 1 keeps the files' order.")
-    data_report_samples: int = HfArg(default=500, help="Rows of the data report before training; 0: none.")
+    data_report_samples: int = HfArg(default=500, help="Rows of each source in the data report; 0: no report.")
     train_window: str = HfArg(
         default="full", help="'longest' pads to a batch's longest clip, not to 30 s: far faster."
     )
@@ -169,13 +169,13 @@ class DataArguments:
     apply_spec_augment: bool = HfArg(default=False, help="Masks stretches of time and mel bands (SpecAugment).")
     speed_perturbation: bool = HfArg(default=False, help="Trains on clips played at 0.9 to 1.1 of their speed.")
     streaming: bool = HfArg(default=True, help="Reads rows as they are needed; False downloads the files first.")
-    num_decoding_threads: int | None = HfArg(default=None, help="Threads that decode; default: the cores, at most 8.")
-    max_network_wait_in_minutes: float = HfArg(default=30.0, help="Waits so long for a lost network before it stops.")
+    num_decoding_threads: int | None = HfArg(default=None, help="Threads that decode; default: all cores, at most 8.")
+    max_network_wait_in_minutes: float = HfArg(default=30.0, help="How long a lost network is waited for; 0: not.")
     max_train_time_in_hours: float | None = HfArg(default=None, help="Saves and stops (exit code 75) after this time.")
     eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first, for a before/after.")
     long_form: bool = HfArg(default=False, help="Also scores longer clips, by Whisper's long-form generation.")
     push_predictions: bool = HfArg(default=False, help="Also uploads transcripts: --push_to_hub leaves them out.")
-    early_stopping_patience: int | None = HfArg(default=None, help="Ends after so many evaluations without a gain.")
+    early_stopping_patience: int | None = HfArg(default=None, help="Ends after N evaluations without a better score.")
     dry_run: bool = HfArg(default=False, help="Tries the whole job in minutes and says what it needs; leaves nothing.")
 
 
@@ -198,12 +198,12 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     """The library's arguments, with other defaults: those below, and greater_is_better False for every error rate (the
     library would keep the worst model)."""
 
-    learning_rate: float | None = HfArg(default=None, help="Peak learning rate; default: by model size.")
-    num_train_epochs: float | None = HfArg(default=None, help="Passes over the rows, where they can be counted.")
+    learning_rate: float | None = HfArg(default=None, help="Peak learning rate; default: by size, 3.75e-5 to 5e-6.")
+    num_train_epochs: float | None = HfArg(default=None, help="Passes instead of --max_steps, if rows can be counted.")
     predict_with_generate: bool = HfArg(default=True, help="Must stay True: WER needs real generation.")
     report_to: str = HfArg(default="tensorboard", help="Where the curves go: tensorboard, wandb, none.")
-    eval_strategy: str = HfArg(default="steps", help="When --do_eval scores during training: steps or no.")
-    dataloader_num_workers: int = HfArg(default=1, help="1, or 0; see --num_decoding_threads.")
+    eval_strategy: str = HfArg(default="steps", help="When --do_eval scores: steps, or no (at the end only).")
+    dataloader_num_workers: int = HfArg(default=1, help="Reading processes: 1, or 0; see --num_decoding_threads.")
     ddp_timeout: int = HfArg(default=7200, help="Seconds that a process waits for the others, at most.")
     logging_nan_inf_filter: bool = HfArg(default=False, help="True would hide NaN losses from the log.")
     resume_from_checkpoint: str | None = HfArg(default="auto", help="'auto' (the newest here), 'hub', PATH or 'no'.")
@@ -1854,6 +1854,18 @@ class Curves(TensorBoardCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes nothing."""
 
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The untouched model's scores begin the curves of eval (the library files them under train), and one chart
+        under Custom scalars has the error rates of every set."""
+        is_new = self.tb_writer is None
+        logs = {name.replace("zero_shot_", "eval_", 1): value for name, value in (logs or {}).items()}
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if is_new and self.tb_writer is not None:
+            charts = {kind.upper(): ["Multiline", [rf"^eval/(\w+_)?{kind}$"]] for kind in ("wer", "cer")}
+            self.tb_writer.add_custom_scalars({"error rates": charts})
+
 
 def generate_ids(model: Any, encoder_outputs: Any, **generation: Any) -> torch.Tensor:
     """Token ids (batch, n_tokens) without timestamps. Two timestamps in a row would send the library's generate()
@@ -2475,7 +2487,7 @@ def model_card(
         f"With faster-whisper:\n\n```bash\npip install faster-whisper\nct2-transformers-converter --model {name} "
         "--output_dir whisper-ct2 --copy_files tokenizer.json preprocessor_config.json\n```\n\n```python\n"
         'from faster_whisper import WhisperModel\n\nmodel = WhisperModel("whisper-ct2")\n'
-        f'segments, _ = model.transcribe("speech.flac", language={spoken})\n'
+        f'segments, _ = model.transcribe("speech.flac", language={spoken}, without_timestamps=True)\n'
         'print("".join(segment.text for segment in segments))\n```\n\n'
         + "".join(f"* {title}: {text}\n" for title, text in facts.items())
         + f"\n```\n{info['command']}\n```\n"

@@ -100,9 +100,7 @@ def runs(one_file: Path, speech: Path, tiny_model: Path, dropout_model: Path, tm
         "signal": {"words": words(**dealt | longer), "signal": [1, signal.SIGTERM, "'loss'"]},
         "scoring": {"words": ["--do_train", *slow_eval], "signal": [0, signal.SIGUSR1, "'loss'"]},
         "killed": {"words": words(**dealt | longer), "signal": [1, signal.SIGKILL, "'loss'"]},
-        "frozen": {
-            "words": ["--freeze_encoder", "--gradient_checkpointing", *words(**dealt | {"max_steps": 2})],
-        },
+        "frozen": {"words": ["--freeze_encoder", "--gradient_checkpointing", *words(**dealt | {"max_steps": 2})]},
         "thawed": {"words": ["--gradient_checkpointing", *words(**dealt | {"max_steps": 2})]},
     }
     two = ["--do_eval", *words(**whole, **TWO), "--output_dir", str(root / "two")]

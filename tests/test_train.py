@@ -15,6 +15,7 @@ import synthetic
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, BertConfig, WhisperForConditionalGeneration
 
 import run_speech_recognition_seq2seq_streaming as script
@@ -348,3 +349,15 @@ def test_a_checkpoint_from_elsewhere_never_runs_code(train: Train, tmp_path: Pat
     with pytest.raises(script.UserError, match=rf"checkpoint-1: .*{name}.* holds code, which is never run"):
         train("--do_train --max_steps 2")
     assert not (tmp_path / "intruded").exists()
+
+
+def test_tensorboard_shows_the_score_before_training_as_the_beginning_of_the_curve(train: Train, tmp_path: Path):
+    metrics = train("--do_train --do_eval --eval_before_training --max_steps 4 --eval_steps 2 --report_to tensorboard")
+    (folder,) = [path.parent for path in (tmp_path / "output" / "runs").glob("[A-Z]*/events*")]
+    events = EventAccumulator(str(folder)).Reload()
+    curve = [(event.step, event.value) for event in events.Scalars("eval/wer")]
+    assert [step for step, _ in curve] == [0, 2, 4]
+    assert curve[0][1] == pytest.approx(metrics["zero_shot_wer"]) and curve[2][1] == pytest.approx(metrics["eval_wer"])
+    assert not [tag for tag in events.Tags()["scalars"] if "zero_shot" in tag]
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"error rates" in layout and b"^eval/(\\w+_)?wer$" in layout

@@ -1,0 +1,113 @@
+"""What a training step keeps in GPU memory, calculated without a GPU and without weights.
+
+    python benchmarks/memory.py
+
+torch's fake tensors run Whisper's forward pass under bfloat16 autocast (float16 takes as much) and the bytes that it
+saves for the backward pass are counted, once for one and once for two rows of 30 s: the difference is a row's.
+Prints the table of the README's section "Which card for which model". Counted for the peak, GB of 10^9 bytes:
+- a parameter: 4 for its weight, 4 for its gradient, 8 for AdamW's two averages (with --optim adafactor next to none),
+  and 2 for the half-precision copy that autocast keeps;
+- a row: what the forward pass saves; with gradient checkpointing also one layer, which is computed again;
+- a target token: 16 for each entry of the vocabulary (the logits in half precision, as float, and their gradients);
+- 1 for CUDA itself and for what the allocator loses between blocks.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+VOCABULARY = 51_866
+SIZES = {  # width, heads, encoder layers, decoder layers, mel bins
+    "small": (768, 12, 12, 12, 80),
+    "medium": (1024, 16, 24, 24, 80),
+    "large-v3": (1280, 20, 32, 32, 128),
+    "large-v3-turbo": (1280, 20, 32, 4, 128),
+}
+RECIPES = [  # card in GB, model, rows at a time, accumulation, checkpointing, optimiser
+    (16, "small", 16, 2, True, "adamw"),
+    (16, "medium", 8, 4, True, "adafactor"),
+    (24, "medium", 8, 4, True, "adamw"),
+    (24, "large-v3-turbo", 8, 4, True, "adamw"),
+    (24, "large-v3", 4, 8, True, "adafactor"),
+    (40, "small", 16, 2, False, "adamw"),
+    (40, "medium", 16, 2, True, "adamw"),
+    (40, "large-v3-turbo", 16, 2, True, "adamw"),
+    (40, "large-v3", 8, 4, True, "adamw"),
+    (80, "small", 32, 1, False, "adamw"),
+    (80, "medium", 16, 2, False, "adamw"),
+    (80, "large-v3-turbo", 16, 2, False, "adamw"),
+    (80, "large-v3", 32, 1, True, "adamw"),
+]
+
+
+class SavedBytes(dict):
+    """The tensors that autograd keeps, by their storage; parameters are there anyway."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        if (key := tensor.untyped_storage()._cdata) not in self.parameters:
+            self[key] = tensor  # kept, so that no other storage gets its address
+        return tensor
+
+    def total(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.values())
+
+
+def unchanged(value: Any) -> Any:
+    return value
+
+
+@functools.cache
+def saved_by_forward(name: str, num_rows: int, num_tokens: int, with_checkpointing: bool) -> tuple[int, int]:
+    """Parameters of the model, and the bytes that its forward pass saves for a batch."""
+    width, heads, encoder_layers, decoder_layers, n_mels = SIZES[name]
+    sides = {"attention_heads": heads, "ffn_dim": 4 * width}
+    both = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in sides.items()}
+    layers = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers, "use_cache": False}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        config = WhisperConfig(vocab_size=VOCABULARY, d_model=width, num_mel_bins=n_mels, **layers, **both)
+        model = WhisperForConditionalGeneration(config).train()
+        model.model.encoder.embed_positions.requires_grad_(False)  # as the script does
+        if with_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        saved = SavedBytes(model)
+        features = torch.zeros(num_rows, n_mels, 3000)
+        ids = torch.zeros(num_rows, num_tokens, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, unchanged), torch.autocast("cpu", torch.bfloat16):
+            model(input_features=features, decoder_input_ids=ids)
+        return model.num_parameters(), saved.total()
+
+
+def row_bytes(name: str, num_tokens: int, with_checkpointing: bool) -> int:
+    """What one more row of 30 s adds to the peak."""
+    one, two = (saved_by_forward(name, rows, num_tokens, with_checkpointing)[1] for rows in (1, 2))
+    logits = 16 * num_tokens * VOCABULARY
+    again = row_bytes(name, num_tokens, False) // SIZES[name][2] if with_checkpointing else 0
+    return two - one + again + logits
+
+
+def peak_in_gb(name: str, num_rows: int, num_tokens: int, with_checkpointing: bool, optimiser: str) -> float:
+    per_parameter = 4 + 4 + 2 + (8 if optimiser == "adamw" else 0)
+    parameters = saved_by_forward(name, 1, num_tokens, with_checkpointing)[0]
+    return 1 + (per_parameter * parameters + num_rows * row_bytes(name, num_tokens, with_checkpointing)) / 1e9
+
+
+def main() -> None:
+    print("| card | model | batch | accumulation | and | 64 tokens a row | 448 tokens a row |")
+    print("|---|---|---|---|---|---|---|")
+    for card, name, rows, accumulation, checkpointing, optimiser in RECIPES:
+        more = "" if checkpointing else "`--gradient_checkpointing False`"
+        more += "`--optim adafactor`" if optimiser == "adafactor" else ""
+        peaks = (peak_in_gb(name, rows, tokens, checkpointing, optimiser) for tokens in (64, 448))
+        typical, longest = (f"{peak:.0f} GB" for peak in peaks)
+        print(f"| {card} GB | {name} | {rows} | {accumulation} | {more} | {typical} | {longest} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
