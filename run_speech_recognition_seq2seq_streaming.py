@@ -118,6 +118,7 @@ TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_t
 # Peak learning rates for full fine-tuning by the model's width, about a fortieth of pre-training's (Jong Wook Kim, as
 # quoted by the whisper-finetune README). Narrower models are toys trained from nothing.
 LEARNING_RATE_BY_WIDTH = {0: 1e-3, 384: 3.75e-5, 512: 2.5e-5, 768: 1.25e-5, 1024: 6.25e-6, 1280: 5e-6}
+LORA_LEARNING_RATE = 1e-3  # as peers have it, whatever the model's size
 
 
 class UserError(ValueError):
@@ -133,6 +134,9 @@ class ModelArguments:
     model_revision: str = HfArg(default="main", help="Branch, tag or commit of the model on the Hub.")
     cache_dir: str | None = HfArg(default=None, help="Folder for what is downloaded; default: the Hub library's own.")
     freeze_encoder: bool = HfArg(default=False, help="Trains the decoder only, which takes less memory.")
+    lora_rank: int = HfArg(
+        default=0, help="Trains low-rank adapters of this rank instead (needs peft); 0: all weights."
+    )
     model_index_name: str | None = HfArg(default=None, help="Name on the card; default: the repository's or folder's.")
     config: str | None = HfArg(default=None, help="YAML file of flags and values; the command line overrides it.")
 
@@ -1313,7 +1317,8 @@ def load_model(
     language: str | None,
     task: str,
     freeze_encoder: bool,
-    apply_spec_augment: bool,
+    lora_rank: int = 0,
+    apply_spec_augment: bool = False,
 ) -> transformers.WhisperForConditionalGeneration:
     """The checkpoint in float32 (mixed precision comes from --fp16 or --bf16), told language and task.
     Only the generation config carries language and task; forced_decoder_ids would contradict them."""
@@ -1333,9 +1338,36 @@ def load_model(
         model.generation_config.language = language  # None: detected
     if freeze_encoder:
         model.freeze_encoder()
+    if lora_rank:
+        add_adapters(model, lora_rank, r".*decoder.*" if freeze_encoder else ".*")
     if apply_spec_augment:  # by the library, in training mode, on a batch of its own; its defaults mask time only
         model.config.update({"apply_spec_augment": True, "mask_feature_prob": 0.05})
     return model
+
+
+def add_adapters(model: transformers.WhisperForConditionalGeneration, rank: int, where: str) -> None:
+    """Low-rank adapters (Hu et al., ICLR 2022; by peft) on every linear layer of the blocks; nothing else is trained.
+    The model stays a plain one, so that the Trainer saves, loads and continues it as ever. Raises: UserError."""
+    try:
+        import peft  # large, and only for this
+    except ImportError as error:
+        raise UserError("--lora_rank needs peft: pip install -r requirements-lora.txt") from error
+    layers = where + r"\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=layers)
+    peft.inject_adapter_in_model(config, model)
+
+
+def adapted_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The layers that have adapters, by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+
+
+def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights under the names of a plain model, adapters added to the layers that they belong to."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    for name, module in adapted_layers(model).items():
+        state[f"{name}.base_layer.weight"] = module.base_layer.weight + module.get_delta_weight("default")
+    return {name.replace(".base_layer.", "."): tensor.detach() for name, tensor in state.items()}
 
 
 # ------------------------------------------------------------------------------------------------------ metrics ----
@@ -2116,6 +2148,8 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             self.processing_class.feature_extractor.save_pretrained(folder)
+            if not _internal_call and adapted_layers(self.model):  # a checkpoint keeps adapters apart: exact
+                self.model.save_pretrained(folder, state_dict=merged_weights(self.model))
             if spelling := self.processing_class.tokenizer.english_spelling_normalizer:
                 write_json(folder / "normalizer.json", spelling)
 
@@ -2145,7 +2179,11 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save and self.save_error is None:
             if self.uploads is not None:
-                self.attempt(self.uploads.submit, output_dir / name, self.state.log_history, output_dir / name)
+                folder = output_dir / name
+                if adapted_layers(self.model):  # others get plain weights
+                    self.attempt(self.save_model)
+                    folder = output_dir
+                self.attempt(self.uploads.submit, folder, self.state.log_history, output_dir / name)
             limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
             rotate_checkpoints(output_dir=str(output_dir), save_total_limit=limit, best_model_checkpoint=best)
         self.stop.is_deferred = was_deferred
@@ -2256,7 +2294,7 @@ def run_identity(model_args: ModelArguments, records: list[DataRecord]) -> dict[
     """What makes two starts the same run; a folder that holds another one's weights is refused."""
     names = "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task"
     sources = [{name: getattr(record, name) for name in names.split()} for record in records]
-    model = {name: getattr(model_args, name) for name in ("model_name_or_path", "model_revision")}
+    model = {name: getattr(model_args, name) for name in ("model_name_or_path", "model_revision", "lora_rank")}
     return {**model, **(sources[0] if len(sources) == 1 else {"data_mix": sources})}
 
 
@@ -2466,7 +2504,8 @@ def model_card(
     """README.md of the trained model: metadata, scores, curve, how to use it, settings, the command, versions."""
     base = info["identity"]["model_name_or_path"]
     datasets_used = {Path(source["name"]).name for sources in info["data"].values() for source in sources}
-    settings = "learning_rate max_steps per_device_train_batch_size gradient_accumulation_steps fp16 bf16 seed".split()
+    settings = """lora_rank learning_rate max_steps per_device_train_batch_size gradient_accumulation_steps fp16 bf16
+        seed""".split()
     audio, hours = metrics.get("train_audio_hours", 0.0), metrics.get("train_hours", 0.0)
     rows, rejected = (int(metrics.get(key, 0)) for key in ("train_rows", "train_rejected"))
     trained = f"{rows} rows ({rejected} of them rejected), {audio:.2f} h of audio, in {hours:.2f} h"
@@ -2572,15 +2611,22 @@ def open_sets(
 
 
 def resolve_arguments(
-    args: TrainingArguments, width: int, pass_rows: dict[str, int | None], languages: list[str | None]
+    args: TrainingArguments,
+    config: Any,
+    pass_rows: dict[str, int | None],
+    languages: list[str | None],
+    has_adapters: bool = False,
 ) -> None:
     """Fills in what depends on the model and the data: learning rate, and steps from --num_train_epochs passes.
     pass_rows: rows of a pass of each training source. Raises: UserError if they have to be counted and cannot be."""
-    narrowest = max(limit for limit in LEARNING_RATE_BY_WIDTH if limit <= width)
-    args.learning_rate = args.learning_rate or LEARNING_RATE_BY_WIDTH[narrowest]
+    narrowest = max(limit for limit in LEARNING_RATE_BY_WIDTH if limit <= config.d_model)
+    usual = LORA_LEARNING_RATE if has_adapters else LEARNING_RATE_BY_WIDTH[narrowest]
+    args.learning_rate = args.learning_rate or usual
     if args.metric_for_best_model == "wer" and set(languages) <= set(UNSPACED_LANGUAGES):
         args.metric_for_best_model = "cer"
         logger.warning("no spaces between words in %s: the best model is the one of the lowest CER.", languages)
+    if args.ddp_find_unused_parameters is None:  # the library looks for them in every step; only layerdrop has any
+        args.ddp_find_unused_parameters = config.encoder_layerdrop + config.decoder_layerdrop > 0
     args.data_seed = args.seed if args.data_seed is None else args.data_seed
     args.ignore_data_skip = True  # the stream continues from its own position
     if args.load_best_model_at_end and args.save_total_limit == 1:
@@ -2678,7 +2724,8 @@ def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
         logger.warning("no GPU memory left to load the saved model beside the trained one: it was not compared.")
         return
     if heard[0] != heard[1]:
-        same = all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), model.parameters(), strict=True))
+        expected = merged_weights(trainer.model)
+        same = all(torch.equal(expected[name], tensor) for name, tensor in model.state_dict().items())
         configs = (trainer.model.generation_config.to_json_string(), model.generation_config.to_json_string())
         files = ["model.safetensors"] * (not same) + ["generation_config.json"] * (len(set(configs)) > 1)
         file = folder / (files or ["tokenizer.json"])[0]
@@ -2795,7 +2842,7 @@ def set_up(
     train_sets = tuple(sets.get("train", ()))
     pass_rows = {item.source.record: item.rows_per_pass() for item in train_sets}
 
-    resolve_arguments(args, config.d_model, pass_rows, languages)
+    resolve_arguments(args, config, pass_rows, languages, model_args.lora_rank > 0)
     output_dir.mkdir(parents=True, exist_ok=True)
     ranks = (args.process_index, args.world_size)
     deal = (*ranks, can_deal(train_sets, args.world_size))
@@ -2808,20 +2855,19 @@ def set_up(
     # Else the gradient of the decoder's positions differs in its last bit from run to run (torch 2.13, index_put).
     torch.use_deterministic_algorithms(args.full_determinism or args.device.type == "cpu", warn_only=True)
     language = languages[0] if len(set(languages)) == 1 else None  # of several the saved model detects each
-    how = (language, data_args.task, model_args.freeze_encoder, data_args.apply_spec_augment)
-    if args.ddp_find_unused_parameters is None:  # the library looks for them in every step; only layerdrop has any
-        args.ddp_find_unused_parameters = config.encoder_layerdrop + config.decoder_layerdrop > 0
+    parts = (model_args.freeze_encoder, model_args.lora_rank)
+    how = (language, data_args.task, *parts, data_args.apply_spec_augment)
+    transformers.set_seed(args.seed)  # new adapters begin alike on every rank
     model = patiently(load_model, *where, *how, task=f"loading {where[0]}", **patience)
     ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
     readings = {r.name: (spoken, r.do_normalize_eval) for r, spoken in zip(records, languages, strict=True)}
     limit = data_args.early_stopping_patience
     is_grouped = data_args.train_window == "longest"
+    stream = SpeechStream(train_sets, *order, is_grouped, data_args.speed_perturbation)
     trainer = SpeechTrainer(
         model=model,
         args=args,
-        train_dataset=SpeechStream(train_sets, *order, is_grouped, data_args.speed_perturbation)
-        if args.do_train
-        else None,
+        train_dataset=stream if args.do_train else None,
         eval_dataset=eval_sets.pop("eval", None),
         final_sets=eval_sets,
         data_collator=SpeechCollator(*ids),
