@@ -9,6 +9,8 @@ Prints the table of the README's section "Which card for which model". Counted f
   and 2 for the half-precision copy that autocast keeps;
 - a row: what the forward pass saves; with gradient checkpointing also one layer, which is computed again;
 - a target token: 16 for each entry of the vocabulary (the logits in half precision, as float, and their gradients);
+- with --lora_rank a parameter takes its weight and the copy (6), one of the adapters 18; what the adapters save for
+  the backward pass is left out, which checkpointing bounds to one layer's;
 - 1 for CUDA itself and for what the allocator loses between blocks.
 """
 
@@ -20,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 VOCABULARY = 51_866
+LORA_RANK = 32
 SIZES = {  # width, heads, encoder layers, decoder layers, mel bins
     "small": (768, 12, 12, 12, 80),
     "medium": (1024, 16, 24, 24, 80),
@@ -29,9 +32,11 @@ SIZES = {  # width, heads, encoder layers, decoder layers, mel bins
 RECIPES = [  # card in GB, model, rows at a time, accumulation, checkpointing, optimiser
     (16, "small", 16, 2, True, "adamw"),
     (16, "medium", 8, 4, True, "adafactor"),
+    (16, "large-v3", 2, 16, True, "lora"),
     (24, "medium", 8, 4, True, "adamw"),
     (24, "large-v3-turbo", 8, 4, True, "adamw"),
     (24, "large-v3", 4, 8, True, "adafactor"),
+    (24, "large-v3", 8, 4, True, "lora"),
     (40, "small", 16, 2, False, "adamw"),
     (40, "medium", 16, 2, True, "adamw"),
     (40, "large-v3-turbo", 16, 2, True, "adamw"),
@@ -92,10 +97,19 @@ def row_bytes(name: str, num_tokens: int, with_checkpointing: bool) -> int:
     return two - one + again + logits
 
 
+def adapter_parameters(name: str) -> int:
+    """Of rank LORA_RANK on the attentions' four projections and the two feed-forward layers of every block."""
+    width, _, encoder_layers, decoder_layers, _ = SIZES[name]
+    attention, feed_forward = 4 * 2 * width, 2 * (width + 4 * width)
+    blocks = encoder_layers * (attention + feed_forward) + decoder_layers * (2 * attention + feed_forward)
+    return LORA_RANK * blocks
+
+
 def peak_in_gb(name: str, num_rows: int, num_tokens: int, with_checkpointing: bool, optimiser: str) -> float:
-    per_parameter = 4 + 4 + 2 + (8 if optimiser == "adamw" else 0)
     parameters = saved_by_forward(name, 1, num_tokens, with_checkpointing)[0]
-    return 1 + (per_parameter * parameters + num_rows * row_bytes(name, num_tokens, with_checkpointing)) / 1e9
+    of_parameters = {"adamw": 18 * parameters, "adafactor": 10 * parameters}
+    of_parameters["lora"] = 6 * parameters + 18 * adapter_parameters(name)
+    return 1 + (of_parameters[optimiser] + num_rows * row_bytes(name, num_tokens, with_checkpointing)) / 1e9
 
 
 def main() -> None:
@@ -104,6 +118,7 @@ def main() -> None:
     for card, name, rows, accumulation, checkpointing, optimiser in RECIPES:
         more = "" if checkpointing else "`--gradient_checkpointing False`"
         more += "`--optim adafactor`" if optimiser == "adafactor" else ""
+        more += f"`--lora_rank {LORA_RANK}`" if optimiser == "lora" else ""
         peaks = (peak_in_gb(name, rows, tokens, checkpointing, optimiser) for tokens in (64, 448))
         typical, longest = (f"{peak:.0f} GB" for peak in peaks)
         print(f"| {card} GB | {name} | {rows} | {accumulation} | {more} | {typical} | {longest} |", flush=True)

@@ -62,6 +62,7 @@ def check_flags(words: list[str], parser_of: str) -> None:
 OTHER_PROGRAMS = "mkdir tar tmux git cmake #!/bin/bash #SBATCH code=0 exit whisper.cpp/build/bin/whisper-cli".split()
 OTHER_COMMANDS = [  # that another test runs, or that come from another project's documentation
     ".venv/bin/pip install -r requirements-demo.txt",
+    ".venv/bin/pip install -r requirements-lora.txt",
     "pip install faster-whisper",
     ".venv/bin/ct2-transformers-converter",
     "python - whisper-small-es",
