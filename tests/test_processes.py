@@ -102,6 +102,7 @@ def runs(one_file: Path, speech: Path, tiny_model: Path, dropout_model: Path, tm
         "killed": {"words": words(**dealt | longer), "signal": [1, signal.SIGKILL, "'loss'"]},
         "frozen": {"words": ["--freeze_encoder", "--gradient_checkpointing", *words(**dealt | {"max_steps": 2})]},
         "thawed": {"words": ["--gradient_checkpointing", *words(**dealt | {"max_steps": 2})]},
+        "lora": {"words": ["--gradient_checkpointing", *words(**dealt | {"max_steps": 2, "lora_rank": 2})]},
     }
     two = ["--do_eval", *words(**whole, **TWO), "--output_dir", str(root / "two")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -224,7 +225,7 @@ def test_a_killed_process_ends_the_other_with_one_message(runs: dict):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["frozen", "thawed"])
+@pytest.mark.parametrize("name", ["frozen", "thawed", "lora"])
 def test_gradient_checkpointing_on_two_processes(runs: dict, name: str, dropout_model: Path):
     assert runs[name] == [0, 0], log(runs, name)[-2000:]
     before, after = (load_file(path / "model.safetensors") for path in (dropout_model, runs["folder"] / name))
