@@ -2363,6 +2363,16 @@ def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Pa
         rate, saves = args.learning_rate, args.save_steps
         logger.info("steps: %d, learning rate %g, checkpoint every %g steps", args.max_steps, rate, saves)
         logger.info("start: %s", "from the beginning" if checkpoint is None else f"continues from {checkpoint}")
+        batches = (args.dataloader_prefetch_factor or 4) + 1
+        need = batches * sizes[0] * model.config.num_mel_bins * model.config.max_source_positions * 8 / 2**20
+        shared = Path("/dev/shm")
+        if (
+            args.dataloader_num_workers
+            and shared.exists()
+            and (have := shutil.disk_usage(shared).total / 2**20) < need
+        ):
+            found = f"/dev/shm has {have:.0f} MB, batches of long clips may take {need:.0f}"
+            logger.warning("%s. In Docker, start the container with --shm-size 2g.", found)
     if "tensorboard" in args.report_to:
         runs = os.environ.get("TENSORBOARD_LOGGING_DIR", str(Path(args.output_dir) / "runs"))
         logger.info("curves: tensorboard --logdir %s", runs)
@@ -2951,11 +2961,10 @@ def check_needs(
     batch = wish.per_device_train_batch_size * wish.gradient_accumulation_steps
     rates = [entry["samples_per_second"] for entry in trainer.state.log_history if "samples_per_second" in entry]
     steps = wish.max_steps if wish.max_steps > 0 else math.ceil(wish.num_train_epochs * rows[0] / batch)
+    every, save_every = (n if n >= 1 else math.ceil(n * steps) for n in (wish.eval_steps, wish.save_steps))
     seconds_per_clip = metrics.get("eval_runtime", 0.0) / 8
-    hours = (steps * batch / rates[-1] / 3600, steps / wish.eval_steps * rows[1] * seconds_per_clip / 3600)
-    num_kept = (
-        min(steps // max(1, int(wish.save_steps)), wish.save_total_limit or sys.maxsize) + 1
-    )  # one being written
+    hours = (steps * batch / rates[-1] / 3600, steps / every * rows[1] * seconds_per_clip / 3600)
+    num_kept = min(steps // int(save_every), wish.save_total_limit or sys.maxsize) + 1  # one being written
     folder = next(path for path in (place, *place.parents) if path.exists())
     need, free = size * (num_kept + 1) / 1e9, shutil.disk_usage(folder).free / 1e9
     checks = {"device": ("warning", "no GPU: training on the CPU")}
@@ -2985,7 +2994,8 @@ def run(argv: list[str] | None = None) -> int:
     """`main` for the shell: one line instead of a traceback for all that has a known end, exit_status.json always."""
     argv = sys.argv[1:] if argv is None else argv
     code, reason = 1, "crashed"
-    write_exit_status(argv, None, "")
+    is_dry = any(word.split("=")[0] == "--dry_run" for word in argv)  # it leaves nothing, and ends with 0 or 2
+    write_exit_status(argv if not is_dry else [], None, "")
     try:
         with StopSignals() as stop:
             main(argv, stop)
@@ -3002,9 +3012,8 @@ def run(argv: list[str] | None = None) -> int:
             raise
         code, reason = 75, "another process of this run has ended. To go on, start the same command again."
     finally:
-        is_first = write_exit_status(argv, code, reason)
-    if code and code < 128 and "--dry_run" in argv:
-        code = 2
+        is_first = write_exit_status(argv if not is_dry else [], code, reason)
+    code = 2 if is_dry and 0 < code < 128 else code
     if code and is_first:
         sys.stderr.write(f"error: {reason}\n")
     return code

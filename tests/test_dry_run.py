@@ -32,10 +32,13 @@ def test_a_table_of_checks_and_nothing_left(
     flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "tmp").mkdir()
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "exit_status.json").write_text("of an earlier run")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     before = files(tmp_path)
     assert script.run([*flags, *COMMON.split(), "--save_total_limit", "3"]) == 0
     assert files(tmp_path) == before
+    assert (tmp_path / "output" / "exit_status.json").read_text() == "of an earlier run"
     log = caplog.text
     checks = table(log)
     assert list(checks) == ["versions", "Hub", "data", "device", "training", "scoring", "disk", "time"]
@@ -46,9 +49,10 @@ def test_a_table_of_checks_and_nothing_left(
 
 
 def test_epochs_are_estimated_from_the_rows(flags: list[str], caplog: pytest.LogCaptureFixture):
-    words = "--dry_run --do_train --num_train_epochs 50".split()
+    words = "--dry_run --do_train --num_train_epochs 50 --save_steps 0.1 --save_total_limit 2".split()
     assert script.run([*flags, *words]) == 0
     assert "for 500 steps" in table(caplog.text)["time"][1]  # 50 x 40 rows / 4
+    assert "0.00 GB a checkpoint, 0.0 GB in all" in table(caplog.text)["disk"][1]
 
 
 def test_a_full_disk_and_a_loss_that_is_not_finite_are_errors(

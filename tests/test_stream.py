@@ -57,12 +57,28 @@ def test_train_and_validation_are_one_source_with_every_row_of_both(speech: Path
     assert sum("validation" in row_id.split("/")[-1] for row_id in ids) == 8
 
 
-@pytest.mark.parametrize(("num_threads", "workers"), [(1, 0), (2, 1), (4, 1)])
-def test_order_is_independent_of_threads_and_workers(speech: Path, preparer, num_threads: int, workers: int):
-    reference = take(make_stream(load(speech), preparer, num_threads=1), 90)
-    stream = make_stream(load(speech), preparer, num_threads=num_threads)
-    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers)
-    assert [item["id"] for _, item in itertools.islice(loader, 90)] == reference
+@pytest.fixture(scope="module")
+def one_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic.make_speech(tmp_path_factory.mktemp("one"), {"train": 23}, num_shards=1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("num_threads", [1, 2, 4])
+def test_order_is_independent_of_threads_workers_and_ranks(
+    one_shard: Path, preparer, num_threads: int, workers: int, world_size: int
+):
+    """Two passes and a half of one file; the ranks' micro-batches of two, in turn, are the global order."""
+    expected = take(make_stream(load(one_shard), preparer, num_threads=1), 56)
+    ranks = []
+    for rank in range(world_size):
+        how = {"num_threads": num_threads, "rank": rank, "world_size": world_size}
+        stream = make_stream(load(one_shard), preparer, **how)
+        loader = torch.utils.data.DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=list)
+        batches = itertools.islice(loader, 28 // world_size)
+        ranks.append([[example["id"] for _, example in batch] for batch in batches])
+    assert [name for batches in zip(*ranks, strict=True) for batch in batches for name in batch] == expected
+    assert len(set(expected)) == 23
 
 
 def test_the_stream_runs_under_spawn(speech: Path, preparer):

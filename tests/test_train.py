@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
@@ -361,3 +363,14 @@ def test_tensorboard_shows_the_score_before_training_as_the_beginning_of_the_cur
     assert not [tag for tag in events.Tags()["scalars"] if "zero_shot" in tag]
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert b"error rates" in layout and b"^eval/(\\w+_)?wer$" in layout
+
+
+def test_too_little_shared_memory_is_said_at_the_start(
+    train: Train, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    usage = namedtuple("usage", "total used free")(2**19, 0, 2**19)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    train("--do_train --max_steps 1 --dataloader_num_workers 1 --per_device_train_batch_size 8")
+    # 5 batches x 8 rows x 80 mel bins x 400 frames x 4 bytes = 4.9 MiB
+    assert "/dev/shm has 0 MB, batches of long clips may take 5. In Docker" in caplog.text
+    assert "--shm-size 2g" in caplog.text
