@@ -1039,13 +1039,15 @@ def group_by_length(
     return order[:begun] + [i for group in groups for i in group] + rest
 
 
-def read_ahead(iterator: Iterator[Any]) -> Iterator[Any]:
-    """The same items, the next one being fetched by a thread while the last one is used."""
+def read_ahead(iterator: Iterator[Any], size_of: Callable[[Any], int]) -> Iterator[Any]:
+    """The same items, fetched by a thread while earlier ones are used: one ahead, or two while they are small. With
+    one, the short last block of a pass would be used up long before the next pass's first has come over a network."""
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+    pending = deque([reader.submit(next, iterator, None)])
     try:
-        upcoming = reader.submit(next, iterator, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = reader.submit(next, iterator, None)
+        while (item := pending.popleft().result()) is not None:
+            while len(pending) < (2 if size_of(item) < MAX_BLOCK_IN_BYTES // 4 else 1):
+                pending.append(reader.submit(next, iterator, None))
             yield item
     finally:
         reader.shutdown(wait=False, cancel_futures=True)
@@ -1142,7 +1144,7 @@ class SpeechStream(torch.utils.data.IterableDataset):
     def source_rows(self, number: int) -> Iterator[tuple[dict[str, Any], SourceRow]]:
         """Endless (place after it, row) of one source."""
         offset, used = self.place(number)["offset"], self.place(number)["used"]
-        for block, rows_per_pass in read_ahead(self.blocks(number)):
+        for block, rows_per_pass in read_ahead(self.blocks(number), lambda item: item[0].size_in_bytes):
             start = block.start
             seed = [self.seed, start["pass"], start["block"]]
             order = list(range(len(block.rows)))
@@ -1522,7 +1524,7 @@ def eval_set_key(item: SpeechSet) -> str:
 
 def eval_rows(item: SpeechSet, num_threads: int) -> Iterator[dict[str, Any]]:
     """The prepared rows of a split, features (n_mels, n_frames) as bytes; rejected ones with a reason instead."""
-    blocks = read_ahead(read_pass(item, FIRST_PLACE["start"], None, 100))
+    blocks = read_ahead(read_pass(item, FIRST_PLACE["start"], None, 100), lambda block: block.size_in_bytes)
     rows = ((None, row) for block in blocks for row in block.rows)
     for _, example in map_in_order(item.preparer, rows, num_threads):
         if isinstance(example, Rejection):

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -298,3 +299,18 @@ def test_shard_order_is_pure(speech: Path):
     assert all(sorted(order) == [(0, 0), (0, 1), (1, 0), (1, 1)] for order in orders)
     assert len({tuple(order) for order in orders}) > 5
     assert np.array_equal(orders[4], script.shard_order(load(speech, "train+validation"), 3, 4))
+
+
+@pytest.mark.parametrize(("size", "ahead"), [(0, 2), (script.MAX_BLOCK_IN_BYTES, 1)])
+def test_small_blocks_are_read_two_ahead_and_large_ones_one(size: int, ahead: int):
+    fetched: list[int] = []
+    numbers = (fetched.append(number) or number for number in range(6))
+    items = script.read_ahead(numbers, lambda item: size)
+    for used in range(6):
+        assert next(items) == used
+        deadline = time.monotonic() + 20
+        while len(fetched) < min(6, used + 1 + ahead) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.02)
+        assert len(fetched) == min(6, used + 1 + ahead)
+    assert list(items) == []
