@@ -2536,8 +2536,9 @@ def model_card(
         f"{', '.join(sorted(datasets_used))}; scored by real generation.\n\n```\n{score_table(metrics, sets)}\n```\n\n"
         f"{curve_table(history)}\n\n```python\nfrom transformers import pipeline\n\n"
         f'print(pipeline("automatic-speech-recognition", model="{name}")("speech.flac")["text"])\n```\n\n'
-        f"With faster-whisper:\n\n```bash\npip install faster-whisper\nct2-transformers-converter --model {name} "
-        "--output_dir whisper-ct2 --copy_files tokenizer.json preprocessor_config.json\n```\n\n```python\n"
+        "With faster-whisper:\n\n```bash\npip install faster-whisper 'av<19'\n"
+        f"ct2-transformers-converter --model {name} --output_dir whisper-ct2 "
+        "--copy_files tokenizer.json preprocessor_config.json\n```\n\n```python\n"
         'from faster_whisper import WhisperModel\n\nmodel = WhisperModel("whisper-ct2")\n'
         f'segments, _ = model.transcribe("speech.flac", language={spoken}, without_timestamps=True)\n'
         'print("".join(segment.text for segment in segments))\n```\n\n'
