@@ -298,3 +298,19 @@ def test_another_machine_goes_on_from_the_hub(hub: Hub, tmp_path: Path, tiny_mod
     assert "continues from out/checkpoint-6" in again.stderr
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "second/out"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_adapters_are_pushed_merged_and_kept_apart_in_the_checkpoint(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+):
+    """The first save is what a Hub that fails afterwards would be left with."""
+    words = command(tiny_model, speech, "out", hub_strategy="checkpoint", lora_rank=2, max_steps=2)
+    result = run(hub, tmp_path, words)
+    assert result.returncode == 0, result.stderr[-2000:]
+    files, plain = hub.files("model", REPO), load_file(tiny_model / "model.safetensors")
+    assert load(files["model.safetensors"]).keys() == plain.keys()
+    assert any("lora_A" in name for name in load(files["last-checkpoint/model.safetensors"]))
+    assert_same_weights(hub, tmp_path / "out")
+    for commit in hub.commits("model", REPO):
+        if "model.safetensors" in commit.files:
+            assert load(commit.files["model.safetensors"].data).keys() == plain.keys()
