@@ -65,15 +65,15 @@ def test_prediction_of_a_trained_model_in_the_same_run(train: Train, tmp_path: P
 
 def test_long_clips_are_rejected_or_transcribed_whole(train: Train, tmp_path: Path, tiny_model: Path):
     """Two windows and a half; the window is 4 s, and the decoder has 64 positions: fewer than the last text."""
-    texts = ["uno", "dos tres " * 5, "cuatro", "cinco " * 40]
-    folder = make_folder(tmp_path / "clips", [1.0, 10.0, 2.0, 6.0], texts)
+    texts = ["uno", "dos tres " * 5, "cuatro", "cinco " * 40, "seis " * 40]
+    folder = make_folder(tmp_path / "clips", [1.0, 10.0, 2.0, 6.0, 0.5], texts)
     flags = f"--do_eval --eval_split_name test --dataset_name {folder} --max_duration_in_seconds 4"
     assert train(flags)["eval_num_rows"] == 2
     assert "audio_too_long" in (tmp_path / "output" / "rejected.jsonl").read_text()
     metrics = train(f"{flags} --long_form --output_dir {tmp_path / 'long'}")
     rows = {row["duration"]: row["prediction"] for row in predictions(tmp_path / "long", "eval")}
-    assert metrics["eval_num_rows"] == 4 and set(rows) == {1.0, 10.0, 2.0, 6.0}
-    assert metrics["eval_substitutions"] + metrics["eval_deletions"] + metrics["eval_hits"] == 52  # none was cut
+    assert metrics["eval_num_rows"] == 5 and set(rows) == {1.0, 10.0, 2.0, 6.0, 0.5}
+    assert metrics["eval_substitutions"] + metrics["eval_deletions"] + metrics["eval_hits"] == 92  # none was cut
     assert {
         row["duration"]: row["prediction"] for row in predictions(tmp_path / "output", "eval")
     }.items() <= rows.items()
