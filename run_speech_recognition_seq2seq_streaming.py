@@ -33,6 +33,7 @@ import contextlib
 import copy
 import csv
 import difflib
+import errno
 import functools
 import importlib.metadata
 import io
@@ -1582,8 +1583,13 @@ def check_hub(name: str, private: bool | None, may_create: bool = True) -> str:
         raise UserError("--push_to_hub needs a token. Run `hf auth login`, or set HF_TOKEN.")
     api, probe = huggingface_hub.HfApi(), huggingface_hub.CommitOperationAdd("run_info.json", b"{}")
     try:
-        if not may_create and not api.repo_exists(name):
-            return f"{name}, which is new,"
+        if not may_create:
+            user = api.whoami()
+            name = name if "/" in name else f"{user['name']}/{name}"
+            if not api.repo_exists(name):  # so that there is nothing to ask about but the token
+                if (role := user["auth"]["accessToken"]["role"]) == "read":
+                    raise UserError(f"--push_to_hub to {name}: the token may only read. Make one that may write.")
+                return f"{name} does not exist yet, by the token ({role}) it"
         repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
         api.preupload_lfs_files(repo_id, [probe])
     except (HfHubHTTPError, HFValidationError) as error:
@@ -1678,16 +1684,19 @@ class HubUploads:
 
     def poll(self) -> None:
         """Notes how the running upload ended, ends it if it takes too long, and starts the next one if it is due."""
-        if self.child is not None:
-            code = self.child.poll()
-            if code is None and time.monotonic() < self.deadline:
-                return
-            self.cancel()
-            self.note(code)
         try:
+            if self.child is not None:
+                code = self.child.poll()
+                if code is None and time.monotonic() < self.deadline:
+                    return
+                self.cancel()
+                self.note(code)
             self.start()
-        except OSError as error:
-            logger.warning("hub: an upload could not start: %s", one_line(error))
+        except OSError as error:  # a full disk; `finish` tries again as long as there is an error
+            self.error = one_line(error)
+            logger.warning("hub: an upload could not start: %s", self.error)
+            if self.current.exists() and not self.next.exists():
+                self.current.rename(self.next)
 
     def start(self) -> None:
         """Starts the next upload if it is due. Raises: OSError."""
@@ -2369,11 +2378,8 @@ def describe_run(model: Any, sets: dict, args: TrainingArguments, checkpoint: Pa
         batches = (args.dataloader_prefetch_factor or 4) + 1
         need = batches * sizes[0] * model.config.num_mel_bins * model.config.max_source_positions * 8 / 2**20
         shared = Path("/dev/shm")
-        if (
-            args.dataloader_num_workers
-            and shared.exists()
-            and (have := shutil.disk_usage(shared).total / 2**20) < need
-        ):
+        have = shutil.disk_usage(shared).total / 2**20 if shared.exists() else math.inf
+        if args.dataloader_num_workers and have < need:
             found = f"/dev/shm has {have:.0f} MB, batches of long clips may take {need:.0f}"
             logger.warning("%s. In Docker, start the container with --shm-size 2g.", found)
     if "tensorboard" in args.report_to:
@@ -2665,7 +2671,7 @@ def prepare_eval_sets(sets: dict, num_threads: int, args: TrainingArguments) -> 
             prepared[item.source.record] = rows
             listing = output_dir / "rejected.jsonl"
             lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
-            listed = {json.loads(line)["row"] for line in lines}
+            listed = {parse_json_line(line).get("row") for line in lines}  # a kill may have torn the last one
             news = [rejection for rejection in rejections if rejection.row not in listed]
             list_rejections(output_dir, item.source.split, news if args.process_index == 0 else [])
             reasons, title = Counter(r.reason for r in rejections), f"{role} {item.source.record}".strip()
@@ -3011,6 +3017,10 @@ def run(argv: list[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         advice = "halve --per_device_train_batch_size and double --gradient_accumulation_steps (the same global batch)"
         code, reason = 74, f"out of GPU memory: {advice}, or add --gradient_checkpointing. {one_line(error)[:200]}"
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        code, reason = 73, f"the disk is full: {one_line(error)} Free some of it and start the same command again."
     except RuntimeError as error:
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
             raise

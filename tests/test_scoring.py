@@ -122,6 +122,11 @@ def test_a_rejected_row_does_not_make_the_features_be_written_twice(train: Train
     folder = make_folder(tmp_path / "clips", [0.5, 1.0, 2.0, 3.0], ["uno", "", "dos", "tres"])
     metrics = train(f"--do_eval --eval_split_name test --dataset_name {folder}")
     assert metrics["eval_num_rows"] == 3 and '"text_empty"' in (tmp_path / "output" / "rejected.jsonl").read_text()
+    listing = tmp_path / "output" / "rejected.jsonl"
+    with open(listing, "a") as file:
+        file.write('{"split": "te')  # by a kill in the middle of a write
+    train(f"--do_eval --eval_split_name test --dataset_name {folder}")
+    assert listing.read_text().count("text_empty") == 1
     size = sum(path.stat().st_size for path in (tmp_path / "output" / "_eval_cache").rglob("*.arrow"))
     features_in_bytes = 5.5 * 100 * 80 * 4  # seconds, frames, mel bins, float32
     assert features_in_bytes < size < 1.3 * features_in_bytes

@@ -545,3 +545,39 @@ def test_what_waiting_cannot_mend_ends_at_once(
     assert message in log.read_text().splitlines()[-1] and "Trying again" not in log.read_text()
     assert time.monotonic() - began < 60
     hub.remove_faults()
+
+
+@pytest.mark.parametrize("where", ["Popen", "rmtree"])
+def test_an_upload_that_the_disk_prevents_is_neither_lost_nor_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    """The disk is full when the upload starts, or when its end is noted; then it is not, and the upload fails."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    uploads = script.HubUploads("alice/x", tmp_path, "every_save", False, 0.5)
+    module = script.subprocess if where == "Popen" else script.shutil
+    real, fails = getattr(module, where), [OSError(28, "No space left on device")]
+
+    def full(*args: object, **kwargs: object) -> object:
+        if fails:
+            raise fails.pop()
+        return real(*args, **kwargs)
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(module, where, full)
+    uploads.submit(tmp_path / "model", [])
+    with pytest.raises(script.RunEnded, match="trained and saved, but not uploaded .*hf upload alice/x") as ending:
+        uploads.finish()
+    assert ending.value.code == 76 and not fails
+    assert (tmp_path / "_upload" / "next" / "config.json").is_file()
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_line(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(script, "write_reports", full)
+    assert script.run([*flags, "--do_eval"]) == 73
+    assert "error: the disk is full: " in capsys.readouterr().err
