@@ -99,6 +99,7 @@ SAMPLE_RATE_IN_HZ = 16_000  # every Whisper checkpoint was trained on 16 kHz
 HOP_LENGTH_IN_SAMPLES = 160  # 10 ms between two log-mel frames
 FFT_LENGTH_IN_SAMPLES = 400  # 25 ms under each frame
 FRAMES_PER_POSITION = 2  # the encoder's second convolution halves the frames; 20 ms, a timestamp's step
+HANN_WINDOW = torch.hann_window(FFT_LENGTH_IN_SAMPLES)
 SILENCE = -1.5  # log-mel of digital silence: (log10(1e-10) + 4) / 4
 MAX_BLOCK_IN_BYTES = 512 * 2**20  # bounds the shuffle block's memory, whatever the rows' size
 ROWS_BEFORE_REJECTION_CHECK = 1_000
@@ -784,15 +785,14 @@ def read_audio(value: str | dict[str, Any] | None) -> bytes:
     return data
 
 
-def audio_file(data: bytes) -> BinaryIO:
+def audio_file(data: bytes) -> int | BinaryIO:
     """The bytes as an open file; on Linux a descriptor in memory. From a BytesIO libsndfile would call Python some 490
     times for an mp3 clip, each time needing the GIL (benchmarks/data_pipeline.md)."""
     if not hasattr(os, "memfd_create"):
         return io.BytesIO(data)
-    file = os.fdopen(os.memfd_create("audio"), "wb+")
-    file.write(data)
-    file.seek(0)
-    return file
+    descriptor = os.memfd_create("audio")
+    os.pwrite(descriptor, data, 0)
+    return descriptor
 
 
 def decode_audio(data: bytes, check_duration: Callable[[float], None], speed: float = 1.0) -> tuple[np.ndarray, int]:
@@ -803,24 +803,22 @@ def decode_audio(data: bytes, check_duration: Callable[[float], None], speed: fl
     first call would import numba and scipy: a second, and 300 MB of two processes (benchmarks/data_pipeline.md).
     Raises: Rejection if the file is damaged, empty or holds numbers that are not finite."""
     try:
-        with audio_file(data) as file:
-            source = file if isinstance(file, io.BytesIO) else file.fileno()
-            with soundfile.SoundFile(source, closefd=False) as clip:
-                sampling_rate = rate = clip.samplerate
-                check_duration(clip.frames / sampling_rate)
-                with contextlib.suppress(Rejection):  # a clip that would leave the limits keeps its speed
-                    check_duration(clip.frames / sampling_rate / speed)
-                    rate = sampling_rate * speed
-                waveform = clip.read(dtype="float32", always_2d=True)
+        with soundfile.SoundFile(audio_file(data)) as clip:  # closes the file, also one that it cannot open
+            sampling_rate = rate = clip.samplerate
+            check_duration(clip.frames / sampling_rate)
+            with contextlib.suppress(Rejection):  # a clip that would leave the limits keeps its speed
+                check_duration(clip.frames / sampling_rate / speed)
+                rate = sampling_rate * speed
+            waveform = clip.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         kind = "m4a" if data[4:8] == b"ftyp" else "webm" if data[:4] == b"\x1aE\xdf\xa3" else None
         advice = f"{kind} is not supported: convert with ffmpeg -i IN.{kind} -ar 16000 -ac 1 OUT.flac"
         raise Rejection("audio_unreadable", advice if kind else one_line(error.error_string)) from error
     mono = waveform.mean(axis=1) if waveform.shape[1] > 1 else waveform[:, 0]
-    if not np.isfinite(mono).all():
-        raise Rejection("audio_not_finite", "NaN or infinite samples")
     if rate != SAMPLE_RATE_IN_HZ:
         mono = soxr.resample(mono, rate, SAMPLE_RATE_IN_HZ)
+    if not np.isfinite(mono).all():
+        raise Rejection("audio_not_finite", "NaN or infinite samples")
     if len(mono) == 0:  # one sample at 48 kHz is none at 16
         raise Rejection("audio_empty", "no samples")
     return np.ascontiguousarray(mono, dtype=np.float32), sampling_rate
@@ -845,19 +843,18 @@ def log_mel(waveform: np.ndarray, mel_filters: np.ndarray, max_frames: int) -> t
     waveform: (n_samples,) float32 at 16 kHz; mel_filters: (201, n_mels); max_frames: the model's window.
     Source: openai/whisper, audio.py, log_mel_spectrogram; transformers, feature_extraction_whisper.py."""
     window_in_samples = max_frames * HOP_LENGTH_IN_SAMPLES
-    audio = torch.from_numpy(waveform[:window_in_samples])
-    half = FFT_LENGTH_IN_SAMPLES // 2
-    num_frames = min(max_frames, math.ceil((len(audio) + half) / HOP_LENGTH_IN_SAMPLES))
-    # Zeros as the library pads, as many as the last frames can see: its reflection at the end then holds zeros too.
-    padding = min(len(audio) + 2 * FFT_LENGTH_IN_SAMPLES, window_in_samples) - len(audio)
-    audio = functional.pad(audio, (0, padding))
-    window = torch.hann_window(FFT_LENGTH_IN_SAMPLES)
-    stft = torch.stft(audio, FFT_LENGTH_IN_SAMPLES, HOP_LENGTH_IN_SAMPLES, window=window, return_complex=True)
-    stft = stft[:, :num_frames]
+    num_samples, half = min(len(waveform), window_in_samples), FFT_LENGTH_IN_SAMPLES // 2
+    num_frames = min(max_frames, math.ceil((num_samples + half) / HOP_LENGTH_IN_SAMPLES))
+    # Zeros as the library pads, as many as the last frames can see, then its reflection at both ends. In numpy, which
+    # keeps the GIL for such short work: each small operation of torch would give it away.
+    audio = np.zeros(min(num_samples + 2 * FFT_LENGTH_IN_SAMPLES, window_in_samples) + 2 * half, np.float32)
+    audio[half : half + num_samples] = waveform[:num_samples]
+    audio[:half], audio[-half:] = audio[2 * half : half : -1], audio[-half - 2 : -2 * half - 2 : -1]
+    how = {"window": HANN_WINDOW, "center": False, "return_complex": True}
+    stft = torch.stft(torch.from_numpy(audio), FFT_LENGTH_IN_SAMPLES, HOP_LENGTH_IN_SAMPLES, **how)[:, :num_frames]
     power = stft.real.square() + stft.imag.square()  # five times as fast as a sum over the last dimension
-    mel = torch.from_numpy(mel_filters).to(torch.float32).T @ power
-    log_spectrogram = mel.clamp(min=1e-10).log10()
-    return (torch.maximum(log_spectrogram, log_spectrogram.max() - 8.0) + 4.0) / 4.0
+    log_spectrogram = (torch.from_numpy(mel_filters).to(torch.float32).T @ power).clamp_(min=1e-10).log10_()
+    return log_spectrogram.clamp_(min=float(log_spectrogram.max()) - 8.0).add_(4.0).div_(4.0)
 
 
 def pad_features(frames: torch.Tensor, frame_counts: list[int], window: int) -> torch.Tensor:
@@ -875,7 +872,7 @@ def pad_features(frames: torch.Tensor, frame_counts: list[int], window: int) -> 
 def encode_text(text: str, tokenizer: transformers.WhisperTokenizer, max_label_length: int) -> list[int]:
     """Token ids of a transcript with prefix and end: <|startoftranscript|> [language, task] <|notimestamps|> ... .
     Raises: Rejection if the decoder has too few positions for it."""
-    ids = tokenizer(text).input_ids
+    ids = tokenizer.backend_tokenizer.encode(text).ids  # what tokenizer(text) calls, in half the time
     if len(ids) - 1 > max_label_length:  # the first one is only input, the last one only label
         raise Rejection("label_too_long", f"{len(ids) - 1} tokens, the model has {max_label_length} positions")
     return ids
@@ -1348,18 +1345,14 @@ class SpeechCollator:
         utterances = [(position, example) for position, example in tagged if isinstance(example, dict)]
         examples = [example for _, example in utterances]
         errors = [e for _, e in tagged if isinstance(e, Exception) and not isinstance(e, Rejection)]
-        dummy = {"features": torch.full((self.n_mels, 1), SILENCE), "labels": [self.decoder_start_token_id, None]}
-        rows = examples or [dummy]
+        dummy_labels = [self.decoder_start_token_id, IGNORED_LABEL]
+        rows = examples or [{"features": torch.full((self.n_mels, 1), SILENCE), "labels": dummy_labels}]
         if self.make_windows is not None and utterances and utterances[0][0] is not None:  # not of an evaluation set
             rows = self.make_windows(utterances)
-        width = max(len(row["labels"]) for row in rows) - 1
-        labels = torch.full((len(rows), width), IGNORED_LABEL)
-        decoder_input_ids = torch.full((len(rows), width), self.pad_token_id)
-        for i, row in enumerate(rows):
-            ids = row["labels"]
-            decoder_input_ids[i, : len(ids) - 1] = torch.tensor(ids[:-1])
-            if ids[-1] is not None:
-                labels[i, : len(ids) - 1] = torch.tensor(ids[1:])
+        width = max(len(row["labels"]) for row in rows)
+        pairs = [(row["labels"], width - len(row["labels"])) for row in rows]
+        labels = torch.tensor([ids[1:] + [IGNORED_LABEL] * gap for ids, gap in pairs])
+        decoder_input_ids = torch.tensor([ids[:-1] + [self.pad_token_id] * gap for ids, gap in pairs])
         features = [row["features"] for row in rows]
         if isinstance(features[0], bytes):  # of a prepared evaluation set
             flat = (torch.frombuffer(bytearray(data), dtype=torch.float32) for data in features)
@@ -2657,7 +2650,7 @@ def make_preparer(
     window, longest_label = FRAMES_PER_POSITION * config.max_source_positions, config.max_target_positions
     limits = (data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
     text = (data_args.do_lower_case, data_args.do_remove_punctuation)
-    mel_filters, wait = np.asarray(extractor.mel_filters), 60 * data_args.max_network_wait_in_minutes
+    mel_filters, wait = np.float32(extractor.mel_filters), 60 * data_args.max_network_wait_in_minutes
     return UtterancePreparer(tokenizer, mel_filters, window, longest_label, *limits, *text, wait)
 
 

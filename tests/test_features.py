@@ -1,6 +1,7 @@
 """decode_audio, log_mel, normalize_text, encode_text, UtterancePreparer."""
 
 import io
+from pathlib import Path
 
 import librosa
 import numpy as np
@@ -71,9 +72,12 @@ def test_resampling_equals_librosa(sampling_rate: int):
 )
 def test_bad_audio_is_rejected_with_a_reason(preparer, data: bytes, reason: str, detail: str):
     row = script.SourceRow("a row", {"bytes": data, "path": None}, "uno")
+    descriptors = Path("/proc/self/fd")  # of Linux, where a clip has one
+    before = len(list(descriptors.glob("*")))
     rejection = preparer(row)
     assert isinstance(rejection, script.Rejection)
     assert (rejection.reason, rejection.row) == (reason, "a row") and detail in rejection.detail
+    assert len(list(descriptors.glob("*"))) == before
 
 
 def test_samples_that_are_not_finite_are_rejected():
