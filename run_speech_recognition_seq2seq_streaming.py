@@ -591,6 +591,10 @@ class SpeechSource:
     def open_shard(self, part: int, shard: int) -> datasets.IterableDataset:
         return self.parts[part].shard(num_shards=self.parts[part].num_shards, index=shard)
 
+    def url(self, part: int, shard: int) -> str:
+        """Of a parquet file, which is a shard."""
+        return self.data_files[self.shards().index((part, shard))]
+
 
 def load_builder(name: str, config_name: str | None, cache_dir: str | None) -> datasets.DatasetBuilder:
     """The `datasets` builder; for a script dataset that of its parquet export. Raises: UserError."""
@@ -755,18 +759,20 @@ def count_rows(builder: Any, parts: list[str], opened: list, urls: tuple[str, ..
         return sum(1 for dataset in opened for _ in dataset)  # paths and metadata only
     if builder.name == "parquet":
         with ThreadPoolExecutor(16) as pool:
-            return sum(pool.map(count_parquet_rows, urls))
+            return sum(map(sum, pool.map(rows_of_groups, urls)))
     counts = [splits[part].num_examples if part in (splits := builder.info.splits or {}) else None for part in parts]
     return sum(counts) if all(counts) else None
 
 
-def count_parquet_rows(url: str) -> int:
-    """Rows according to the file's footer; 0 if the file is damaged (its rejection is counted while reading)."""
+def rows_of_groups(url: str) -> list[int]:
+    """Rows of each row group, according to a parquet file's footer; none if the file is damaged (its rejection is
+    counted while reading)."""
     try:
         with fsspec.open(url, "rb") as file:
-            return pyarrow.parquet.ParquetFile(file).metadata.num_rows
+            footer = pyarrow.parquet.ParquetFile(file).metadata
+            return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
     except pyarrow.ArrowInvalid:
-        return 0
+        return []
 
 
 def read_audio(value: str | dict[str, Any] | None) -> bytes:
@@ -968,29 +974,35 @@ def shard_order(source: SpeechSource, seed: int | None, pass_number: int) -> lis
 
 
 class ShardReader:
-    """The rows of one file from a place on. Network errors are waited out and reading goes on at the same row; a
-    damaged file ends in one rejected row that says so."""
+    """The rows of one file, without its first num_rows. Network errors are waited out and reading goes on at the same
+    row; a damaged file ends in one rejected row that says so."""
 
-    def __init__(self, source: SpeechSource, place: tuple, state: dict | None, wait_in_seconds: float) -> None:
+    def __init__(self, source: SpeechSource, place: tuple[int, int], num_rows: int, wait_in_seconds: float) -> None:
         self.source, self.place, self.patience = source, place, Patience(wait_in_seconds)
+        self.num_rows = num_rows  # before the one that was yielded last
         self.id = "/".join(filter(None, [source.record, source.split, *map(str, place)]))
-        self.open(state)
 
-    def open(self, state: dict[str, Any] | None) -> None:
-        self.dataset = self.source.open_shard(*self.place)
-        if state is None:
-            self.dataset.state_dict()  # datasets keeps track of its place only once it has been asked
-        else:
-            self.dataset.load_state_dict(state)
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Of a parquet file only the row groups that remain are read, of others everything."""
+        shard, first, before = self.source.open_shard(*self.place), self.num_rows, 0
+        if first == 0 or self.source.kind != "parquet":
+            yield from shard.skip(first)
+            return
+        groups, sizes = shard.reshard(), rows_of_groups(self.source.url(*self.place))
+        for number, size in enumerate(sizes):
+            if before + size > first:
+                yield from groups.shard(num_shards=len(sizes), index=number).skip(max(0, first - before))
+            before += size
 
     def __iter__(self) -> Iterator[SourceRow]:
         while True:
             try:
-                for row in self.dataset:
+                for row in self.rows():
                     audio, text = row[self.source.audio_column], row.get(self.source.text_column)
                     path = audio.get("path") if isinstance(audio, dict) else audio
                     self.patience.reset()
                     yield SourceRow(f"{self.id}/{path or ''}", audio, text)
+                    self.num_rows += 1
                 return
             except Exception as error:
                 # pyarrow's "Corrupt snappy compressed data" is a bare OSError; the disk's have a number.
@@ -998,9 +1010,7 @@ class ShardReader:
                 if is_bare and getattr(error, "errno", None) is None:
                     yield SourceRow(self.id, None, None, Rejection("file_damaged", one_line(error)[:200], self.id))
                     return
-                state = self.dataset.state_dict()
                 self.patience.wait(error, f"reading {self.source.name} {self.id}")
-                self.open(state)
 
 
 @dataclass(frozen=True)
@@ -1020,26 +1030,27 @@ def read_pass(
     item: SpeechSet, start: dict[str, Any], seed: int | None, block_size: int, share: slice = slice(None)
 ) -> Iterator[Block]:
     """The blocks of one pass from `start` on. Blocks end at block_size rows or 512 MB; seeking opens no earlier file.
-    start: {"pass", "block", "shard" (place in the pass's order), "shard_state" (of datasets), "rows" (before it)};
+    start: {"pass", "block", "rows" (before it), "shard" (place in the pass's order), "shard_row" (within the file)};
     seed: None keeps the files' order, as does max_rows, which must mean the same rows in every pass; share: which
     files in that order."""
     max_rows, wait_in_seconds = item.max_rows, item.preparer.max_network_wait_in_seconds
     order = shard_order(item.source, seed if max_rows is None else None, start["pass"])[share]
-    block = Block(dict(start))
-    num_rows = start["rows"]
+    block, number, num_rows = None, start["block"], start["rows"]
     for shard_number in range(start["shard"], len(order)):
-        state = start["shard_state"] if shard_number == start["shard"] else None
-        reader = ShardReader(item.source, order[shard_number], state, wait_in_seconds)
+        first = start["shard_row"] if shard_number == start["shard"] else 0
+        reader = ShardReader(item.source, order[shard_number], first, wait_in_seconds)
         for row in reader:
             if max_rows is not None and num_rows >= max_rows:
                 break
+            if block is None:
+                place = {"shard": shard_number, "shard_row": reader.num_rows}
+                block = Block({"pass": start["pass"], "block": number, "rows": num_rows, **place})
             block.add(row)
             num_rows += 1
             if len(block.rows) >= block_size or block.size_in_bytes >= MAX_BLOCK_IN_BYTES:
                 yield block
-                place = {"shard": shard_number, "shard_state": reader.dataset.state_dict()}
-                block = Block({"pass": start["pass"], "rows": num_rows, "block": block.start["block"] + 1, **place})
-    if block.rows:
+                block, number = None, number + 1
+    if block is not None:
         yield block
 
 
@@ -1080,7 +1091,7 @@ def map_in_order(function: Callable[[Any], Any], items: Iterable[tuple], num_thr
 
 
 FIRST_PLACE = {  # of one source
-    "start": {"pass": 0, "block": 0, "shard": 0, "shard_state": None, "rows": 0},
+    "start": {"pass": 0, "block": 0, "rows": 0, "shard": 0, "shard_row": 0},
     "offset": 0,  # rows of the block already used
     "rows_per_pass": None,  # known after the first pass
     "used": 0,  # rows of this source used since the training began
@@ -1912,7 +1923,11 @@ class StreamProgress:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over what a checkpoint saved; rows that were listed after it will be met, and listed, again. A global
-        order is kept, whatever the number of ranks now; ranks with files of their own need the same number."""
+        order is kept, whatever the number of ranks now; ranks with files of their own need the same number.
+        Raises: UserError if an older version wrote it."""
+        if "shard_row" not in state["position"]["sources"][0]["start"]:
+            advice = "Finish the run with that version, or start anew in another --output_dir."
+            raise UserError(f"the checkpoint's place in the data is in the form of an older version. {advice}")
         positions, was_possible = state.get("dealt", []), self.is_dealt
         self.is_dealt, self.position, self.rejected = False, state["position"], Counter(state["rejected"])
         if positions and was_possible and len(positions) == self.world_size:

@@ -80,9 +80,13 @@ def test_bad_audio_is_rejected_with_a_reason(preparer, data: bytes, reason: str,
     assert len(list(descriptors.glob("*"))) == before
 
 
-def test_samples_that_are_not_finite_are_rejected():
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling_rate", [16_000, 48_000])
+def test_samples_that_are_not_finite_are_rejected(sampling_rate: int, bad: float):
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.array([0.1, np.nan, 0.2] * 100), 16_000, format="WAV", subtype="FLOAT")
+    clip = np.full(3 * sampling_rate, 0.1)
+    clip[len(clip) // 2] = bad  # one of many
+    soundfile.write(buffer, clip, sampling_rate, format="WAV", subtype="FLOAT")
     with pytest.raises(script.Rejection, match="audio_not_finite"):
         script.decode_audio(buffer.getvalue(), lambda seconds: None)
 

@@ -155,6 +155,13 @@ def test_a_mix_is_judged_over_all_its_rows(tmp_path: Path):
         progress.update({"position": {}, "num_rows": 899, "rejections": rejected * 180})
 
 
+def test_a_checkpoint_of_an_older_version_says_so(tmp_path: Path):
+    start = {"pass": 0, "block": 0, "shard": 0, "shard_state": {"epoch": 0}, "rows": 0}
+    state = {"position": {"row": 16, "sources": [{"start": start}]}}
+    with pytest.raises(script.UserError, match="older version"):
+        script.StreamProgress(tmp_path, 0.5, {"": 900}).restore(state)
+
+
 def test_norwegian_is_a_language_in_yaml(tmp_path: Path):
     (tmp_path / "mix.yaml").write_text("- {dataset_name: x, language: no, dataset_config_name: 2021}")
     words = f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}"

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import synthetic
 import torch
@@ -28,6 +29,12 @@ def make_folder(folder: Path, num_rows: int) -> Path:
             (folder / "train" / f"{i}.flac").write_bytes(data)
             writer.writerow([f"{i}.flac", text])
     return folder
+
+
+def damage(file: Path) -> None:
+    """Of a parquet file only the footer stays whole."""
+    data = file.read_bytes()
+    file.write_bytes(data[:200] + bytes(len(data) - 2_200) + data[-2_000:])
 
 
 def make_stream(source: script.SpeechSource, preparer: script.UtterancePreparer, **changes: object):
@@ -173,9 +180,7 @@ def test_files_are_dealt_where_each_rank_gets_one_and_all_rows_count(speech: Pat
 def test_a_rank_whose_only_file_is_damaged_goes_on_with_the_next_pass(tmp_path: Path, preparer):
     folder = synthetic.make_speech(tmp_path, {"train": 30}, num_shards=3)
     for file in folder.glob("train-00001*.parquet"):
-        data = bytearray(file.read_bytes())
-        data[200 : len(data) - 2_000] = bytes(len(data) - 2_200)  # the footer stays whole
-        file.write_bytes(data)
+        damage(file)
     for rank in range(3):
         items = [item for _, item in itertools.islice(deal(load(folder), preparer, rank), 40)]
         assert len(items) == 40 and sum(isinstance(item, dict) for item in items) >= 35
@@ -202,6 +207,22 @@ def test_a_position_opens_no_earlier_file(speech: Path, preparer, monkeypatch: p
     take(make_stream(source, preparer, position=items[-1][0] | {"skip": 0}), 1)
     second_of_first_pass = script.shard_order(source, 1, 0)[1]
     assert opened[0] == second_of_first_pass
+
+
+@pytest.mark.parametrize("seen", [13, 14, 15, 27])
+def test_a_position_reads_only_the_row_groups_that_remain(tmp_path: Path, preparer, seen: int):
+    file = tmp_path / "data" / "train.parquet"
+    synthetic.write_parquet(file, synthetic.make_rows(30, seed=0), row_group_size=6)
+    items = list(itertools.islice(make_stream(load(file.parent), preparer), 60))
+    position = items[seen - 1][0] | {"skip": 0}
+    group = position["sources"][0]["start"]["shard_row"] // 6  # where the position's block begins
+    assert group > 0
+    column, data = pq.read_metadata(file).row_group(group).column(0), file.read_bytes()
+    end = column.dictionary_page_offset or column.data_page_offset
+    file.write_bytes(data[:4] + bytes(end - 4) + data[end:])  # who reads an earlier group now finds damage
+    rest = make_stream(load(file.parent), preparer, position=position)
+    assert take(rest, 30 - seen) == [item["id"] for _, item in items[seen:30]]
+    assert "damaged" in str(next(itertools.islice(make_stream(load(file.parent), preparer), 0, None))[1])
 
 
 def test_blocks_end_at_rows_or_bytes(speech: Path, preparer, monkeypatch: pytest.MonkeyPatch):
@@ -234,14 +255,22 @@ def test_rows_are_counted_without_reading_audio(speech: Path, tmp_path: Path):
 
 def test_a_damaged_file_is_a_rejection_and_nothing_else_is_lost(tmp_path: Path, preparer):
     folder = synthetic.make_speech(tmp_path, {"train": 30}, num_shards=3)
-    middle = sorted(folder.glob("*.parquet"))[1]
-    data = bytearray(middle.read_bytes())
-    data[200 : len(data) - 2_000] = bytes(len(data) - 2_200)  # the footer stays whole
-    middle.write_bytes(data)
+    damage(sorted(folder.glob("*.parquet"))[1])
     items = [item for _, item in itertools.islice(make_stream(load(folder), preparer), 21)]
     rejected = [item for item in items if isinstance(item, script.Rejection)]
     assert [item.reason for item in rejected] == ["file_damaged"]
     assert len({item["id"] for item in items if isinstance(item, dict)}) == 20
+
+
+@pytest.mark.parametrize("block_size", [1, 5, 6, 11, 30])
+def test_a_position_beside_a_damaged_file_continues_at_the_next_row(tmp_path: Path, preparer, block_size: int):
+    folder = synthetic.make_speech(tmp_path, {"train": 15}, num_shards=3)
+    damage(sorted(folder.glob("*.parquet"))[1])
+    stream = make_stream(load(folder), preparer, block_size=block_size)
+    positions, whole = [position for position, _ in itertools.islice(stream, 22)], take(stream, 33)
+    for seen, position in enumerate(positions, start=1):
+        rest = make_stream(load(folder), preparer, block_size=block_size, position=position | {"skip": 0})
+        assert take(rest, 11) == whole[seen : seen + 11], seen
 
 
 def test_a_missing_clip_is_a_rejection(tmp_path: Path, preparer):
