@@ -794,7 +794,7 @@ def read_audio(value: str | dict[str, Any] | None) -> bytes:
 def audio_file(data: bytes) -> int | BinaryIO:
     """The bytes as an open file; on Linux a descriptor in memory. From a BytesIO libsndfile would call Python some 490
     times for an mp3 clip, each time needing the GIL (benchmarks/data_pipeline.md)."""
-    if not hasattr(os, "memfd_create"):
+    if not hasattr(os, "memfd_create") or len(data) > 2**30:  # one write takes 2 GiB at most
         return io.BytesIO(data)
     descriptor = os.memfd_create("audio")
     os.pwrite(descriptor, data, 0)
