@@ -4,7 +4,7 @@
 
 torch's fake tensors run Whisper's forward pass under bfloat16 autocast (float16 takes as much) and the bytes that it
 saves for the backward pass are counted, once for one and once for two rows of 30 s: the difference is a row's.
-Prints the table of the README's section "Which card for which model". Counted for the peak, GB of 10^9 bytes:
+Prints the table of docs/memory.md. Counted for the peak, GB of 10^9 bytes:
 - a parameter: 4 for its weight, 4 for its gradient, 8 for AdamW's two averages (with --optim adafactor next to none),
   and 2 for the half-precision copy that autocast keeps;
 - a row: what the forward pass saves; with gradient checkpointing also one layer, which is computed again;

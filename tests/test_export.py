@@ -1,5 +1,5 @@
-"""A saved model elsewhere, by the README's own commands: CTranslate2 and faster-whisper write what transformers does,
-and whisper.cpp's converter gets the files that transformers 5 no longer saves."""
+"""A saved model elsewhere, by the commands of docs/export.md: CTranslate2 and faster-whisper write what transformers
+does, and whisper.cpp's converter gets the files that transformers 5 no longer saves."""
 
 import json
 import re
@@ -19,7 +19,7 @@ import run_speech_recognition_seq2seq_streaming as script
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install -r requirements-test.txt")
 faster_whisper = pytest.importorskip("faster_whisper", reason="pip install -r requirements-test.txt")
-README = (Path(script.__file__).parent / "README.md").read_text()
+EXPORT_PAGE = (Path(script.__file__).parent / "docs" / "export.md").read_text()
 
 
 def make_talkative_model(folder: Path) -> Path:
@@ -46,8 +46,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(trained: Path) -> Path:
-    """The result of the README's command."""
-    (command,) = re.findall(r"^\S*(ct2-transformers-converter (?:.*\\\n)*.*)$", README, re.M)
+    """The result of the command in docs/export.md."""
+    (command,) = re.findall(r"^\S*(ct2-transformers-converter (?:.*\\\n)*.*)$", EXPORT_PAGE, re.M)
     words = shlex.split(command.replace("\\\n", " ").replace("float16", "float32"))  # the CPU's results, bit for bit
     target = trained.parent / "whisper-small-es-ct2"
     places = {"whisper-small-es": str(trained), target.name: str(target)}
@@ -106,15 +106,15 @@ def test_faster_whisper_writes_the_same_tokens(converted: Path, clips: list[np.n
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs(converted: Path, clips: list[np.ndarray]):
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "faster_whisper" in block)
+def test_the_python_of_the_page_runs(converted: Path, clips: list[np.ndarray]):
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", EXPORT_PAGE, re.S) if "faster_whisper" in block)
     soundfile.write(converted.parent / "speech.flac", clips[0], synthetic.SAMPLE_RATE_IN_HZ)
     result = subprocess.run([sys.executable, "-c", code], cwd=converted.parent, capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.strip(), result.stderr[-2000:]
 
 
 def test_the_files_for_whisper_cpp(trained: Path):
-    (code,) = re.findall(r"python - whisper-small-es <<'END'\n(.*?)\nEND\n", README, re.S)
+    (code,) = re.findall(r"python - whisper-small-es <<'END'\n(.*?)\nEND\n", EXPORT_PAGE, re.S)
     subprocess.run([sys.executable, "-", str(trained)], input=code, text=True, check=True)
     vocabulary = json.loads((trained / "vocab.json").read_text(encoding="utf-8"))
     assert len(vocabulary) == 256 and json.loads((trained / "added_tokens.json").read_text()) == {}

@@ -182,7 +182,7 @@ MACHINE = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "-
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["accelerate", "two machines"])
 def test_other_launchers_train_alike(runs: dict, one_file: Path, tiny_model: Path, tmp_path: Path, launcher: str):
-    """As README has them, of the machines both on this one, the port as one can be free: weights equal to the bit."""
+    """As docs/multi-gpu.md has them, both machines on this one, any free port: weights equal to the bit."""
     whole = {"model_name_or_path": tiny_model, "dataset_name": one_file, "max_steps": 12, "save_steps": 6} | TWO
     flags = [script.__file__, *words(**whole), "--output_dir", str(tmp_path / "out")]
     with socket.socket() as server:
@@ -288,9 +288,10 @@ def test_gradient_checkpointing_on_two_processes(runs: dict, name: str, dropout_
 
 @pytest.fixture(scope="module")
 def sharded(one_file: Path, uneven_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The same training plain, sharded as the README says, and sharded and continued from its middle."""
+    """The same training plain, sharded as docs/multi-gpu.md says, and sharded and continued from its middle."""
     root = tmp_path_factory.mktemp("sharded")
-    (config,) = re.findall(r"^FSDP: .*?```json\n(.*?)```", (PROJECT / "README.md").read_text(), re.S | re.M)
+    page = (PROJECT / "docs" / "multi-gpu.md").read_text()
+    (config,) = re.findall(r"^FSDP: .*?```json\n(.*?)```", page, re.S | re.M)
     (root / "fsdp.json").write_text(config)
     values = {"model_name_or_path": uneven_model, "dataset_name": one_file, "max_steps": 12, "save_steps": 6} | TWO
     values |= {"per_device_eval_batch_size": 1, "generation_max_length": 40, "learning_rate": 1e-4}

@@ -1,8 +1,6 @@
-"""README, run.sh and the shape of the code: what is promised there is accepted here."""
+"""run.sh and the shape of the code."""
 
 import ast
-import re
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -12,132 +10,6 @@ import run_speech_recognition_seq2seq_streaming as script
 
 PROJECT = Path(script.__file__).parent
 NAME = "run_speech_recognition_seq2seq_streaming.py"
-
-
-def commands(text: str) -> list[list[str]]:
-    """The words after the script's name in every command of a text, continued lines joined."""
-    joined = text.replace("\\\n", " ")
-    pieces = [
-        line.split(name)[1] for line in joined.splitlines() for name in (NAME, '"$script"', "  train ") if name in line
-    ]
-    return [shlex.split(piece) for piece in pieces if "--model_name_or_path" in piece]
-
-
-def test_every_command_is_accepted():
-    sources = [(PROJECT / name).read_text() for name in ("README.md", "run.sh")] + [script.__doc__]
-    found = [words for text in sources for words in commands(text)]
-    assert len(found) >= 5
-    for words in found:
-        plain = [word for word in words if word not in ("--fp16", "$@", "--push_to_hub")]
-        arguments = script.parse_arguments(plain)
-        script.check_arguments(*arguments[1:])
-        for word in words:
-            assert not word.startswith("--") or word[2:].split("=")[0] in script_flags(), word
-
-
-def script_flags() -> set[str]:
-    parser = script.ArgumentParser((script.TrainingArguments, script.ModelArguments, script.DataArguments))
-    return {option.removeprefix("--") for option in parser._option_string_actions}
-
-
-def readme_blocks() -> list[str]:
-    """The shell code in README.md, here-documents left out."""
-    blocks = re.findall(r"```bash\n(.*?)```", (PROJECT / "README.md").read_text(), re.S)
-    return [re.sub(r" <<'END'\n.*?\nEND\n", "\n", block, flags=re.S) for block in blocks]
-
-
-def check_flags(words: list[str], parser_of: str) -> None:
-    """A command of the trainer, or of run.sh, whose recipe's flags come first, is parsed and checked by the script."""
-    base: list[str] = []
-    if parser_of == "run.sh":
-        known = ("smoke", "learn", "test")
-        recipe = words.pop(0) if words and not words[0].startswith("--") else ""
-        assert recipe in ("", *known), recipe
-        recipes = dict(zip(("smoke", "learn", ""), commands((PROJECT / "run.sh").read_text()), strict=True))
-        base = recipes.get(recipe, recipes[""])
-    plain = [word for word in [*base, *words] if word not in ("--fp16", "$@", "--push_to_hub")]
-    script.check_arguments(*script.parse_arguments(plain)[1:])
-
-
-OTHER_PROGRAMS = "mkdir tar tmux git cmake #!/bin/bash #SBATCH code=0 exit whisper.cpp/build/bin/whisper-cli".split()
-OTHER_COMMANDS = [  # that another test runs, or that come from another project's documentation
-    ".venv/bin/pip install -r requirements-demo.txt",
-    ".venv/bin/pip install -r requirements-lora.txt",
-    "pip install faster-whisper",
-    ".venv/bin/ct2-transformers-converter",
-    "python - whisper-small-es",
-    "python whisper.cpp/models/convert-h5-to-ggml.py",
-    "if [[ $code == 75",
-]
-
-
-def test_every_shell_block_of_the_readme_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    settings = "model_name_or_path: m\ndataset_name: d\noutput_dir: o\ndo_train: true\nmax_steps: 1\n"
-    (tmp_path / "recipe.yaml").write_text(settings)
-    monkeypatch.chdir(tmp_path)
-    blocks, checked = readme_blocks(), 0
-    for block in blocks:
-        assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).stderr == ""
-        for line in filter(None, block.replace("\\\n", " ").splitlines()):
-            command = line.split("||")[0].removeprefix("RESTART=1 ").removeprefix("srun ")
-            words = shlex.split(command, comments=True)
-            checked += (program := next((name for name in (NAME, "run.sh", "demo.py") if name in words), "")) != ""
-            if program == "demo.py":
-                flags = {word for word in words if word.startswith("--")}
-                assert flags and all(f'"{flag}"' in (PROJECT / "demo.py").read_text() for flag in flags), line
-            elif program:
-                check_flags(words[words.index(program) + 1 :], program)
-            else:
-                is_known = line.split()[0] in OTHER_PROGRAMS or line.startswith(tuple(OTHER_COMMANDS))
-                assert is_known or line.startswith("#"), f"{line!r}: no test knows this command"
-    assert len(blocks) >= 9 and checked >= 9
-
-
-def test_every_line_of_the_memory_table_is_a_command():
-    rows = re.findall(r"^\| \d+ GB \| (\S+) \| (\d+) \| (\d+) \| (.*?) \| ", (PROJECT / "README.md").read_text(), re.M)
-    assert len(rows) >= 10
-    for model, batch, accumulation, more in rows:
-        words = f"--model_name_or_path openai/whisper-{model} --per_device_train_batch_size {batch}".split()
-        words += f"--gradient_accumulation_steps {accumulation} {more.replace('`', '')}".split()
-        check_flags(words, "run.sh")
-        assert int(batch) * int(accumulation) == 32, "the README says that the global batch is 32 everywhere"
-
-
-@pytest.mark.parametrize(("code", "is_requeued"), [(0, False), (2, False), (75, True), (138, True)])
-def test_the_slurm_job_queues_again_only_when_that_helps(tmp_path: Path, code: int, is_requeued: bool):
-    (job,) = (block for block in readme_blocks() if "#SBATCH" in block)
-    for name, line in (("srun", f"exit {code}"), ("scontrol", f'echo "$@" >{tmp_path}/requeued')):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
-    assert subprocess.run(["bash", "-c", job], env=environment).returncode == code
-    assert (tmp_path / "requeued").exists() == is_requeued
-    assert not is_requeued or (tmp_path / "requeued").read_text() == "requeue 7\n"
-
-
-def upgrade_table() -> str:
-    """README's table of retired flags, from the script's own."""
-    lines = ["| flag of 2022, or of the library then | write instead |", "|---|---|"]
-    for replacement, names in script.RETIRED_BY_REPLACEMENT.items():
-        code = re.sub(r"(--\w+)", r"`\1`", replacement)
-        lines.append(f"| {', '.join(f'`{name}`' for name in names.split())} | {code} |")
-    return "\n".join(lines) + "\n"
-
-
-def write_upgrade_table() -> None:
-    """README's table anew: PYTHONPATH=.:tests python -c 'import test_project as t; t.write_upgrade_table()'."""
-    path = PROJECT / "README.md"
-    first = upgrade_table().split("\n")[0]
-    path.write_text(re.sub(rf"^{re.escape(first)}\n(\|.*\n)+", upgrade_table(), path.read_text(), flags=re.M))
-
-
-def test_the_upgrade_table_is_the_script_s():
-    assert upgrade_table() in (PROJECT / "README.md").read_text(), write_upgrade_table.__doc__
-
-
-def test_flags_in_prose_exist():
-    named = set(re.findall(r"`--(\w+)", (PROJECT / "README.md").read_text()))
-    assert len(named) > 10 and named <= script_flags()
 
 
 def test_functions_stay_short():
@@ -163,15 +35,6 @@ def test_the_script_stays_readable_in_a_sitting():
     lines = enumerate(text.splitlines(), start=1)
     code = [line for number, line in lines if number not in prose and line.strip() and line.strip()[0] != "#"]
     assert len(code) <= 2_370
-
-
-def test_the_yaml_in_the_readme_is_a_mix(tmp_path: Path):
-    blocks = re.findall(r"```yaml\n(.*?)```", (PROJECT / "README.md").read_text(), re.S)
-    assert len(blocks) == 1
-    (tmp_path / "mix.yaml").write_text(blocks[0])
-    words = f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}"
-    records = script.data_records(script.parse_arguments(words.split())[1])
-    assert [(record.language, record.weight) for record in records] == [("de", 3), ("nl", 1)]
 
 
 @pytest.mark.parametrize(

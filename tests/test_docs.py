@@ -1,0 +1,305 @@
+"""README.md, docs/ and CONTRIBUTING.md: the code accepts every command, flag, table and link in them."""
+
+import json
+import re
+import shlex
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import run_speech_recognition_seq2seq_streaming as script
+
+PROJECT = Path(script.__file__).parent
+SCRIPT_NAME = "run_speech_recognition_seq2seq_streaming.py"
+MEMORY_PAGE = PROJECT / "docs" / "memory.md"
+MIGRATION_PAGE = PROJECT / "docs" / "migrating-from-2022.md"
+
+# README.md first, then one page a question.
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGE_NAMES = [str(page.relative_to(PROJECT)) for page in PAGES]
+
+# These need a GPU or a token before they can be parsed; everything else of a command is parsed and checked here.
+NEEDS_MORE_THAN_THIS_MACHINE = ("--fp16", "--push_to_hub", "$@")
+
+# A command that starts with one of these belongs to another program: to the shell, or to a project whose
+# documentation says the same, or another test runs it (tests of the demo, of the export, of `bash run.sh test`).
+OTHER_PROGRAMS = (
+    "#!/bin/bash",
+    "#SBATCH",
+    ".venv/bin/ct2-transformers-converter",
+    ".venv/bin/pip install -r requirements-demo.txt",
+    ".venv/bin/pip install -r requirements-lora.txt",
+    "cmake",
+    "code=0",
+    "exit",
+    "git clone",
+    "if [[ $code == 75",
+    "mkdir",
+    "pip install faster-whisper",
+    "python - whisper-small-es",
+    "python whisper.cpp/models/convert-h5-to-ggml.py",
+    "tar",
+    "tmux",
+    "whisper.cpp/build/bin/whisper-cli",
+)
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of one language on a page, without their fences."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+def shell_lines(block: str) -> list[str]:
+    """The commands of a shell block: continued lines joined, here-documents and comments left out."""
+    without_documents = re.sub(r" <<'END'\n.*?\nEND\n", "\n", block, flags=re.S)
+    joined = without_documents.replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line.strip() and not line.startswith("# ")]
+
+
+def command_words(line: str) -> list[str]:
+    """The words of a command, without what the shell does before and after it."""
+    command = line.split("||")[0].removeprefix("srun ")
+    words = shlex.split(command, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words.pop(0)
+    return words
+
+
+def recipes() -> dict[str, list[str]]:
+    """The flags of every recipe in run.sh by its name; the recipe without a name is the real one."""
+    text = (PROJECT / "run.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    functions = re.findall(r"^(\w+)\(\) \{\n(.*?)^\}", text, re.M | re.S)
+    found = {}
+    for name, body in functions:
+        for line in body.splitlines():
+            words = line.split()
+            if words[:1] == ["train"] and len(words) > 1:
+                found["" if name == "recipe" else name] = shlex.split(line)[1:]
+    return found
+
+
+def script_parser() -> script.ArgumentParser:
+    return script.ArgumentParser((script.TrainingArguments, script.ModelArguments, script.DataArguments))
+
+
+def script_flags() -> set[str]:
+    return {option.removeprefix("--") for option in script_parser()._option_string_actions}
+
+
+def check_training_flags(words: list[str]) -> None:
+    """The script parses these flags and its own checks of their combination pass."""
+    for word in words:
+        if word.startswith("--"):
+            assert word.removeprefix("--").split("=")[0] in script_flags(), word
+    parsable = [word for word in words if word not in NEEDS_MORE_THAN_THIS_MACHINE]
+    script.check_arguments(*script.parse_arguments(parsable)[1:])
+
+
+def check_recipe(words: list[str]) -> None:
+    """`bash run.sh WORDS`: the recipe exists, and the script accepts its flags followed by the others."""
+    name = ""
+    if words and not words[0].startswith("-"):
+        name = words[0]
+        words = words[1:]
+    if name == "test":
+        return  # what follows are pytest's flags
+    assert name in recipes(), f"run.sh has no recipe {name!r}"
+    check_training_flags([*recipes()[name], *words])
+
+
+def check_demo_flags(words: list[str]) -> None:
+    source = (PROJECT / "demo.py").read_text(encoding="utf-8")
+    flags = [word for word in words if word.startswith("--")]
+    assert flags
+    for flag in flags:
+        assert f'"{flag}"' in source, flag
+
+
+def check_command(line: str) -> bool:
+    """Whether the line is a command of this project, which is then checked; an unknown command fails."""
+    words = command_words(line)
+    if SCRIPT_NAME in words:
+        check_training_flags(words[words.index(SCRIPT_NAME) + 1 :])
+        return True
+    if words[:2] == ["bash", "run.sh"]:
+        check_recipe(words[2:])
+        return True
+    if "demo.py" in words:
+        check_demo_flags(words)
+        return True
+    if words[:1] == ["python"] and words[1:] and words[1].startswith(("benchmarks/", "tests/")):
+        assert (PROJECT / words[1]).is_file(), line
+        return True
+    assert line.startswith(OTHER_PROGRAMS), f"{line!r}: no test knows this command"
+    return False
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe.yaml that commands name, in the current directory."""
+    settings = {
+        "model_name_or_path": "m",
+        "dataset_name": "d",
+        "output_dir": "o",
+        "do_train": True,
+        "max_steps": 1,
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))  # JSON is YAML as well
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("recipe_file")
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_every_shell_command_is_accepted(page: Path):
+    for block in code_blocks(page, "bash"):
+        syntax = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True)
+        assert syntax.stderr == ""
+        for line in shell_lines(block):
+            check_command(line)
+
+
+@pytest.mark.usefixtures("recipe_file")
+def test_the_pages_have_commands_of_their_own():
+    """Against a reader of blocks that finds none: the test above would then pass for want of anything to check."""
+    lines = [line for page in PAGES for block in code_blocks(page, "bash") for line in shell_lines(block)]
+    assert sum(check_command(line) for line in lines) >= 9
+
+
+@pytest.mark.usefixtures("recipe_file")
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_commands_within_a_sentence_are_accepted(page: Path):
+    for span in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+        is_ours = "run.sh" in span or "demo.py" in span or span.startswith("python benchmarks/")
+        if is_ours and " " in span:
+            check_command(span)
+
+
+@pytest.mark.usefixtures("recipe_file")
+def test_every_recipe_of_run_sh_is_accepted():
+    assert {"", "smoke", "learn"} <= set(recipes())
+    for flags in recipes().values():
+        check_training_flags(flags)
+
+
+@pytest.mark.usefixtures("recipe_file")
+def test_every_command_in_the_script_s_docstring_is_accepted():
+    lines = script.__doc__.replace("\\\n", " ").splitlines()
+    commands = [command_words(line) for line in lines if SCRIPT_NAME in line]
+    assert len(commands) >= 2
+    for words in commands:
+        flags = words[words.index(SCRIPT_NAME) + 1 :]
+        if flags != ["--help"]:
+            check_training_flags(flags)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_flags_in_prose_exist(page: Path):
+    known = script_flags()
+    for flag in re.findall(r"`--(\w+)", page.read_text(encoding="utf-8")):
+        assert flag in known, f"--{flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_code_of_other_languages_parses(page: Path):
+    for block in code_blocks(page, "json"):
+        json.loads(block)
+    for block in code_blocks(page, "python"):
+        compile(block, str(page), "exec")
+
+
+def test_the_mix_in_the_documentation_is_read_as_a_mix(tmp_path: Path):
+    (block,) = code_blocks(PROJECT / "docs" / "data.md", "yaml")
+    (tmp_path / "mix.yaml").write_text(block)
+    words = f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}"
+    records = script.data_records(script.parse_arguments(words.split())[1])
+    assert [(record.language, record.weight) for record in records] == [("de", 3), ("nl", 1)]
+
+
+def memory_rows(page: Path) -> list[tuple[str, str, str, str]]:
+    """Model, batch, accumulation and further flags of each line of a table of cards."""
+    return re.findall(r"^\| \d+ GB \| (\S+) \| (\d+) \| (\d+) \| (.*?) \| ", page.read_text(encoding="utf-8"), re.M)
+
+
+def test_every_line_of_the_memory_table_is_a_command():
+    rows = memory_rows(MEMORY_PAGE)
+    assert len(rows) >= 10
+    for model, batch, accumulation, more in rows:
+        words = [
+            *("--model_name_or_path", f"openai/whisper-{model}"),
+            *("--per_device_train_batch_size", batch),
+            *("--gradient_accumulation_steps", accumulation),
+            *more.replace("`", "").split(),
+        ]
+        check_recipe(words)
+        assert int(batch) * int(accumulation) == 32, "the page says that the global batch is 32 everywhere"
+
+
+@pytest.mark.parametrize(("code", "is_requeued"), [(0, False), (2, False), (75, True), (138, True)])
+def test_the_slurm_job_queues_again_only_when_that_helps(tmp_path: Path, code: int, is_requeued: bool):
+    blocks = code_blocks(PROJECT / "docs" / "long-runs.md", "bash")
+    (job,) = (block for block in blocks if "#SBATCH" in block)
+    stand_ins = {"srun": f"exit {code}", "scontrol": f'echo "$@" >{tmp_path}/requeued'}
+    for name, line in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    assert subprocess.run(["bash", "-c", job], env=environment).returncode == code
+    assert (tmp_path / "requeued").exists() == is_requeued
+    assert not is_requeued or (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+def migration_table() -> str:
+    """The table of retired flags, from the script's own: flags with the same replacement share a line."""
+    names_by_replacement: dict[str, list[str]] = defaultdict(list)
+    for name, replacement in script.RETIRED_ARGUMENTS.items():
+        names_by_replacement[replacement].append(f"`{name}`")
+    lines = ["| flag of 2022, or of the library then | write instead |", "|---|---|"]
+    for replacement, names in names_by_replacement.items():
+        marked = re.sub(r"(--\w+)", r"`\1`", replacement)
+        lines.append(f"| {', '.join(names)} | {marked} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_migration_table() -> None:
+    """Writes the table into its page anew: PYTHONPATH=. python tests/test_docs.py"""
+    first_line = migration_table().split("\n")[0]
+    text = MIGRATION_PAGE.read_text(encoding="utf-8")
+    text = re.sub(rf"^{re.escape(first_line)}\n(\|.*\n)+", migration_table(), text, flags=re.M)
+    MIGRATION_PAGE.write_text(text, encoding="utf-8")
+
+
+def test_the_table_of_retired_flags_is_the_script_s():
+    assert migration_table() in MIGRATION_PAGE.read_text(encoding="utf-8"), write_migration_table.__doc__
+
+
+def heading_anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_every_relative_link_leads_somewhere(page: Path):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in heading_anchors(target), link
+
+
+def test_every_page_is_reached_from_the_readme_and_leads_back():
+    readme = PAGES[0].read_text(encoding="utf-8")
+    pages = PAGES[1:]
+    assert len(pages) >= 10
+    for page in pages:
+        assert f"](docs/{page.name})" in readme, page.name
+        assert "](../README.md" in page.read_text(encoding="utf-8"), page.name
+
+
+if __name__ == "__main__":
+    write_migration_table()
