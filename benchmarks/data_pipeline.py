@@ -52,6 +52,11 @@ from hub import Hub
 from transformers import WhisperProcessor
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES
+from speech_finetuning.data.audio import decode_audio, log_mel
+from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.sources import load_source
+from speech_finetuning.data.stream import SpeechStream
 
 BATCH_SIZE = 16
 SHUFFLE_ROWS = 500  # of the stream's block and of the 2022 buffer
@@ -64,7 +69,9 @@ WORDS = {
     "adjective": "old young quiet yellow careful distant famous gentle hungry modern narrow silver warm".split(),
     "noun": "teacher river doctor garden engine winter library captain village window market dragon".split(),
     "verb": "remembers follows paints answers carries discovers protects invites measures borrows".split(),
-    "place": "behind the station|near the harbour|in the morning|without a reason|after the storm".split("|"),
+    "place": "behind the station|near the harbour|in the morning|without a reason|after the storm".split(
+        "|"
+    ),
 }
 VOICES = "en-us en-gb en-gb-scotland en-029 en-us+f2 en-gb+f3 en-us+m3 en-gb+m7 en-us+f5".split()
 
@@ -75,7 +82,9 @@ def make_sentence(generator: np.random.Generator) -> str:
     clauses = []
     for _ in range(2):
         adjective, noun, verb, place = (str(generator.choice(words)) for words in WORDS.values())
-        clauses.append(f"the {adjective} {noun} {verb} the {generator.choice(WORDS['noun'])} {place}")
+        clauses.append(
+            f"the {adjective} {noun} {verb} the {generator.choice(WORDS['noun'])} {place}"
+        )
     return " and ".join(clauses)
 
 
@@ -129,7 +138,12 @@ def make_data(num_clips: int) -> Path:
             synthetic.write_parquet(path, rows[shard::NUM_SHARDS])
         write_audio_folder(unfinished / "audiofolder" / "train", rows)
         write_tar(unfinished / "tar" / "train-00000.tar", rows)
-        sizes = {"d_model": 16, "num_layers": 1, "window_in_seconds": 30, "max_target_positions": 448}
+        sizes = {
+            "d_model": 16,
+            "num_layers": 1,
+            "window_in_seconds": 30,
+            "max_target_positions": 448,
+        }
         synthetic.make_model(unfinished / "model", **sizes)
         unfinished.rename(folder)
     return folder
@@ -137,14 +151,17 @@ def make_data(num_clips: int) -> Path:
 
 def read_clips(folder: Path) -> list[bytes]:
     """The mp3 files of the parquet layout, in memory."""
-    tables = [pq.read_table(path, columns=["audio"]) for path in sorted((folder / "parquet").glob("*.parquet"))]
+    tables = [
+        pq.read_table(path, columns=["audio"])
+        for path in sorted((folder / "parquet").glob("*.parquet"))
+    ]
     return [cell["bytes"] for table in tables for cell in table["audio"].to_pylist()]
 
 
 # ------------------------------------------------------------------------------------------- contestants ----
 @functools.cache
-def load_preparer(folder: Path) -> script.UtterancePreparer:
-    return conftest.make_preparer(folder / "model")
+def load_preparer(folder: Path) -> Preprocessor:
+    return conftest.make_preprocessor(folder / "model")
 
 
 @functools.cache
@@ -153,11 +170,13 @@ def load_processor(folder: Path) -> WhisperProcessor:
 
 
 # What the script's own types look like is known in the next two functions only.
-def make_stream(place: str, columns: tuple[str, str], num_threads: int, folder: Path) -> script.SpeechStream:
+def make_stream(
+    place: str, columns: tuple[str, str], num_threads: int, folder: Path
+) -> SpeechStream:
     """The script's stream over a Hub id or a folder. columns: (audio, text)."""
-    source = script.load_source(place, None, "train", columns, None, True, "")
-    item = script.SpeechSet(source, load_preparer(folder))
-    return script.SpeechStream((item,), 1, SHUFFLE_ROWS, BATCH_SIZE, num_threads)
+    source = load_source(place, None, "train", columns, None, True, "")
+    item = SpeechDataset(source, load_preparer(folder))
+    return SpeechStream((item,), 1, SHUFFLE_ROWS, BATCH_SIZE, num_threads)
 
 
 def block_start(ride: dict[str, Any]) -> int:
@@ -165,7 +184,9 @@ def block_start(ride: dict[str, Any]) -> int:
     return ride["position"]["sources"][0]["start"]["rows"]
 
 
-def make_loader(stream: script.SpeechStream, folder: Path, num_workers: int = 1) -> torch.utils.data.DataLoader:
+def make_loader(
+    stream: SpeechStream, folder: Path, num_workers: int = 1
+) -> torch.utils.data.DataLoader:
     """As SpeechTrainer makes it."""
     tokenizer, mel_filters = load_preparer(folder).tokenizer, load_preparer(folder).mel_filters
     start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
@@ -187,7 +208,7 @@ def stream_batches(
 
 
 def work(data: bytes, mel_filters: np.ndarray) -> None:
-    script.log_mel(script.decode_audio(data, lambda seconds: None)[0], mel_filters, 3000)
+    log_mel(decode_audio(data, lambda seconds: None)[0], mel_filters, 3000)
 
 
 def bare_batches(folder: Path, num_threads: int) -> Iterator[int]:
@@ -199,7 +220,10 @@ def bare_batches(folder: Path, num_threads: int) -> Iterator[int]:
             work(data, mel_filters)
             yield 1
     with ThreadPoolExecutor(num_threads) as pool:
-        pending = [pool.submit(work, data, mel_filters) for data in itertools.islice(clips, 4 * num_threads)]
+        pending = [
+            pool.submit(work, data, mel_filters)
+            for data in itertools.islice(clips, 4 * num_threads)
+        ]
         for data in clips:
             pending.pop(0).result()
             pending.append(pool.submit(work, data, mel_filters))
@@ -212,18 +236,26 @@ def prepare_2022(row: dict[str, Any], processor: WhisperProcessor) -> dict[str, 
     waveform = audio["array"]
     inputs = processor.feature_extractor(waveform, sampling_rate=audio["sampling_rate"])
     labels = processor.tokenizer(row["text"]).input_ids
-    return {"input_features": inputs.input_features[0], "input_length": len(waveform), "labels": labels}
+    return {
+        "input_features": inputs.input_features[0],
+        "input_length": len(waveform),
+        "labels": labels,
+    }
 
 
 def is_in_length_range(num_samples: int) -> bool:
     return 0 < num_samples < 30 * 16_000
 
 
-def collate_2022(rows: list[dict[str, Any]], processor: WhisperProcessor) -> dict[str, torch.Tensor]:
+def collate_2022(
+    rows: list[dict[str, Any]], processor: WhisperProcessor
+) -> dict[str, torch.Tensor]:
     """input_features (batch, n_mels, 3000) and labels padded with -100."""
     features = [{"input_features": row["input_features"]} for row in rows]
     batch = processor.feature_extractor.pad(features, return_tensors="pt")
-    labels = processor.tokenizer.pad([{"input_ids": row["labels"]} for row in rows], return_tensors="pt")
+    labels = processor.tokenizer.pad(
+        [{"input_ids": row["labels"]} for row in rows], return_tensors="pt"
+    )
     batch["labels"] = labels["input_ids"].masked_fill(labels.attention_mask.ne(1), -100)[:, 1:]
     return batch
 
@@ -235,7 +267,9 @@ def batches_2022(folder: Path, num_workers: int) -> Iterator[int]:
     processor = load_processor(folder)
     dataset = datasets.load_dataset(str(folder / "parquet"), split="train", streaming=True)
     dataset = dataset.cast_column("audio", datasets.Audio(sampling_rate=16_000))
-    dataset = dataset.map(functools.partial(prepare_2022, processor=processor), remove_columns=["audio", "text"])
+    dataset = dataset.map(
+        functools.partial(prepare_2022, processor=processor), remove_columns=["audio", "text"]
+    )
     dataset = dataset.with_format("torch").shuffle(buffer_size=SHUFFLE_ROWS, seed=1)
     dataset = dataset.filter(is_in_length_range, input_columns=["input_length"])
     collate = functools.partial(collate_2022, processor=processor)
@@ -265,8 +299,12 @@ HTTP = f"HTTP, {1000 * LATENCY_IN_SECONDS:.0f} ms"
 CONTESTANTS = {
     "bare": Contestant("bare loop, 1 thread", functools.partial(bare_batches, num_threads=1)),
     "bare-2": Contestant("bare loop, 2 threads", functools.partial(bare_batches, num_threads=2)),
-    "stream": Contestant("stream, 1 thread", functools.partial(stream_batches, num_threads=1, **PARQUET)),
-    "stream-2": Contestant("stream, 2 threads", functools.partial(stream_batches, num_threads=2, **PARQUET)),
+    "stream": Contestant(
+        "stream, 1 thread", functools.partial(stream_batches, num_threads=1, **PARQUET)
+    ),
+    "stream-2": Contestant(
+        "stream, 2 threads", functools.partial(stream_batches, num_threads=2, **PARQUET)
+    ),
     "alone": Contestant(
         "stream without worker, 1 thread",
         functools.partial(stream_batches, num_threads=1, num_workers=0, **PARQUET),
@@ -278,14 +316,21 @@ CONTESTANTS = {
     "2022": Contestant("2022, 1 worker", functools.partial(batches_2022, num_workers=1)),
     "2022-2": Contestant("2022, 2 workers", functools.partial(batches_2022, num_workers=2)),
     "folder": Contestant(
-        "stream, audio folder, 1 thread", functools.partial(stream_batches, num_threads=1, **AUDIO_FOLDER)
+        "stream, audio folder, 1 thread",
+        functools.partial(stream_batches, num_threads=1, **AUDIO_FOLDER),
     ),
-    "tar": Contestant("stream, one tar, 1 thread", functools.partial(stream_batches, num_threads=1, **TAR)),
+    "tar": Contestant(
+        "stream, one tar, 1 thread", functools.partial(stream_batches, num_threads=1, **TAR)
+    ),
     "http": Contestant(
-        f"stream, {HTTP}, 1 thread", functools.partial(stream_batches, num_threads=1, **HUB), is_online=True
+        f"stream, {HTTP}, 1 thread",
+        functools.partial(stream_batches, num_threads=1, **HUB),
+        is_online=True,
     ),
     "http-2": Contestant(
-        f"stream, {HTTP}, 2 threads", functools.partial(stream_batches, num_threads=2, **HUB), is_online=True
+        f"stream, {HTTP}, 2 threads",
+        functools.partial(stream_batches, num_threads=2, **HUB),
+        is_online=True,
     ),
 }
 
@@ -297,7 +342,9 @@ def processes() -> list[psutil.Process]:
 
 
 def cpu_seconds() -> float:
-    return sum(times.user + times.system for times in (process.cpu_times() for process in processes()))
+    return sum(
+        times.user + times.system for times in (process.cpu_times() for process in processes())
+    )
 
 
 def memory_in_mb(file: str, field: str) -> list[float]:
@@ -310,7 +357,9 @@ def memory_in_mb(file: str, field: str) -> list[float]:
 def machine_seconds() -> float:
     """Core seconds that the machine was busy since it started, those stolen by its hypervisor included."""
     times = psutil.cpu_times()._asdict()
-    return sum(times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    return sum(
+        times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal")
+    )
 
 
 def time_pass(batches: Iterator[int], num_clips: int) -> dict[str, float]:
@@ -321,7 +370,11 @@ def time_pass(batches: Iterator[int], num_clips: int) -> dict[str, float]:
     seconds = time.perf_counter() - began
     used, machine = cpu_seconds() - cpu, machine_seconds() - machine
     others = max(0.0, machine - used) / seconds
-    return {"clips_per_second": count / seconds, "cpu_ms_per_clip": 1000 * used / count, "others": others}
+    return {
+        "clips_per_second": count / seconds,
+        "cpu_ms_per_clip": 1000 * used / count,
+        "others": others,
+    }
 
 
 def compete(contestant: Contestant, folder: Path, num_clips: int) -> dict[str, float]:
@@ -348,7 +401,9 @@ def write_long_clips(folder: Path, num_rows: int) -> None:
     for shard in range(num_rows // ROWS_PER_GROUP):
         clips = [generator.normal(0, 0.1, 30 * 48_000) for _ in range(ROWS_PER_GROUP)]
         rows = [(synthetic.encode(clip, "WAV", 48_000), "uno dos") for clip in clips]
-        synthetic.write_parquet(folder / f"train-{shard:05}.parquet", rows, row_group_size=ROWS_PER_GROUP)
+        synthetic.write_parquet(
+            folder / f"train-{shard:05}.parquet", rows, row_group_size=ROWS_PER_GROUP
+        )
 
 
 def print_passes(folder: Path, num_clips: int) -> None:
@@ -364,7 +419,10 @@ def print_passes(folder: Path, num_clips: int) -> None:
         sizes.append(memory_in_mb("status", "VmRSS"))
         print(f"| {number} | {sizes[-1][0]:.0f} | {sizes[-1][1]:.0f} |", flush=True)
     growth = sum(map(sum, sizes[15:])) / 5 - sum(map(sum, sizes[5:10])) / 5
-    print(f"\nFrom the mean of passes 6 to 10 to that of passes 16 to 20: {growth:+.1f} MB.\n", flush=True)
+    print(
+        f"\nFrom the mean of passes 6 to 10 to that of passes 16 to 20: {growth:+.1f} MB.\n",
+        flush=True,
+    )
 
 
 def print_long_clips(folder: Path, num_rows: int) -> None:
@@ -379,15 +437,22 @@ def print_long_clips(folder: Path, num_rows: int) -> None:
     peaks = memory_in_mb("status", "VmHWM")
     sizes = np.diff([*sorted(set(starts)), num_rows])
     blocks = ", ".join(map(str, sizes))
-    print(f"30 s wav rows of 2.9 MB in row groups of {ROWS_PER_GROUP}: blocks of {blocks} rows ", end="")
-    print(f"(limits: {SHUFFLE_ROWS} rows, {script.MAX_BLOCK_IN_BYTES / 2**20:.0f} MB).")
-    print(f"Largest resident size: main {peaks[0]:.0f} MB, worker {peaks[1]:.0f} MB; imports alone {imported[0]:.0f}.")
+    print(
+        f"30 s wav rows of 2.9 MB in row groups of {ROWS_PER_GROUP}: blocks of {blocks} rows ",
+        end="",
+    )
+    print(f"(limits: {SHUFFLE_ROWS} rows, {MAX_BLOCK_IN_BYTES / 2**20:.0f} MB).")
+    print(
+        f"Largest resident size: main {peaks[0]:.0f} MB, worker {peaks[1]:.0f} MB; imports alone {imported[0]:.0f}."
+    )
 
 
 def measure_memory(num_clips: int) -> None:
     """Both memory tests, a process each."""
     folder = make_data(num_clips)
-    subprocess.run([sys.executable, __file__, "--turn", "passes", "--clips", str(num_clips)], check=True)
+    subprocess.run(
+        [sys.executable, __file__, "--turn", "passes", "--clips", str(num_clips)], check=True
+    )
     with tempfile.TemporaryDirectory() as name:
         long = Path(name)
         write_long_clips(long / "long", NUM_LONG_CLIPS)
@@ -401,7 +466,9 @@ def take_turn(key: str, num_clips: int, environment: dict[str, str]) -> dict[str
     command = [sys.executable, __file__, "--turn", key, "--clips", str(num_clips)]
     environment = environment | {"HF_HUB_OFFLINE": "0" if CONTESTANTS[key].is_online else "1"}
     try:
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_IN_SECONDS)
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=LIMIT_IN_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return f"not done after {LIMIT_IN_SECONDS} s"
     lines = result.stdout.splitlines()
@@ -410,11 +477,16 @@ def take_turn(key: str, num_clips: int, environment: dict[str, str]) -> dict[str
     return (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1][:150]
 
 
-def race(keys: list[str], num_clips: int, repetitions: int) -> dict[str, list[dict[str, float] | str]]:
+def race(
+    keys: list[str], num_clips: int, repetitions: int
+) -> dict[str, list[dict[str, float] | str]]:
     """The figures of every turn. Each repetition starts with another contestant; one that failed is out."""
     folder = make_data(num_clips)
     results: dict[str, list] = {key: [] for key in keys}
-    with tempfile.TemporaryDirectory() as home, Hub(latency_in_seconds=LATENCY_IN_SECONDS) as server:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        Hub(latency_in_seconds=LATENCY_IN_SECONDS) as server,
+    ):
         server.add_repo("dataset", "alice/speech", folder / "parquet")
         environment = server.environment(home)
         for number in range(repetitions):
@@ -422,7 +494,11 @@ def race(keys: list[str], num_clips: int, repetitions: int) -> dict[str, list[di
                 if any(isinstance(figures, str) for figures in results[key]):
                     continue
                 results[key].append(take_turn(key, num_clips, environment))
-                print(f"{number + 1}/{repetitions} {key}: {results[key][-1]}", file=sys.stderr, flush=True)
+                print(
+                    f"{number + 1}/{repetitions} {key}: {results[key][-1]}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return results
 
 
@@ -431,7 +507,9 @@ def medians(results: dict[str, list]) -> dict[str, dict[str, float]]:
     table = {}
     for key, turns in results.items():
         if all(isinstance(figures, dict) for figures in turns):
-            table[key] = {name: statistics.median(figures[name] for figures in turns) for name in turns[0]}
+            table[key] = {
+                name: statistics.median(figures[name] for figures in turns) for name in turns[0]
+            }
             rates = [figures["clips_per_second"] for figures in turns]
             table[key] |= {"lowest": min(rates), "highest": max(rates)}
     return table
@@ -449,7 +527,11 @@ def print_table(results: dict[str, list], table: dict[str, dict[str, float]]) ->
         if key in table:
             row = table[key]
             rate, most = row["clips_per_second"], max(figures["others"] for figures in turns)
-            cells += [f"{rate:.0f}", f"{row['lowest']:.0f} to {row['highest']:.0f}", f"{rate / bare:.2f}"]
+            cells += [
+                f"{rate:.0f}",
+                f"{row['lowest']:.0f} to {row['highest']:.0f}",
+                f"{rate / bare:.2f}",
+            ]
             cells += [f"{row['cpu_ms_per_clip']:.1f}", f"{row['first']:.2f}"]
             cells += [f"{row['resident']:.0f}", f"{row['unshared']:.0f}", f"{most:.2f}"]
         else:
@@ -499,11 +581,15 @@ def describe(num_clips: int) -> str:
     clips = read_clips(make_data(num_clips))
     seconds = [soundfile.info(io.BytesIO(data)).duration for data in clips]
     packages = ("torch", "datasets", "transformers", "soundfile", "soxr", "torchcodec")
-    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    installed = {
+        found.metadata["Name"]: found.version for found in importlib.metadata.distributions()
+    }
     versions = ", ".join(f"{name} {installed.get(name, 'missing')}" for name in packages)
     lengths = f"{min(seconds):.1f} to {max(seconds):.1f} s, mean {statistics.mean(seconds):.1f} s"
     size = sum(map(len, clips)) / len(clips) / 1000
-    machine = f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions}"
+    machine = (
+        f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions}"
+    )
     return f"{time.strftime('%Y-%m-%d')}, {machine}.\n{num_clips} clips of {lengths}, {size:.0f} kB each on average.\n"
 
 
@@ -521,8 +607,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=640)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="KEY", default=list(CONTESTANTS))
-    parser.add_argument("--memory", action="store_true", help="20 passes, and 30 s wav rows, instead of the race")
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTESTANTS, metavar="KEY", default=list(CONTESTANTS)
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="20 passes, and 30 s wav rows, instead of the race"
+    )
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

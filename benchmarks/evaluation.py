@@ -47,6 +47,15 @@ import torch
 import transformers
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ, decode_audio, read_audio
+from speech_finetuning.data.positions import FIRST_PLACE
+from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.stream import read_pass
+from speech_finetuning.data.text import IGNORED_LABEL, normalize_text
+from speech_finetuning.model.loading import check_language, load_processor
+from speech_finetuning.scoring.metrics import collapse_spaces, text_normalizers
+from speech_finetuning.scoring.scores import Scorecard
+from speech_finetuning.training.trainer import SpeechTrainer
 
 Result = dict[str, Any]  # figures of one turn; "ids": {row: token ids}
 LIMIT_IN_SECONDS = 900  # for one turn
@@ -65,7 +74,9 @@ def memory_in_mb(name: str) -> float:
 def machine_seconds() -> float:
     """Core seconds that the machine was busy since it started, those stolen by its hypervisor included."""
     times = psutil.cpu_times()._asdict()
-    return sum(times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    return sum(
+        times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal")
+    )
 
 
 class MemoryWatch(threading.Thread):
@@ -94,14 +105,17 @@ class MemoryWatch(threading.Thread):
             yield
         finally:
             self.phase = ""
-            seconds, others = time.perf_counter() - began, machine_seconds() - machine - time.process_time() + used
+            seconds, others = (
+                time.perf_counter() - began,
+                machine_seconds() - machine - time.process_time() + used,
+            )
             self.figures[f"{phase}_seconds"] = seconds
             self.figures[f"{phase}_others"] = max(0.0, others) / seconds
             self.figures[f"{phase}_after"] = memory_in_mb("RssAnon")
 
 
 # ---------------------------------------------------------------------------------------------------- our turn ----
-class KeepingScorecard(script.Scorecard):
+class KeepingScorecard(Scorecard):
     """Remembers the ids that it was given."""
 
     def __call__(self, outputs: transformers.EvalPrediction) -> dict[str, float]:
@@ -109,7 +123,9 @@ class KeepingScorecard(script.Scorecard):
         return super().__call__(outputs)
 
 
-def prepare_watched(prepare: Callable, watch: MemoryWatch, *args: Any) -> dict[str, datasets.Dataset]:
+def prepare_watched(
+    prepare: Callable, watch: MemoryWatch, *args: Any
+) -> dict[str, datasets.Dataset]:
     """The script's preparation, with an empty cache and then with a full one."""
     with watch.watch("prepare"):
         prepare(*args)
@@ -117,7 +133,9 @@ def prepare_watched(prepare: Callable, watch: MemoryWatch, *args: Any) -> dict[s
         return prepare(*args)
 
 
-def evaluate_ours(watch: MemoryWatch, result: Result, trainer: script.SpeechTrainer, *other: Any) -> dict[str, float]:
+def evaluate_ours(
+    watch: MemoryWatch, result: Result, trainer: SpeechTrainer, *other: Any
+) -> dict[str, float]:
     """In place of the script's run_job: two evaluations."""
     for phase in ("first", "later"):
         with watch.watch(phase):
@@ -143,21 +161,27 @@ def our_turn(flags: list[str]) -> Result:
 def strip(ids: np.ndarray, pad: int) -> list[int]:
     """Without the padding at the end, which depends on the batch (the end token is the pad token)."""
     kept = [int(i) for i in ids]
-    while kept and kept[-1] in (pad, script.IGNORED_LABEL):
+    while kept and kept[-1] in (pad, IGNORED_LABEL):
         kept.pop()
     return kept
 
 
 # ----------------------------------------------------------------------------------------------- library's turn ----
-def usual_rows(item: script.SpeechSet, extractor: transformers.WhisperFeatureExtractor) -> Iterator[dict[str, Any]]:
+def usual_rows(
+    item: SpeechDataset, extractor: transformers.WhisperFeatureExtractor
+) -> Iterator[dict[str, Any]]:
     """id, input_features (n_mels, frames of the whole window), labels: what the usual `prepare_dataset` makes."""
     preparer = item.preparer
-    for block in script.read_pass(item, script.FIRST_PLACE["start"], None, 100):
+    for block in read_pass(item, FIRST_PLACE["start"], None, 100):
         for row in block.rows:
-            waveform, rate = script.decode_audio(script.read_audio(row.audio), preparer.check_duration)
-            features = extractor(waveform, sampling_rate=script.SAMPLE_RATE_IN_HZ).input_features[0]
-            text = script.normalize_text(row.text, preparer.do_lower_case, preparer.do_remove_punctuation)
-            yield {"id": row.id, "input_features": features, "labels": preparer.tokenizer(text).input_ids}
+            waveform, rate = decode_audio(read_audio(row.audio), preparer.check_duration)
+            features = extractor(waveform, sampling_rate=SAMPLE_RATE_IN_HZ).input_features[0]
+            text = normalize_text(row.text, preparer.do_lower_case, preparer.do_remove_punctuation)
+            yield {
+                "id": row.id,
+                "input_features": features,
+                "labels": preparer.tokenizer(text).input_ids,
+            }
 
 
 class UsualStream(torch.utils.data.IterableDataset):
@@ -170,12 +194,18 @@ class UsualStream(torch.utils.data.IterableDataset):
         return usual_rows(*self.how)
 
 
-def usual_collator(rows: list[dict[str, Any]], processor: transformers.WhisperProcessor) -> dict[str, torch.Tensor]:
+def usual_collator(
+    rows: list[dict[str, Any]], processor: transformers.WhisperProcessor
+) -> dict[str, torch.Tensor]:
     """input_features (batch, n_mels, window) and labels padded with -100, without the start token."""
     features = [{"input_features": row["input_features"]} for row in rows]
     batch = processor.feature_extractor.pad(features, return_tensors="pt")
-    labels = processor.tokenizer.pad([{"input_ids": row["labels"]} for row in rows], return_tensors="pt")
-    batch["labels"] = labels["input_ids"].masked_fill(labels.attention_mask.ne(1), script.IGNORED_LABEL)[:, 1:]
+    labels = processor.tokenizer.pad(
+        [{"input_ids": row["labels"]} for row in rows], return_tensors="pt"
+    )
+    batch["labels"] = labels["input_ids"].masked_fill(labels.attention_mask.ne(1), IGNORED_LABEL)[
+        :, 1:
+    ]
     return batch
 
 
@@ -184,32 +214,36 @@ class UsualScore:
 
     def __init__(self, tokenizer: transformers.WhisperTokenizer, language: str | None) -> None:
         self.tokenizer, self.ids = tokenizer, np.empty(0)
-        self.normalize = script.text_normalizers(language, True, tokenizer)[""]
+        self.normalize = text_normalizers(language, True, tokenizer)[""]
 
     def __call__(self, outputs: transformers.EvalPrediction) -> dict[str, float]:
         self.ids = outputs.predictions
         pairs = []
         for ids in (outputs.label_ids, outputs.predictions):
-            ids = np.where(ids == script.IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
+            ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            pairs.append([script.collapse_spaces(self.normalize(text)) for text in texts])
+            pairs.append([collapse_spaces(self.normalize(text)) for text in texts])
         kept = [(said, heard) for said, heard in zip(*pairs, strict=True) if said]
         return {"wer": 100 * jiwer.wer(*(list(texts) for texts in zip(*kept, strict=True)))}
 
 
-def usual_trainer(flags: list[str]) -> tuple[transformers.Seq2SeqTrainer, script.SpeechSet]:
+def usual_trainer(flags: list[str]) -> tuple[transformers.Seq2SeqTrainer, SpeechDataset]:
     """transformers' own trainer with the model as the script loads it, and the rows of these flags."""
     model_args, data_args, args = script.parse_arguments(flags)
     name = model_args.model_name_or_path
-    processor, generation_config, config = script.load_processor(name, "main", None)
-    language = script.check_language(data_args.language, generation_config, name)
-    preparer = script.make_preparer(processor, config, data_args, language)
+    processor, generation_config, config = load_processor(name, "main", None)
+    language = check_language(data_args.language, generation_config, name)
+    preparer = script.make_preprocessor(processor, config, data_args, language)
     processor.tokenizer = preparer.tokenizer
     item = script.open_sets(script.data_records(data_args), [preparer], args, None)["eval"][0]
     names = "output_dir per_device_eval_batch_size generation_max_length bf16 use_cpu".split()
     settings = {name: getattr(args, name) for name in names}
     usual = transformers.Seq2SeqTrainingArguments(
-        **settings, predict_with_generate=True, remove_unused_columns=False, report_to="none", disable_tqdm=True
+        **settings,
+        predict_with_generate=True,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
     )
     trainer = transformers.Seq2SeqTrainer(
         model=script.load_model(model_args, data_args, language),
@@ -232,8 +266,12 @@ def library_turn(flags: list[str], is_streamed: bool) -> Result:
             rows = list(usual_rows(item, extractor)) if rows is None else rows
             metrics = trainer.evaluate(rows)
     pad = trainer.processing_class.tokenizer.pad_token_id
-    names = [row.id for block in script.read_pass(item, script.FIRST_PLACE["start"], None, 100) for row in block.rows]
-    ids = {name: strip(row, pad) for name, row in zip(names, trainer.compute_metrics.ids, strict=True)}
+    names = [
+        row.id for block in read_pass(item, FIRST_PLACE["start"], None, 100) for row in block.rows
+    ]
+    ids = {
+        name: strip(row, pad) for name, row in zip(names, trainer.compute_metrics.ids, strict=True)
+    }
     return watch.figures | {"ids": ids, "wer": metrics["eval_wer"], "loss": metrics["eval_loss"]}
 
 
@@ -260,7 +298,9 @@ def take_turn(key: str, flags: list[str]) -> Result:
         command = [sys.executable, __file__, "--turn", key, "--result", f"{name}/result.json"]
         command += ["--flags", json.dumps([*flags, "--output_dir", f"{name}/output"])]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_IN_SECONDS)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=LIMIT_IN_SECONDS
+        )
         if done.returncode:
             print(done.stderr[-3000:], file=sys.stderr)
         done.check_returncode()
@@ -276,24 +316,39 @@ def race(flags: list[str], repetitions: int) -> dict[str, list[Result]]:
         for key in [*turns, *HALF_PRECISION] if number == 0 else turns:
             result = take_turn(key, flags)
             results[key].append(result)
-            pairs = ((phase, result[f"{phase}_seconds"], result[f"{phase}_others"]) for phase in AIMS)
-            told = ", ".join(f"{phase} {seconds:.1f} s (others {cores:.2f} cores)" for phase, seconds, cores in pairs)
+            pairs = (
+                (phase, result[f"{phase}_seconds"], result[f"{phase}_others"]) for phase in AIMS
+            )
+            told = ", ".join(
+                f"{phase} {seconds:.1f} s (others {cores:.2f} cores)"
+                for phase, seconds, cores in pairs
+            )
             print(f"{number + 1}/{repetitions} {key}: {told}", file=sys.stderr, flush=True)
     return results
 
 
 def print_table(results: dict[str, list[Result]], num_rows: int) -> None:
     """Medians, with the lowest and highest rate."""
-    print("| what | first, samples/s | later, samples/s | anonymous memory, peak, MB | resident, peak, MB |")
+    print(
+        "| what | first, samples/s | later, samples/s | anonymous memory, peak, MB | resident, peak, MB |"
+    )
     print("|---|---|---|---|---|")
     for key, turns in results.items():
-        title = CONTESTANTS[HALF_PRECISION.get(key, key)][0] + (", bfloat16" if key in HALF_PRECISION else "")
+        title = CONTESTANTS[HALF_PRECISION.get(key, key)][0] + (
+            ", bfloat16" if key in HALF_PRECISION else ""
+        )
         cells = [title]
         for phase in AIMS:
             rates = [num_rows / result[f"{phase}_seconds"] for result in turns]
             cells.append(f"{statistics.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f})")
-        peaks = (max(value for name, value in result.items() if name.endswith("_peak")) for result in turns)
-        cells += [f"{statistics.median(peaks):.0f}", f"{statistics.median(r['resident'] for r in turns):.0f}"]
+        peaks = (
+            max(value for name, value in result.items() if name.endswith("_peak"))
+            for result in turns
+        )
+        cells += [
+            f"{statistics.median(peaks):.0f}",
+            f"{statistics.median(r['resident'] for r in turns):.0f}",
+        ]
         print(f"| {' | '.join(cells)} |")
 
 
@@ -318,7 +373,9 @@ def print_differences(results: dict[str, list[Result]]) -> None:
     for one, other in pairs:
         ours, theirs = results[one][0]["ids"], results[other][0]["ids"]
         different = [name for name in theirs if ours[name] != theirs[name]]
-        print(f"| {one} | {other} | {len(theirs)} | {len(different)} ({100 * len(different) / len(theirs):.1f} %) |")
+        print(
+            f"| {one} | {other} | {len(theirs)} | {len(different)} ({100 * len(different) / len(theirs):.1f} %) |"
+        )
     for key, turns in results.items():
         print(f"\n{key}: WER {turns[0]['wer']:.3f}, loss {turns[0]['loss']:.5f}", end="")
     print()
@@ -327,9 +384,12 @@ def print_differences(results: dict[str, list[Result]]) -> None:
 def describe(flags: list[str]) -> str:
     """Date, machine, versions and what was scored."""
     versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "datasets")
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("torch", "transformers", "datasets")
     )
-    machine = f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions}"
+    machine = (
+        f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions}"
+    )
     shown = " ".join(Path(flag).name if "/" in flag else flag for flag in flags)
     return f"{time.strftime('%Y-%m-%d')}, {machine}.\nFlags: {shown}\n"
 
@@ -351,7 +411,7 @@ def write_short_clips(folder: Path, num_rows: int) -> None:
     """Parquet files of 500 rows of 0.3 to 0.5 s each (the same 500 clips)."""
     generator, rows = np.random.default_rng(0), []
     for number in range(500):
-        clip = generator.normal(0, 0.1, int(generator.uniform(0.3, 0.5) * script.SAMPLE_RATE_IN_HZ))
+        clip = generator.normal(0, 0.1, int(generator.uniform(0.3, 0.5) * SAMPLE_RATE_IN_HZ))
         rows.append((synthetic.encode(clip, "WAV"), synthetic.WORDS[number % 10]))
     for shard in range(num_rows // len(rows)):
         synthetic.write_parquet(folder / f"validation-{shard:05}.parquet", rows)
@@ -367,21 +427,32 @@ def measure_memory(folder: Path) -> None:
     added: dict[str, list[float]] = {"prepare": [], "first": []}
     for num_rows in MEMORY_ROWS:
         write_short_clips(folder / str(num_rows), num_rows)
-        flags = script_flags(folder / "model", folder / str(num_rows), num_rows, batch_size=64, new_tokens=8)
+        flags = script_flags(
+            folder / "model", folder / str(num_rows), num_rows, batch_size=64, new_tokens=8
+        )
         result = take_turn("ours", flags)
         cells = [f"{num_rows:,}"]
         for phase in added:
-            cells.append(", ".join(f"{result[f'{phase}_{when}']:.0f}" for when in ("before", "peak", "after")))
+            cells.append(
+                ", ".join(
+                    f"{result[f'{phase}_{when}']:.0f}" for when in ("before", "peak", "after")
+                )
+            )
             cells.append(f"{result[f'{phase}_seconds']:.1f}")
             added[phase].append(result[f"{phase}_peak"] - result[f"{phase}_before"])
         print(f"| {' | '.join(cells)} | {result['resident']:.0f} |", flush=True)
     more = MEMORY_ROWS[1] - MEMORY_ROWS[0]
     for phase, (small, large) in added.items():
-        print(f"\n{phase}: {1024 * (large - small) / more:.2f} kB more at the peak for each further row", end="")
+        print(
+            f"\n{phase}: {1024 * (large - small) / more:.2f} kB more at the peak for each further row",
+            end="",
+        )
     print()
 
 
-def script_flags(model: Path, data: Path, num_rows: int, batch_size: int, new_tokens: int) -> list[str]:
+def script_flags(
+    model: Path, data: Path, num_rows: int, batch_size: int, new_tokens: int
+) -> list[str]:
     """The script's command line, without --output_dir."""
     values = {
         "model_name_or_path": model,
@@ -391,18 +462,25 @@ def script_flags(model: Path, data: Path, num_rows: int, batch_size: int, new_to
         "generation_max_length": new_tokens,
         "report_to": "none",
     }
-    return ["--do_eval", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
+    return [
+        "--do_eval",
+        *(word for name, value in values.items() for word in (f"--{name}", str(value))),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", type=Path, help="Whisper checkpoint, a folder; default: a toy")
-    parser.add_argument("--dataset_name", type=Path, help="speech with a validation split, or see --eval_split_name")
+    parser.add_argument(
+        "--dataset_name", type=Path, help="speech with a validation split, or see --eval_split_name"
+    )
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--new_tokens", type=int, default=32, help="cap, for every contestant")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--memory", action="store_true", help="1,000 and 10,000 short rows instead of the race")
+    parser.add_argument(
+        "--memory", action="store_true", help="1,000 and 10,000 short rows instead of the race"
+    )
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--flags", type=json.loads, help=argparse.SUPPRESS)

@@ -38,6 +38,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli.exit_status import exit_code_of
+from speech_finetuning.training import session
+from speech_finetuning.training.trainer import SpeechTrainer
 
 STEPS_PER_LINE, FIRST_LINES = 2, 3  # of the log; the first lines are warm-up
 LIMIT_IN_SECONDS = 1800  # for one run
@@ -88,7 +91,12 @@ class Row:
     def flags(self) -> list[str]:
         words = ["--per_device_train_batch_size", str(self.batch), *WINDOWS[self.window][1]]
         words += [f"--{self.precision}"] if self.precision != "float32" else []
-        words += ["--gradient_checkpointing", str(self.with_checkpointing), "--torch_compile", str(self.is_compiled)]
+        words += [
+            "--gradient_checkpointing",
+            str(self.with_checkpointing),
+            "--torch_compile",
+            str(self.is_compiled),
+        ]
         return words
 
 
@@ -137,29 +145,48 @@ def model_flops(geometry: Geometry, num_positions: float, num_tokens: float) -> 
 def counted_flops(geometry: Geometry, num_positions: int, num_tokens: int) -> int:
     """What torch counts in one training step on one window, by shapes alone. Attention is spelt out: of fused kernels
     torch counts the products that their backward pass computes again."""
-    sizes = {"d_model": geometry.width, "vocab_size": geometry.vocabulary, "num_mel_bins": geometry.n_mels}
-    for side, layers in (("encoder", geometry.encoder_layers), ("decoder", geometry.decoder_layers)):
+    sizes = {
+        "d_model": geometry.width,
+        "vocab_size": geometry.vocabulary,
+        "num_mel_bins": geometry.n_mels,
+    }
+    for side, layers in (
+        ("encoder", geometry.encoder_layers),
+        ("decoder", geometry.decoder_layers),
+    ):
         sizes |= {f"{side}_layers": layers, f"{side}_attention_heads": geometry.heads}
         sizes |= {f"{side}_ffn_dim": 4 * geometry.width}
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-        config = WhisperConfig(**sizes, max_source_positions=num_positions, attn_implementation="eager")
+        config = WhisperConfig(
+            **sizes, max_source_positions=num_positions, attn_implementation="eager"
+        )
         model = WhisperForConditionalGeneration(config).train()
         features = torch.zeros(1, geometry.n_mels, 2 * num_positions)
         ids = torch.zeros(1, num_tokens, dtype=torch.long)
-        model(input_features=features, decoder_input_ids=ids, use_cache=False).logits.sum().backward()
+        model(
+            input_features=features, decoder_input_ids=ids, use_cache=False
+        ).logits.sum().backward()
     return counter.get_total_flops()
 
 
 def check() -> None:
     """Prints the formula beside torch's count. Raises: AssertionError if they differ by 2 % or more."""
-    print("| model | positions | tokens | formula, GFLOP | torch, GFLOP | ratio |\n|---|---|---|---|---|---|")
-    for (name, geometry), size in itertools.product(GEOMETRIES.items(), ((WINDOW_IN_POSITIONS, 100), (250, 24))):
+    print(
+        "| model | positions | tokens | formula, GFLOP | torch, GFLOP | ratio |\n|---|---|---|---|---|---|"
+    )
+    for (name, geometry), size in itertools.product(
+        GEOMETRIES.items(), ((WINDOW_IN_POSITIONS, 100), (250, 24))
+    ):
         ours, counted = model_flops(geometry, *size), counted_flops(geometry, *size)
-        print(f"| {name} | {size[0]} | {size[1]} | {ours / 1e9:.1f} | {counted / 1e9:.1f} | {ours / counted:.4f} |")
+        print(
+            f"| {name} | {size[0]} | {size[1]} | {ours / 1e9:.1f} | {counted / 1e9:.1f} | {ours / counted:.4f} |"
+        )
         assert abs(ours / counted - 1) < 0.02, name
 
 
-def make_rows(num_clips: int, seconds: tuple[float, float], tokens: tuple[int, int]) -> list[tuple[bytes, str]]:
+def make_rows(
+    num_clips: int, seconds: tuple[float, float], tokens: tuple[int, int]
+) -> list[tuple[bytes, str]]:
     """(mp3 bytes, text) pairs. A byte is a token here, so that the text is cut to the length wanted."""
     generator, rows = np.random.default_rng(0), []
     for _ in range(num_clips):
@@ -177,15 +204,26 @@ def make_data(folder: Path) -> dict[str, float]:
     for name, how in {"long": (48, (25, 29.9), (80, 120)), "short": (96, (3, 6), (12, 24))}.items():
         rows = make_rows(*how) * ROWS_PER_CLIP
         for shard in range(4):
-            synthetic.write_parquet(folder / name / f"train-{shard:05}-of-00004.parquet", rows[shard::4])
+            synthetic.write_parquet(
+                folder / name / f"train-{shard:05}-of-00004.parquet", rows[shard::4]
+            )
         means[name] = statistics.mean(len(text) + PREFIX_TOKENS for _, text in rows)
     return means
 
 
 def make_model(folder: Path, name: str) -> None:
     g = GEOMETRIES[name]
-    layers = {"num_layers": g.encoder_layers, "num_decoder_layers": g.decoder_layers, "num_heads": g.heads}
-    sizes = {"window_in_seconds": 30, "max_target_positions": 448, "vocab_size": g.vocabulary, "n_mels": g.n_mels}
+    layers = {
+        "num_layers": g.encoder_layers,
+        "num_decoder_layers": g.decoder_layers,
+        "num_heads": g.heads,
+    }
+    sizes = {
+        "window_in_seconds": 30,
+        "max_target_positions": 448,
+        "vocab_size": g.vocabulary,
+        "n_mels": g.n_mels,
+    }
     synthetic.make_model(folder / name, g.width, dtype="float16", **layers, **sizes)
 
 
@@ -193,7 +231,9 @@ def child(function: str, *words: str, **how: Any) -> subprocess.CompletedProcess
     """A function of this file in a process of its own: the parent must hold no GPU memory."""
     code = f"import sys, gpu_training; gpu_training.{function}(*sys.argv[1:])"
     command = [sys.executable, "-c", code, *words]
-    return subprocess.run(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, **how)
+    return subprocess.run(
+        command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, **how
+    )
 
 
 def print_card(device: str) -> None:
@@ -218,26 +258,46 @@ def print_card(device: str) -> None:
 def run_script(*words: str) -> None:
     """For a process of its own: the script, which saves nothing at the end. Prints JSON: its exit code and log, the
     peak of memory in GiB (on the CPU of this process), attention and optimiser."""
-    trainers: list[script.SpeechTrainer] = []
-    script.save_final_model = trainers.append
-    found: dict[str, Any] = {"code": script.run(list(words))}
+    trainers: list[SpeechTrainer] = []
+    session.save_final_model = trainers.append
+    found: dict[str, Any] = {"code": exit_code_of(script.main, list(words))}
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if torch.cuda.is_initialized():
         found["peak"] = torch.cuda.max_memory_allocated() / 2**30
     for trainer in trainers:
-        found["log"] = [entry for entry in trainer.state.log_history if "samples_per_second" in entry]
+        found["log"] = [
+            entry for entry in trainer.state.log_history if "samples_per_second" in entry
+        ]
         found["how"] = f"{trainer.args.optim.value}, {trainer.model.config._attn_implementation}"
     print("\n" + json.dumps(found))
 
 
-def measure(row: Row, folder: Path, tokens: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    row: Row, folder: Path, tokens: dict[str, float], options: argparse.Namespace
+) -> dict[str, Any]:
     """One run: its figures, or `why` there are none."""
     data = WINDOWS[row.window][0]
     with tempfile.TemporaryDirectory(dir=folder) as output:
-        values = {"model_name_or_path": folder / row.model, "dataset_name": folder / data, "language": "es"}
-        values |= {"output_dir": output, "max_steps": options.steps, "logging_steps": STEPS_PER_LINE}
-        values |= {"save_strategy": "no", "data_report_samples": 0, "report_to": "none", "disable_tqdm": True}
-        words = ["--do_train", *(text for key, value in values.items() for text in (f"--{key}", str(value)))]
+        values = {
+            "model_name_or_path": folder / row.model,
+            "dataset_name": folder / data,
+            "language": "es",
+        }
+        values |= {
+            "output_dir": output,
+            "max_steps": options.steps,
+            "logging_steps": STEPS_PER_LINE,
+        }
+        values |= {
+            "save_strategy": "no",
+            "data_report_samples": 0,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        words = [
+            "--do_train",
+            *(text for key, value in values.items() for text in (f"--{key}", str(value))),
+        ]
         words += row.flags() + (["--use_cpu"] if options.device == "cpu" else [])
         environment = os.environ | {"TORCH_LOGS": "recompiles", "HF_HUB_OFFLINE": "1"}
         try:
@@ -250,7 +310,11 @@ def measure(row: Row, folder: Path, tokens: dict[str, float], options: argparse.
     found = json.loads(result.stdout.splitlines()[-1])
     if found["code"]:
         reasons = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        return {"why": "out of memory" if found["code"] == OUT_OF_MEMORY else reasons[-1].removeprefix("error: ")}
+        return {
+            "why": "out of memory"
+            if found["code"] == OUT_OF_MEMORY
+            else reasons[-1].removeprefix("error: ")
+        }
     figures = summary(found["log"][FIRST_LINES:], row, tokens[data])
     recompilations = result.stderr.count("Recompiling function")
     return {**figures, "peak": found["peak"], "how": found["how"], "recompilations": recompilations}
@@ -260,25 +324,45 @@ def summary(lines: list[dict[str, float]], row: Row, tokens: float) -> dict[str,
     """Of the log's lines, each of as many rows. tokens: of the decoder for a row, the mean."""
     seconds = sum(1 / line["samples_per_second"] for line in lines)
     speed = len(lines) / seconds  # utterances a second
-    audio = sum(line["audio_hours_per_hour"] / line["samples_per_second"] for line in lines) / seconds
-    waited = sum(line["data_wait_fraction"] / line["samples_per_second"] for line in lines) / seconds
+    audio = (
+        sum(line["audio_hours_per_hour"] / line["samples_per_second"] for line in lines) / seconds
+    )
+    waited = (
+        sum(line["data_wait_fraction"] / line["samples_per_second"] for line in lines) / seconds
+    )
     # With the padding, which is trained on too. A window of "longest" is taken for the mean one.
     padded = [line["audio_hours_per_hour"] / (1 - line["padding_fraction"]) for line in lines]
-    positions = 50 * sum(rate / line["samples_per_second"] for rate, line in zip(padded, lines, strict=True)) / seconds
+    positions = (
+        50
+        * sum(rate / line["samples_per_second"] for rate, line in zip(padded, lines, strict=True))
+        / seconds
+    )
     windows = speed if row.window == "longest" else positions / WINDOW_IN_POSITIONS
-    flops = windows * model_flops(GEOMETRIES[row.model], positions / windows, tokens * speed / windows)
+    flops = windows * model_flops(
+        GEOMETRIES[row.model], positions / windows, tokens * speed / windows
+    )
     return {"speed": speed, "audio": audio, "waited": waited, "flops": flops}
 
 
 def table(results: dict[Row, list[dict[str, Any]]], rates: dict[str, float]) -> str:
     """Markdown, medians of the repetitions."""
-    lines = ["| model | batch | precision | checkpointing | window | compiled | utterances/s (range) | audio h/h |"]
+    lines = [
+        "| model | batch | precision | checkpointing | window | compiled | utterances/s (range) | audio h/h |"
+    ]
     lines[0] += " utilisation % | peak GiB | data wait % |"
     lines.append("|" + "---|" * 11)
     for row, runs in results.items():
-        cells = [row.model, str(row.batch), row.precision, "yes" if row.with_checkpointing else "no", row.window]
+        cells = [
+            row.model,
+            str(row.batch),
+            row.precision,
+            "yes" if row.with_checkpointing else "no",
+            row.window,
+        ]
         good = [run for run in runs if "why" not in run]
-        cells.append(f"yes, {good[0]['recompilations']} again" if row.is_compiled and good else "no")
+        cells.append(
+            f"yes, {good[0]['recompilations']} again" if row.is_compiled and good else "no"
+        )
         if row.is_compiled and not good:
             cells[-1] = "yes"
         if good:
@@ -300,10 +384,18 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 def judge(results: dict[Row, list[dict[str, Any]]], rates: dict[str, float]) -> str:
     """Each aim against the row of 30 s with the best utilisation, a line for each model that has one."""
-    lines = [f"Aims at 30 s: utilisation of {AIMS['utilisation']:.0%} or more, data wait below {AIMS['waited']:.0%}."]
+    lines = [
+        f"Aims at 30 s: utilisation of {AIMS['utilisation']:.0%} or more, data wait below {AIMS['waited']:.0%}."
+    ]
     for model in AIMED_MODELS:
-        aimed = {row: runs for row, runs in results.items() if (row.model, row.window) == (model, "30 s")}
-        rows = {row: medians(good) for row, runs in aimed.items() if (good := [r for r in runs if "why" not in r])}
+        aimed = {
+            row: runs for row, runs in results.items() if (row.model, row.window) == (model, "30 s")
+        }
+        rows = {
+            row: medians(good)
+            for row, runs in aimed.items()
+            if (good := [r for r in runs if "why" not in r])
+        }
         if not rows:
             lines.append(f"* {model}: not measured")
             continue
@@ -317,15 +409,23 @@ def judge(results: dict[Row, list[dict[str, Any]]], rates: dict[str, float]) -> 
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--only", nargs="+", choices=list(GEOMETRIES), help="Default: all; miniature on the CPU.")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(GEOMETRIES), help="Default: all; miniature on the CPU."
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="Of each run.")
-    parser.add_argument("--folder", help="Where models and data are made; default: the system's temporary folder.")
+    parser.add_argument(
+        "--folder", help="Where models and data are made; default: the system's temporary folder."
+    )
     parser.add_argument("--check", action="store_true", help="Only checks the FLOP formula.")
     options = parser.parse_args()
-    options.only = options.only or (["miniature"] if options.device == "cpu" else list(GEOMETRIES)[:-1])
+    options.only = options.only or (
+        ["miniature"] if options.device == "cpu" else list(GEOMETRIES)[:-1]
+    )
     if options.device == "cuda" and not options.check and not torch.cuda.is_available():
         parser.error("no GPU. --device cpu tries this out in miniature")
     if options.steps <= STEPS_PER_LINE * FIRST_LINES:
@@ -339,7 +439,9 @@ def main() -> None:
         check()
         return
     cards: list[dict[str, Any]] = []
-    results: dict[Row, list[dict[str, Any]]] = {row: [] for row in ROWS if row.model in options.only}
+    results: dict[Row, list[dict[str, Any]]] = {
+        row: [] for row in ROWS if row.model in options.only
+    }
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         tokens = make_data(folder)
@@ -353,8 +455,13 @@ def main() -> None:
                 runs.append(measure(row, folder, tokens, options))
                 print(f"{number + 1}: {row} {runs[-1]}", file=sys.stderr, flush=True)
     rates = {p: statistics.median(card["rates"][p] for card in cards) for p in cards[0]["rates"]}
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
-    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
+    packages = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "transformers", "accelerate", "datasets")
+    }
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
+    )
     found = ", ".join(f"{precision} {rate / 1e12:.4g}" for precision, rate in rates.items())
     print(f"{cards[0]['name']}; large matrix products, TFLOP/s: {found}")
     how = {run["how"] for runs in results.values() for run in runs if "how" in run}

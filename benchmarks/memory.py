@@ -69,14 +69,24 @@ def unchanged(value: Any) -> Any:
 
 
 @functools.cache
-def saved_by_forward(name: str, num_rows: int, num_tokens: int, with_checkpointing: bool) -> tuple[int, int]:
+def saved_by_forward(
+    name: str, num_rows: int, num_tokens: int, with_checkpointing: bool
+) -> tuple[int, int]:
     """Parameters of the model, and the bytes that its forward pass saves for a batch."""
     width, heads, encoder_layers, decoder_layers, n_mels = SIZES[name]
     sides = {"attention_heads": heads, "ffn_dim": 4 * width}
-    both = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in sides.items()}
-    layers = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers, "use_cache": False}
+    both = {
+        f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in sides.items()
+    }
+    layers = {
+        "encoder_layers": encoder_layers,
+        "decoder_layers": decoder_layers,
+        "use_cache": False,
+    }
     with FakeTensorMode(allow_non_fake_inputs=True):
-        config = WhisperConfig(vocab_size=VOCABULARY, d_model=width, num_mel_bins=n_mels, **layers, **both)
+        config = WhisperConfig(
+            vocab_size=VOCABULARY, d_model=width, num_mel_bins=n_mels, **layers, **both
+        )
         model = WhisperForConditionalGeneration(config).train()
         model.model.encoder.embed_positions.requires_grad_(False)  # as the script does
         if with_checkpointing:
@@ -84,7 +94,10 @@ def saved_by_forward(name: str, num_rows: int, num_tokens: int, with_checkpointi
         saved = SavedBytes(model)
         features = torch.zeros(num_rows, n_mels, 3000)
         ids = torch.zeros(num_rows, num_tokens, dtype=torch.long)
-        with torch.autograd.graph.saved_tensors_hooks(saved.pack, unchanged), torch.autocast("cpu", torch.bfloat16):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(saved.pack, unchanged),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
             model(input_features=features, decoder_input_ids=ids)
         return model.num_parameters(), saved.total()
 
@@ -101,15 +114,23 @@ def adapter_parameters(name: str) -> int:
     """Of rank LORA_RANK on the attentions' four projections and the two feed-forward layers of every block."""
     width, _, encoder_layers, decoder_layers, _ = SIZES[name]
     attention, feed_forward = 4 * 2 * width, 2 * (width + 4 * width)
-    blocks = encoder_layers * (attention + feed_forward) + decoder_layers * (2 * attention + feed_forward)
+    blocks = encoder_layers * (attention + feed_forward) + decoder_layers * (
+        2 * attention + feed_forward
+    )
     return LORA_RANK * blocks
 
 
-def peak_in_gb(name: str, num_rows: int, num_tokens: int, with_checkpointing: bool, optimiser: str) -> float:
+def peak_in_gb(
+    name: str, num_rows: int, num_tokens: int, with_checkpointing: bool, optimiser: str
+) -> float:
     parameters = saved_by_forward(name, 1, num_tokens, with_checkpointing)[0]
     of_parameters = {"adamw": 18 * parameters, "adafactor": 10 * parameters}
     of_parameters["lora"] = 6 * parameters + 18 * adapter_parameters(name)
-    return 1 + (of_parameters[optimiser] + num_rows * row_bytes(name, num_tokens, with_checkpointing)) / 1e9
+    return (
+        1
+        + (of_parameters[optimiser] + num_rows * row_bytes(name, num_tokens, with_checkpointing))
+        / 1e9
+    )
 
 
 def main() -> None:
@@ -121,7 +142,10 @@ def main() -> None:
         more += f"`--lora_rank {LORA_RANK}`" if optimiser == "lora" else ""
         peaks = (peak_in_gb(name, rows, tokens, checkpointing, optimiser) for tokens in (64, 448))
         typical, longest = (f"{peak:.0f} GB" for peak in peaks)
-        print(f"| {card} GB | {name} | {rows} | {accumulation} | {more} | {typical} | {longest} |", flush=True)
+        print(
+            f"| {card} GB | {name} | {rows} | {accumulation} | {more} | {typical} | {longest} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

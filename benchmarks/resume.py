@@ -30,13 +30,15 @@ import conftest
 import synthetic
 from hub import Hub, Request
 
-import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.sources import ShardReader, load_source
+from speech_finetuning.data.stream import SpeechStream
 
 BATCH_SIZE = 16
 GROUP_SIZE, NUM_GROUPS = 100, 50
 
 
-def position_at(stream: script.SpeechStream, step: int, num_rows: int) -> dict:
+def position_at(stream: SpeechStream, step: int, num_rows: int) -> dict:
     """The position after `step` steps: whole passes are skipped by arithmetic, the rest is read undecoded."""
     passes, rest = divmod(step * BATCH_SIZE, num_rows)
     start = {"pass": passes, "block": 0, "rows": 0, "shard": 0, "shard_row": 0}
@@ -48,7 +50,7 @@ def position_at(stream: script.SpeechStream, step: int, num_rows: int) -> dict:
     return next(itertools.islice(stream.rows(), rest - 1, None))[0] | {"skip": 0}
 
 
-def first_example(stream: script.SpeechStream, position: dict) -> tuple[float, str]:
+def first_example(stream: SpeechStream, position: dict) -> tuple[float, str]:
     """Seconds to the first example after a position, and its id."""
     stream.position = position
     began = time.perf_counter()
@@ -56,7 +58,7 @@ def first_example(stream: script.SpeechStream, position: dict) -> tuple[float, s
     return time.perf_counter() - began, example["id"]
 
 
-def read_again(stream: script.SpeechStream, num_rows: int) -> tuple[float, str]:
+def read_again(stream: SpeechStream, num_rows: int) -> tuple[float, str]:
     """Seconds to the same example by passing num_rows undecoded rows from the very beginning, and its id."""
     stream.position = None
     began = time.perf_counter()
@@ -67,11 +69,11 @@ def read_again(stream: script.SpeechStream, num_rows: int) -> tuple[float, str]:
 def time_within(name: str, num_rows: int, kind: str, repetitions: int) -> None:
     """In a child: prints the median of the seconds to the row after num_rows of a source's only file. kind: "parquet",
     or another one, whose files are read from their beginning."""
-    source = script.load_source(name, None, "train", ("audio", "text"), None, True, "")
+    source = load_source(name, None, "train", ("audio", "text"), None, True, "")
     source, times = replace(source, kind=kind), []
     for _ in range(repetitions):
         began = time.perf_counter()
-        row = next(iter(script.ShardReader(source, (0, 0), num_rows, 0.0)))
+        row = next(iter(ShardReader(source, (0, 0), num_rows, 0.0)))
         times.append(time.perf_counter() - began)
         assert row.text == f"row {num_rows}", row.text
     print(statistics.median(times), flush=True)
@@ -80,17 +82,24 @@ def time_within(name: str, num_rows: int, kind: str, repetitions: int) -> None:
 
 def megabytes(requests: list[Request]) -> float:
     """Fetched by requests for ranges of files."""
-    ranges = (re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", "")) for request in requests)
+    ranges = (
+        re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", "")) for request in requests
+    )
     return sum(int(found[2]) + 1 - int(found[1]) for found in ranges if found) / 2**20
 
 
 def print_within_a_file(folder: Path, repetitions: int) -> None:
     """The second table."""
-    clips = [(data, f"row {i}") for i, (data, _) in enumerate(synthetic.make_rows(GROUP_SIZE, seed=0) * NUM_GROUPS)]
+    clips = [
+        (data, f"row {i}")
+        for i, (data, _) in enumerate(synthetic.make_rows(GROUP_SIZE, seed=0) * NUM_GROUPS)
+    ]
     synthetic.write_parquet(folder / "train.parquet", clips, row_group_size=GROUP_SIZE)
     size = (folder / "train.parquet").stat().st_size / 2**20
     print(f"\none file of {len(clips)} rows in row groups of {GROUP_SIZE}, {size:.0f} MB\n")
-    print("| from | rows before the place | remaining groups, s | MB | all rows, s | MB |\n|---|---|---|---|---|---|")
+    print(
+        "| from | rows before the place | remaining groups, s | MB | all rows, s | MB |\n|---|---|---|---|---|---|"
+    )
     with Hub() as server:
         server.add_repo("dataset", "alice/speech", folder)
         environment = server.environment(folder / "home") | {"HF_HUB_OFFLINE": "0"}
@@ -101,7 +110,9 @@ def print_within_a_file(folder: Path, repetitions: int) -> None:
                     num_requests = len(server.requests)
                     command = [sys.executable, __file__, "--turn", name, str(num_rows), kind]
                     command += ["--repetitions", str(repetitions)]
-                    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+                    result = subprocess.run(
+                        command, env=environment, stdout=subprocess.PIPE, check=True, text=True
+                    )
                     fetched = megabytes(server.requests[num_requests:]) / repetitions
                     cells += [f"{float(result.stdout):.3f}", f"{fetched:.0f}" if fetched else ""]
                 print(f"| {' | '.join(cells)} |", flush=True)
@@ -121,9 +132,11 @@ def main() -> None:
         clips = synthetic.make_rows(500, seed=0)
         for shard in range(args.rows // 500):
             synthetic.write_parquet(folder / "data" / f"train-{shard:05}.parquet", clips)
-        preparer = conftest.make_preparer(synthetic.make_model(folder / "model", d_model=16, num_layers=1))
-        source = script.load_source(str(folder / "data"), None, "train", ("audio", "text"), None, True, "")
-        stream = script.SpeechStream((script.SpeechSet(source, preparer),), 1, 500, BATCH_SIZE, 2)
+        preparer = conftest.make_preprocessor(
+            synthetic.make_model(folder / "model", d_model=16, num_layers=1)
+        )
+        source = load_source(str(folder / "data"), None, "train", ("audio", "text"), None, True, "")
+        stream = SpeechStream((SpeechDataset(source, preparer),), 1, 500, BATCH_SIZE, 2)
         print(f"{source.num_rows} rows in {len(source.shards())} files\n")
         print("| step | seek, s (median of each) | read again, s | ratio |\n|---|---|---|---|")
         for step in (10, 1_000, 100_000):

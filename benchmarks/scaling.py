@@ -27,7 +27,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parent)]
+sys.path[:0] = [
+    str(Path(__file__).parents[1]),
+    str(Path(__file__).parents[1] / "tests"),
+    str(Path(__file__).parent),
+]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import data_pipeline
@@ -35,11 +39,14 @@ import ranks
 import synthetic
 from hub import Hub
 
-import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.data.stream import SpeechStream
 
 NUM_STEPS, STEPS_PER_LINE, FIRST_LINES = 30, 5, 2  # the first lines of the log are not counted
 NUM_RANKS = 8  # of the reading
-ASSUMED_ROWS_PER_SECOND = {"small": 100, "large-v3": 20}  # that one GPU trains on; not measured here
+ASSUMED_ROWS_PER_SECOND = {
+    "small": 100,
+    "large-v3": 20,
+}  # that one GPU trains on; not measured here
 CORES_PER_GPU = 8
 
 
@@ -66,8 +73,16 @@ def start(folder: Path, name: str, cores: list[int]) -> subprocess.Popen:
         "disable_tqdm": True,
         "use_cpu": True,
     }
-    words = ["--do_train", *(text for key, value in values.items() for text in (f"--{key}", str(value)))]
-    job = {"words": words, "world_size": len(cores), "log": str(folder / "log"), "cores": [[core] for core in cores]}
+    words = [
+        "--do_train",
+        *(text for key, value in values.items() for text in (f"--{key}", str(value))),
+    ]
+    job = {
+        "words": words,
+        "world_size": len(cores),
+        "log": str(folder / "log"),
+        "cores": [[core] for core in cores],
+    }
     (folder / f"{name}.json").write_text(json.dumps({"run": job}))
     command = [sys.executable, ranks.__file__, folder / f"{name}.json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -78,8 +93,14 @@ def samples_per_second(folder: Path, name: str, process: subprocess.Popen) -> fl
     output = process.communicate()[0]
     if process.returncode or set(json.loads(output)["run"]) != {0}:
         raise RuntimeError((folder / "log").read_text()[-3000:])
-    state = json.loads((folder / name / f"checkpoint-{NUM_STEPS}" / "trainer_state.json").read_text())
-    lines = [entry["samples_per_second"] for entry in state["log_history"] if "samples_per_second" in entry]
+    state = json.loads(
+        (folder / name / f"checkpoint-{NUM_STEPS}" / "trainer_state.json").read_text()
+    )
+    lines = [
+        entry["samples_per_second"]
+        for entry in state["log_history"]
+        if "samples_per_second" in entry
+    ]
     return statistics.mean(lines[FIRST_LINES:])
 
 
@@ -97,7 +118,7 @@ def race(repetitions: int) -> dict[str, list[float]]:
     return results
 
 
-def read(stream: script.SpeechStream, num_rows: int) -> tuple[float, float]:
+def read(stream: SpeechStream, num_rows: int) -> tuple[float, float]:
     """(CPU, wall) seconds to read that many of a rank's rows, undecoded."""
     cpu, wall = time.process_time(), time.monotonic()
     for _ in itertools.islice(stream.rows(), num_rows):
@@ -113,10 +134,10 @@ def measure_reading(folder: Path, repetitions: int) -> dict[str, float]:
     num_rows = whole.sets[0].source.num_rows
     found: dict[str, list[float]] = {"own": [], "all": [], "prepare": []}
     for _ in range(repetitions):
-        found["own"].append(read(replace(rank, is_dealt=True), num_rows)[0] / num_rows)
+        found["own"].append(read(replace(rank, is_sharded_by_rank=True), num_rows)[0] / num_rows)
         found["all"].append(read(rank, num_rows)[0] / num_rows)
         cpu = time.process_time()
-        for _ in itertools.islice(replace(rank, is_dealt=True), num_rows // 4):
+        for _ in itertools.islice(replace(rank, is_sharded_by_rank=True), num_rows // 4):
             pass
         found["prepare"].append((time.process_time() - cpu) / (num_rows // 4))
     size = sum(path.stat().st_size for path in (folder / "parquet").glob("*.parquet"))
@@ -129,7 +150,10 @@ def connection_rate(folder: Path, repetitions: int) -> float:
     files = {path.name: path.read_bytes() for path in (folder / "parquet").glob("*.parquet")}
     code = "import sys, scaling; print(scaling.read_hub(sys.argv[1], int(sys.argv[2])))"
     rates = []
-    with tempfile.TemporaryDirectory() as home, Hub(latency_in_seconds=data_pipeline.LATENCY_IN_SECONDS) as hub:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        Hub(latency_in_seconds=data_pipeline.LATENCY_IN_SECONDS) as hub,
+    ):
         hub.add_repo("dataset", "alice/speech", files)
         for number in range(repetitions):
             environment = hub.environment(Path(home) / str(number)) | {"HF_HUB_OFFLINE": "0"}
@@ -150,42 +174,57 @@ def read_hub(folder: str, num_bytes: int) -> float:
 
 def print_model(cost: dict[str, float], rate: float) -> None:
     """What each rank needs, by arithmetic from the measured costs and the assumed speed of a GPU."""
-    print("\n| model | GPUs | files | cores a GPU | MB/s a GPU | MB/s in all | what is short of it |")
+    print(
+        "\n| model | GPUs | files | cores a GPU | MB/s a GPU | MB/s in all | what is short of it |"
+    )
     print("|---|---|---|---|---|---|---|")
     read_one = (cost["all"] - cost["own"]) / (NUM_RANKS - 1)  # ms to read a row and drop it
-    for (model, rows), num_gpus, is_dealt in itertools.product(
+    for (model, rows), num_gpus, is_sharded_by_rank in itertools.product(
         ASSUMED_ROWS_PER_SECOND.items(), (1, 8, 64), (True, False)
     ):
-        if num_gpus == 1 and not is_dealt:
+        if num_gpus == 1 and not is_sharded_by_rank:
             continue
-        dropped = 0 if is_dealt else num_gpus - 1
+        dropped = 0 if is_sharded_by_rank else num_gpus - 1
         reading = rows * (cost["own"] + dropped * read_one) / 1000  # by one thread
         cores = rows * (cost["prepare"] + dropped * read_one) / 1000
         bandwidth = rows * cost["bytes"] * (1 + dropped)
         short = ["the connection"] * (bandwidth > rate) + ["the reading thread"] * (reading > 1)
         short += ["cores"] * (cores > CORES_PER_GPU)
-        how = "dealt" if is_dealt else "all read"
+        how = "dealt" if is_sharded_by_rank else "all read"
         sizes = f"{bandwidth / 1e6:.1f} | {num_gpus * bandwidth / 1e6:.0f}"
-        print(f"| {model} | {num_gpus} | {how} | {cores:.1f} | {sizes} | {', '.join(short) or 'nothing'} |")
+        print(
+            f"| {model} | {num_gpus} | {how} | {cores:.1f} | {sizes} | {', '.join(short) or 'nothing'} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repetitions", type=int, default=5)
     repetitions = parser.parse_args().repetitions
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
-    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
+    packages = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "transformers", "accelerate", "datasets")
+    }
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
+    )
     results = race(repetitions)
     print("\n| processes, a core each | rows/s | range |\n|---|---|---|")
     for processes, values in results.items():
-        print(f"| {processes} | {statistics.median(values):.1f} | {min(values):.1f} to {max(values):.1f} |")
+        print(
+            f"| {processes} | {statistics.median(values):.1f} | {min(values):.1f} to {max(values):.1f} |"
+        )
     for title, other, factor in (("one process", "1", 2), ("two runs of their own", "1 + 1", 1)):
-        shares = [both / one / factor for both, one in zip(results["2"], results[other], strict=True)]
+        shares = [
+            both / one / factor for both, one in zip(results["2"], results[other], strict=True)
+        ]
         ends = f"{min(shares):.2f} to {max(shares):.2f}"
         print(f"\nefficiency against {title}: {statistics.median(shares):.2f} ({ends})")
     folder = data_pipeline.make_data(640)
     cost, rate = measure_reading(folder, repetitions), connection_rate(folder, repetitions)
-    print(f"\nCPU ms a row of one rank of {NUM_RANKS}: own file {cost['own']:.2f}, all files {cost['all']:.2f};")
+    print(
+        f"\nCPU ms a row of one rank of {NUM_RANKS}: own file {cost['own']:.2f}, all files {cost['all']:.2f};"
+    )
     print(f"read and prepared {cost['prepare']:.2f}. {cost['bytes'] / 1000:.0f} kB a row.")
     print(f"one connection, answers after 30 ms: {rate / 1e6:.1f} MB/s")
     print_model(cost, rate)

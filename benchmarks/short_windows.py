@@ -40,7 +40,9 @@ def flags_of(values: dict) -> list[str]:
     return [text for flag, value in values.items() for text in (f"--{flag}", str(value))]
 
 
-def run_once(name: str, seed: int, steps: int, options: argparse.Namespace, minutes: Path | None) -> dict:
+def run_once(
+    name: str, seed: int, steps: int, options: argparse.Namespace, minutes: Path | None
+) -> dict:
     """Trains, and scores unless only speed is wanted; returns the WER at every evaluation and utterances/s."""
     with tempfile.TemporaryDirectory() as folder:
         values = {
@@ -65,15 +67,36 @@ def run_once(name: str, seed: int, steps: int, options: argparse.Namespace, minu
             "max_eval_samples": options.clips,
             "generation_max_length": MAX_NEW_TOKENS,
         }
-        words = [sys.executable, str(SCRIPT), "--do_train", "--do_lower_case", *flags_of(values), *CONTESTANTS[name]]
+        words = [
+            sys.executable,
+            str(SCRIPT),
+            "--do_train",
+            "--do_lower_case",
+            *flags_of(values),
+            *CONTESTANTS[name],
+        ]
         words += [] if options.speed else ["--do_eval", *flags_of(scored)]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-        history = json.loads((Path(folder) / f"checkpoint-{steps}" / "trainer_state.json").read_text())["log_history"]
+        history = json.loads(
+            (Path(folder) / f"checkpoint-{steps}" / "trainer_state.json").read_text()
+        )["log_history"]
         long_form = {"long_form": score_long_form(folder, minutes)} if minutes else {}
-    speeds = [entry["samples_per_second"] for entry in history if "loss" in entry][options.speed :]  # first: warm-up
+    speeds = [entry["samples_per_second"] for entry in history if "loss" in entry][
+        options.speed :
+    ]  # first: warm-up
     scores = {entry["step"]: entry["eval_wer"] for entry in history if "eval_wer" in entry}
-    speed = {"utterances_per_second": 1 / mean(1 / value for value in speeds), "is_speed": options.speed}
-    return {"name": name, "seed": seed, "batch_size": options.batch_size, "wer": scores, **long_form, **speed}
+    speed = {
+        "utterances_per_second": 1 / mean(1 / value for value in speeds),
+        "is_speed": options.speed,
+    }
+    return {
+        "name": name,
+        "seed": seed,
+        "batch_size": options.batch_size,
+        "wer": scores,
+        **long_form,
+        **speed,
+    }
 
 
 def write_minutes(folder: Path, dataset_name: str) -> None:
@@ -86,7 +109,9 @@ def write_minutes(folder: Path, dataset_name: str) -> None:
         texts.append(clip["transcription"])
         if sum(map(len, waveforms)) >= LONG_CLIP_IN_SECONDS * sampling_rate:
             rows.append({"file_name": f"{len(rows)}.flac", "transcription": " ".join(texts)})
-            soundfile.write(folder / rows[-1]["file_name"], np.concatenate(waveforms), sampling_rate)
+            soundfile.write(
+                folder / rows[-1]["file_name"], np.concatenate(waveforms), sampling_rate
+            )
             waveforms, texts = [], []
     with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["file_name", "transcription"])
@@ -105,7 +130,14 @@ def score_long_form(model: str, minutes: Path) -> dict:
             "generation_max_length": 3 * MAX_NEW_TOKENS,
             "report_to": "none",
         }
-        words = [sys.executable, str(SCRIPT), "--do_eval", "--long_form", "--do_lower_case", *flags_of(values)]
+        words = [
+            sys.executable,
+            str(SCRIPT),
+            "--do_eval",
+            "--long_form",
+            "--do_lower_case",
+            *flags_of(values),
+        ]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         metrics = json.loads((Path(folder) / "all_results.json").read_text())
     return {name: metrics[f"eval_{name}"] for name in ("wer", "repetition_loops", "num_rows")}
@@ -114,7 +146,9 @@ def score_long_form(model: str, minutes: Path) -> dict:
 def table(records: list[dict]) -> str:
     """Markdown: for each contestant utterances/s and the WER (mean, range over the seeds) after each step; and of the
     minute-long files."""
-    lines = ["| padded to | seeds | utt/s (range) | after utterances | seconds of training | WER, mean (range) |"]
+    lines = [
+        "| padded to | seeds | utt/s (range) | after utterances | seconds of training | WER, mean (range) |"
+    ]
     lines.append("|---|---|---|---|---|---|")
     minutes = ["| minute-long files | seeds | WER, mean (range) | loops % |", "|---|---|---|---|"]
     for name in ["untouched", *CONTESTANTS]:
@@ -129,43 +163,77 @@ def table(records: list[dict]) -> str:
         for count, wers in sorted(scores.items()):
             rate = f"{mean(speeds):.2f} ({min(speeds):.2f} to {max(speeds):.2f})"
             found = f"{mean(wers):.1f} ({min(wers):.1f} to {max(wers):.1f})"
-            lines.append(f"| {name} | {len(wers)} | {rate} | {count} | {count / mean(speeds):.0f} | {found} |")
+            lines.append(
+                f"| {name} | {len(wers)} | {rate} | {count} | {count / mean(speeds):.0f} | {found} |"
+            )
         if long_form := [run["long_form"] for run in runs if run.get("long_form")]:
-            wers, loops = ([figures[key] for figures in long_form] for key in ("wer", "repetition_loops"))
+            wers, loops = (
+                [figures[key] for figures in long_form] for key in ("wer", "repetition_loops")
+            )
             found = f"{mean(wers):.1f} ({min(wers):.1f} to {max(wers):.1f})"
             minutes.append(f"| {name} | {len(wers)} | {found} | {mean(loops):.0f} |")
     return "\n".join([*lines, "", *minutes])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model")
     parser.add_argument("--dataset_name")
-    parser.add_argument("--record", type=Path, nargs="+", required=True, help="JSON lines; the first is appended to.")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="JSON lines; the first is appended to.",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=30, help="Optimiser steps of the runs that pad to 30 s.")
-    parser.add_argument("--times", type=int, default=3, help="How many times as many steps the others make.")
+    parser.add_argument(
+        "--steps", type=int, default=30, help="Optimiser steps of the runs that pad to 30 s."
+    )
+    parser.add_argument(
+        "--times", type=int, default=3, help="How many times as many steps the others make."
+    )
     parser.add_argument("--every", type=int, default=30, help="Steps between two evaluations.")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--clips", type=int, default=100, help="Clips of the test split that are scored.")
+    parser.add_argument(
+        "--clips", type=int, default=100, help="Clips of the test split that are scored."
+    )
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument(
-        "--long_form", action="store_true", help="Also scores minute-long files, which takes its time."
+        "--long_form",
+        action="store_true",
+        help="Also scores minute-long files, which takes its time.",
     )
-    parser.add_argument("--speed", action="store_true", help="Measures speed only, in five rounds of four steps.")
+    parser.add_argument(
+        "--speed", action="store_true", help="Measures speed only, in five rounds of four steps."
+    )
     parser.add_argument("--table", action="store_true", help="Only prints what has been recorded.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         minutes = Path(folder) if options.long_form and not options.table else None
         if minutes:
             write_minutes(minutes, options.dataset_name)
-            untouched = {"name": "untouched", "wer": {}, "long_form": score_long_form(options.model, minutes)}
+            untouched = {
+                "name": "untouched",
+                "wer": {},
+                "long_form": score_long_form(options.model, minutes),
+            }
             write_line(options.record[0], untouched | {"utterances_per_second": 0.0})
         for seed in [] if options.table else range(5) if options.speed else options.seeds:
-            for name in options.only:  # interleaved: whatever else the machine does meets all of them
-                steps = 5 if options.speed else options.steps * (1 if name == "30 s" else options.times)
+            for (
+                name
+            ) in options.only:  # interleaved: whatever else the machine does meets all of them
+                steps = (
+                    5 if options.speed else options.steps * (1 if name == "30 s" else options.times)
+                )
                 write_line(options.record[0], run_once(name, seed, steps, options, minutes))
-    print(table([json.loads(line) for path in options.record for line in path.read_text().splitlines()]))
+    print(
+        table(
+            [json.loads(line) for path in options.record for line in path.read_text().splitlines()]
+        )
+    )
 
 
 def write_line(path: Path, record: dict) -> None:

@@ -14,6 +14,8 @@ import pytest
 import synthetic
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.data.preprocessing import Preprocessor
+from speech_finetuning.model.loading import load_processor
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +26,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.make_model(tmp_path_factory.mktemp("model.en"), d_model=16, num_layers=1, multilingual=False)
+    return synthetic.make_model(
+        tmp_path_factory.mktemp("model.en"), d_model=16, num_layers=1, multilingual=False
+    )
 
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parquet: 40 training, 8 validation and 8 test rows, each split in two files."""
-    return synthetic.make_speech(tmp_path_factory.mktemp("speech"), {"train": 40, "validation": 8, "test": 8})
+    return synthetic.make_speech(
+        tmp_path_factory.mktemp("speech"), {"train": 40, "validation": 8, "test": 8}
+    )
 
 
 @pytest.fixture
@@ -62,16 +68,18 @@ def run_main(flags: list[str], more: str) -> dict[str, float]:
     return script.main([*flags, *more.split()])
 
 
-def make_preparer(model: Path, **changes: object) -> script.UtterancePreparer:
+def make_preprocessor(model: Path, **changes: object) -> Preprocessor:
     """The row-to-example stage of a saved tiny model."""
-    processor, _, config = script.load_processor(str(model), "main", None)
-    words = "--model_name_or_path m --dataset_name d --output_dir o --do_train --max_steps 1".split()
-    preparer = script.make_preparer(processor, config, script.parse_arguments(words)[1], "es")
+    processor, _, config = load_processor(str(model), "main", None)
+    words = (
+        "--model_name_or_path m --dataset_name d --output_dir o --do_train --max_steps 1".split()
+    )
+    preparer = script.make_preprocessor(processor, config, script.parse_arguments(words)[1], "es")
     for name, value in changes.items():
         setattr(preparer, name, value)
     return preparer
 
 
 @pytest.fixture
-def preparer(tiny_model: Path) -> script.UtterancePreparer:
-    return make_preparer(tiny_model)
+def preparer(tiny_model: Path) -> Preprocessor:
+    return make_preprocessor(tiny_model)

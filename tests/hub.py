@@ -37,7 +37,18 @@ TOKENS = {
     "hf_reader_token": ("alice", "read"),
     "hf_other_token": ("bob", "write"),
 }
-LFS_SUFFIXES = {".arrow", ".bin", ".flac", ".parquet", ".pt", ".pth", ".safetensors", ".tar", ".wav", ".zip"}
+LFS_SUFFIXES = {
+    ".arrow",
+    ".bin",
+    ".flac",
+    ".parquet",
+    ".pt",
+    ".pth",
+    ".safetensors",
+    ".tar",
+    ".wav",
+    ".zip",
+}
 LFS_SIZE_IN_BYTES = 10 * 2**20  # larger files are LFS whatever their name
 ACTIONS = ("status", "drop", "hang", "truncate", "trickle")
 
@@ -96,7 +107,12 @@ class Repo:
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     def add_commit(
-        self, ref: str, files: dict[str, File], title: str, message: str = "", author: str | None = None
+        self,
+        ref: str,
+        files: dict[str, File],
+        title: str,
+        message: str = "",
+        author: str | None = None,
     ) -> Commit:
         """Puts a commit with exactly these files on top of a ref, which is made when it is missing."""
         parent = self.refs.get(ref)
@@ -104,7 +120,9 @@ class Repo:
         name = json.dumps([self.kind, self.id, ref, len(self.commits), parent, title, content])
         date = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
         commit_id = hashlib.sha1(name.encode()).hexdigest()
-        self.commits[commit_id] = Commit(commit_id, parent, title, message, author or self.owner, date, files)
+        self.commits[commit_id] = Commit(
+            commit_id, parent, title, message, author or self.owner, date, files
+        )
         self.refs[ref] = commit_id
         return self.commits[commit_id]
 
@@ -153,7 +171,13 @@ class Answer:
 class HubError(Exception):
     """An error as the Hub reports it: the clients choose their exception by X-Error-Code."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
         super().__init__(message)
         headers = {"X-Error-Message": message, **(headers or {})}
         if code is not None:
@@ -194,7 +218,11 @@ class Request:
             # Who is not logged in gets 401. Nothing tells a private repository from a missing one.
             raise HubError(404 if self.user else 401, "Repository not found", "RepoNotFound")
         if access == "read" and repo.gated and self.user != repo.owner:
-            raise HubError(403 if self.user else 401, f"Access to {repo.kind} {repo.id} is restricted.", "GatedRepo")
+            raise HubError(
+                403 if self.user else 401,
+                f"Access to {repo.kind} {repo.id} is restricted.",
+                "GatedRepo",
+            )
         if access == "write":
             self.require_write_access(repo.owner)
 
@@ -202,29 +230,45 @@ class Request:
         if self.user is None:
             raise HubError(401, "Invalid username or password.")
         if self.role != "write" or self.user != owner:
-            raise HubError(403, f"Forbidden: you need a token with write access to the namespace {owner}")
+            raise HubError(
+                403, f"Forbidden: you need a token with write access to the namespace {owner}"
+            )
 
 
-def json_answer(payload: object, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
-    return Answer(status, json.dumps(payload).encode(), {"Content-Type": "application/json", **(headers or {})})
+def json_answer(
+    payload: object, status: int = 200, headers: dict[str, str] | None = None
+) -> Answer:
+    return Answer(
+        status,
+        json.dumps(payload).encode(),
+        {"Content-Type": "application/json", **(headers or {})},
+    )
 
 
 def is_large(path: str, size_in_bytes: int) -> bool:
     """Whether the Hub wants this file by LFS."""
-    return size_in_bytes > LFS_SIZE_IN_BYTES or (size_in_bytes > 0 and Path(path).suffix in LFS_SUFFIXES)
+    return size_in_bytes > LFS_SIZE_IN_BYTES or (
+        size_in_bytes > 0 and Path(path).suffix in LFS_SUFFIXES
+    )
 
 
 def make_file(data: bytes, is_lfs: bool) -> File:
     sha256 = hashlib.sha256(data).hexdigest()
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(data)}\n".encode()
     content = pointer if is_lfs else data
-    return File(data, is_lfs, sha256, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+    return File(
+        data, is_lfs, sha256, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    )
 
 
 def read_files(files: Files) -> dict[str, File]:
     if isinstance(files, str | Path):
         folder = Path(files)
-        files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+        files = {
+            p.relative_to(folder).as_posix(): p.read_bytes()
+            for p in sorted(folder.rglob("*"))
+            if p.is_file()
+        }
     return {path: make_file(data, is_large(path, len(data))) for path, data in files.items()}
 
 
@@ -241,7 +285,9 @@ def slice_body(data: bytes, request: Request, headers: dict[str, str]) -> Answer
     start, end = int(asked[1]), min(int(asked[2] or len(data)) + 1, len(data))
     if start >= end:
         return Answer(416, b"", {**headers, "Content-Range": f"bytes */{len(data)}"})
-    return Answer(206, data[start:end], {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(data)}"})
+    return Answer(
+        206, data[start:end], {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
+    )
 
 
 # What answers a request. Where the path names a repository, `repo` is it and the access was checked.
@@ -250,9 +296,15 @@ def slice_body(data: bytes, request: Request, headers: dict[str, str]) -> Answer
 def answer_whoami(hub: "Hub", request: Request) -> Answer:
     if request.user is None:
         raise HubError(401, "Invalid username or password.")
-    access_token = {"displayName": "test", "role": request.role, "createdAt": "2024-01-01T00:00:00.000Z"}
+    access_token = {
+        "displayName": "test",
+        "role": request.role,
+        "createdAt": "2024-01-01T00:00:00.000Z",
+    }
     auth = {"type": "access_token", "accessToken": access_token}
-    return json_answer({"type": "user", "id": request.user, "name": request.user, "orgs": [], "auth": auth})
+    return json_answer(
+        {"type": "user", "id": request.user, "name": request.user, "orgs": [], "auth": auth}
+    )
 
 
 def create_repo(hub: "Hub", request: Request) -> Answer:
@@ -263,7 +315,9 @@ def create_repo(hub: "Hub", request: Request) -> Answer:
     is_new = (kind, repo_id) not in hub.repos
     if is_new:
         private = options.get("visibility") == "private" or options.get("private") is True
-        hub.add_repo(kind, repo_id, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=private)
+        hub.add_repo(
+            kind, repo_id, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=private
+        )
     answer = {"url": hub.url + hub.repos[kind, repo_id].path, "name": repo_id, "id": repo_id}
     error = {} if is_new else {"error": f"You already created this {kind} repo"}
     return json_answer({**answer, **error}, 200 if is_new else 409)
@@ -276,9 +330,22 @@ def validate_yaml(hub: "Hub", request: Request) -> Answer:
 def answer_info(hub: "Hub", request: Request, repo: Repo, revision: str = "main") -> Answer:
     commit = repo.find_commit(revision)
     siblings = [{"rfilename": path} for path in sorted(commit.files)]
-    info = {"_id": repo.id, "id": repo.id, "author": repo.owner, "sha": commit.id, "private": repo.private}
-    info |= {"gated": "manual" if repo.gated else False, "disabled": False, "tags": [], "siblings": siblings}
-    return json_answer({**info, "downloads": 0, "likes": 0, "lastModified": commit.date, "createdAt": commit.date})
+    info = {
+        "_id": repo.id,
+        "id": repo.id,
+        "author": repo.owner,
+        "sha": commit.id,
+        "private": repo.private,
+    }
+    info |= {
+        "gated": "manual" if repo.gated else False,
+        "disabled": False,
+        "tags": [],
+        "siblings": siblings,
+    }
+    return json_answer(
+        {**info, "downloads": 0, "likes": 0, "lastModified": commit.date, "createdAt": commit.date}
+    )
 
 
 def list_entries(commit: Commit, expand: bool) -> list[dict]:
@@ -290,7 +357,12 @@ def list_entries(commit: Commit, expand: bool) -> list[dict]:
             entries[path]["lfs"] = {"oid": file.sha256, "size": len(file.data), "pointerSize": 134}
         for folder in list(Path(path).parents)[:-1]:
             oid = hashlib.sha1(f"{commit.id}/{folder}".encode()).hexdigest()
-            entries[folder.as_posix()] = {"type": "directory", "path": folder.as_posix(), "oid": oid, "size": 0}
+            entries[folder.as_posix()] = {
+                "type": "directory",
+                "path": folder.as_posix(),
+                "oid": oid,
+                "size": 0,
+            }
     more = {"lastCommit": commit.summary()} if expand else {}
     return [{**entries[path], **more} for path in sorted(entries)]
 
@@ -325,13 +397,17 @@ def answer_refs(hub: "Hub", request: Request, repo: Repo) -> Answer:
     for ref, commit_id in sorted(repo.refs.items()):
         for kind, prefix in kinds.items():
             if ref.startswith(prefix):
-                answer[kind] += [{"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit_id}]
+                answer[kind] += [
+                    {"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit_id}
+                ]
     return json_answer({**answer, "pullRequests": []})
 
 
 def answer_commits(hub: "Hub", request: Request, repo: Repo, revision: str) -> Answer:
     history = repo.history(revision)
-    return json_answer([{**c.summary(), "message": c.message, "authors": [{"user": c.author}]} for c in history])
+    return json_answer(
+        [{**c.summary(), "message": c.message, "authors": [{"user": c.author}]} for c in history]
+    )
 
 
 def create_branch(hub: "Hub", request: Request, repo: Repo, name: str) -> Answer:
@@ -369,7 +445,10 @@ def answer_lfs_batch(hub: "Hub", request: Request, repo: Repo) -> Answer:
         answer = {"oid": asked["oid"], "size": asked["size"]}
         if asked["oid"] not in hub.objects:
             verify = {"href": f"{hub.url}{repo.path}.git/info/lfs/verify"}
-            answer["actions"] = {"upload": make_upload_action(hub, asked["oid"], asked["size"]), "verify": verify}
+            answer["actions"] = {
+                "upload": make_upload_action(hub, asked["oid"], asked["size"]),
+                "verify": verify,
+            }
         objects.append(answer)
     is_multipart = any("header" in entry.get("actions", {}).get("upload", {}) for entry in objects)
     return json_answer({"transfer": "multipart" if is_multipart else "basic", "objects": objects})
@@ -382,7 +461,10 @@ def make_upload_action(hub: "Hub", oid: str, size_in_bytes: int) -> dict:
         return {"href": href}
     num_parts = -(-size_in_bytes // hub.part_size_in_bytes)
     parts = {str(number): f"{href}/parts/{number}" for number in range(1, num_parts + 1)}
-    return {"href": f"{href}/complete", "header": {"chunk_size": str(hub.part_size_in_bytes), **parts}}
+    return {
+        "href": f"{href}/complete",
+        "header": {"chunk_size": str(hub.part_size_in_bytes), **parts},
+    }
 
 
 def verify_object(hub: "Hub", request: Request, repo: Repo) -> Answer:
@@ -403,7 +485,9 @@ def answer_commit(hub: "Hub", request: Request, repo: Repo, revision: str) -> An
     files = dict(head.files)
     for line in lines[1:]:
         apply_change(hub, files, line["key"], line["value"])
-    commit = repo.add_commit(full_ref(revision), files, header["summary"], header.get("description", ""), request.user)
+    commit = repo.add_commit(
+        full_ref(revision), files, header["summary"], header.get("description", ""), request.user
+    )
     url = f"{hub.url}{repo.path}/commit/{commit.id}"
     return json_answer({"success": True, "commitOid": commit.id, "commitUrl": url})
 
@@ -541,7 +625,9 @@ class Handler(BaseHTTPRequestHandler):
     def is_abandoned(self) -> bool:
         """Whether the hub closes or the client has hung up: then the request must not be carried out."""
         is_readable = bool(select.select([self.connection], [], [], 0)[0])
-        return self.server.hub.closing.is_set() or (is_readable and not self.connection.recv(1, socket.MSG_PEEK))
+        return self.server.hub.closing.is_set() or (
+            is_readable and not self.connection.recv(1, socket.MSG_PEEK)
+        )
 
     def send(self, answer: Answer, fault: Fault | None) -> None:
         body, action = b"" if self.command == "HEAD" else answer.body, fault.action if fault else ""
@@ -570,7 +656,9 @@ class HubServer(ThreadingHTTPServer):
         self.hub, self.host = hub, host
         self.connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), Handler)
-        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
         self.thread.start()
 
     def process_request(self, request: socket.socket, client_address: tuple) -> None:
@@ -609,14 +697,18 @@ class Hub:
         self.page_size = page_size  # entries of a folder listing in one answer
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}  # sha256 -> content of an LFS file
-        self.parts: dict[tuple[str, int], bytes] = {}  # (sha256, number) -> part of an unfinished upload
+        self.parts: dict[
+            tuple[str, int], bytes
+        ] = {}  # (sha256, number) -> part of an unfinished upload
         self.requests: list[Request] = []
         self.crashes: list[str] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         self.closing = threading.Event()
         self.servers = [HubServer(self, "hub", port), HubServer(self, "storage", 0)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+        self.url, self.storage_url = (
+            f"http://127.0.0.1:{server.server_port}" for server in self.servers
+        )
 
     def __enter__(self) -> "Hub":
         return self
@@ -633,11 +725,21 @@ class Hub:
             for server in self.servers:
                 server.close()
 
-    def environment(self, home: str | Path, token: str | None = None, **more: str) -> dict[str, str]:
+    def environment(
+        self, home: str | Path, token: str | None = None, **more: str
+    ) -> dict[str, str]:
         """os.environ for a client of this hub, with its cache in `home` and nothing of the user's own settings."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGGING"))
+        }
         environment |= {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        environment |= {
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
         return environment | ({"HF_TOKEN": token} if token else {}) | more
 
     def add_repo(
@@ -674,7 +776,10 @@ class Hub:
 
     def files(self, kind: str, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         with self.lock:
-            return {path: file.data for path, file in self.repos[kind, repo_id].find_commit(revision).files.items()}
+            return {
+                path: file.data
+                for path, file in self.repos[kind, repo_id].find_commit(revision).files.items()
+            }
 
     def commits(self, kind: str, repo_id: str, revision: str = "main") -> list[Commit]:
         """Newest first."""
@@ -718,7 +823,9 @@ def dispatch(hub: Hub, request: Request) -> Answer:
         match = re.fullmatch(pattern, request.path.partition("?")[0])
         if match is None or (host, route_method) != (request.host, method):
             continue
-        names = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}
+        names = {
+            name: unquote(value) for name, value in match.groupdict().items() if value is not None
+        }
         if host == "hub":
             request.authenticate()
         if access is None:
@@ -732,17 +839,29 @@ def dispatch(hub: Hub, request: Request) -> Answer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--serve", nargs="*", default=[], metavar="KIND:ID=FOLDER", help="dataset:alice/speech=folder")
+    parser.add_argument(
+        "--serve",
+        nargs="*",
+        default=[],
+        metavar="KIND:ID=FOLDER",
+        help="dataset:alice/speech=folder",
+    )
     parser.add_argument("--port", type=int, default=0)
     args = parser.parse_args()
     with Hub(port=args.port) as hub:
         for item in args.serve:
             name, _, folder = item.partition("=")
             kind, _, repo_id = name.partition(":")
-            if kind not in ("dataset", "model") or repo_id.count("/") != 1 or not Path(folder).is_dir():
+            if (
+                kind not in ("dataset", "model")
+                or repo_id.count("/") != 1
+                or not Path(folder).is_dir()
+            ):
                 parser.error(f"{item!r} is not dataset:USER/NAME=FOLDER or model:USER/NAME=FOLDER")
             hub.add_repo(kind, repo_id, folder)
-        print(f"HF_ENDPOINT={hub.url} HF_HUB_DISABLE_XET=1  (tokens: {', '.join(TOKENS)})", flush=True)
+        print(
+            f"HF_ENDPOINT={hub.url} HF_HUB_DISABLE_XET=1  (tokens: {', '.join(TOKENS)})", flush=True
+        )
         with suppress(KeyboardInterrupt):
             while True:
                 time.sleep(1)

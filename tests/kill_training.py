@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli.exit_status import exit_code_of
 
 
 def flags(folder: Path, output_dir: Path, max_steps: int) -> list[str]:
@@ -46,7 +47,11 @@ def flags(folder: Path, output_dir: Path, max_steps: int) -> list[str]:
         "report_to": "none",
         "disable_tqdm": True,
     }
-    return ["--do_train", "--do_eval", *(text for name, value in values.items() for text in (f"--{name}", str(value)))]
+    return [
+        "--do_train",
+        "--do_eval",
+        *(text for name, value in values.items() for text in (f"--{name}", str(value))),
+    ]
 
 
 def start(words: list[str], log: Path) -> int:
@@ -59,7 +64,7 @@ def start(words: list[str], log: Path) -> int:
         os.dup2(descriptor, 2)
         code = 1
         try:
-            code = script.run(words)
+            code = exit_code_of(script.main, words)
         finally:
             os._exit(code)
     return process
@@ -91,11 +96,15 @@ def run_with_kills(folder: Path, num_kills: int, max_steps: int, seed: int) -> d
     while kills < num_kills or finished == 0:
         # Long enough to get on by some steps, short enough to be killed: up to half of the undisturbed run.
         limit = generator.uniform(0.3, 0.5 * seconds) if kills < num_kills else 3600
-        code = kill_after(start(flags(folder, folder / "killed", max_steps), folder / "killed.log"), limit)
+        code = kill_after(
+            start(flags(folder, folder / "killed", max_steps), folder / "killed.log"), limit
+        )
         if code is None:
             kills += 1
             counts["while saving"] += (folder / "killed" / "_unfinished").exists()
-            counts["before the first checkpoint"] += not list((folder / "killed").glob("checkpoint-*"))
+            counts["before the first checkpoint"] += not list(
+                (folder / "killed").glob("checkpoint-*")
+            )
         else:
             assert code == 0, (folder / "killed.log").read_text()[-2000:]
             compare(folder / "whole", folder / "killed")
@@ -109,9 +118,15 @@ def compare(whole: Path, killed: Path) -> None:
     """Raises AssertionError unless weights, optimiser and losses are equal to the last bit."""
     expected, found = (load_file(path / "model.safetensors") for path in (whole, killed))
     assert all(torch.equal(expected[name], found[name]) for name in expected), "weights differ"
-    names = [max(path.glob("checkpoint-*"), key=lambda p: int(p.name[11:])) for path in (whole, killed)]
-    first, second = (torch.load(path / "optimizer.pt", weights_only=True)["state"] for path in names)
-    assert all(torch.equal(first[i]["exp_avg"], second[i]["exp_avg"]) for i in first), "the optimiser differs"
+    names = [
+        max(path.glob("checkpoint-*"), key=lambda p: int(p.name[11:])) for path in (whole, killed)
+    ]
+    first, second = (
+        torch.load(path / "optimizer.pt", weights_only=True)["state"] for path in names
+    )
+    assert all(torch.equal(first[i]["exp_avg"], second[i]["exp_avg"]) for i in first), (
+        "the optimiser differs"
+    )
     logs = [json.loads((path / "trainer_state.json").read_text())["log_history"] for path in names]
     losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
     assert losses[0] == losses[1], "losses differ"

@@ -32,32 +32,36 @@ import torch
 from accelerate.utils import DistributedType
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.cli.exit_status import exit_code_of
+from speech_finetuning.data.stream import SpeechStream
+from speech_finetuning.training.trainer import SpeechTrainer
 
 LIMIT_IN_SECONDS = 60
 
 
 def break_data(num_rows: int) -> None:
     """Rows after the first ones raise, in this process and its worker."""
-    rows = script.SpeechStream.rows
+    rows = SpeechStream.rows
 
-    def broken(self: script.SpeechStream):
+    def broken(self: SpeechStream):
         for number, row in enumerate(rows(self)):
             if number >= num_rows:
-                raise script.UserError("this rank's data is broken")
+                raise UserError("this rank's data is broken")
             yield row
 
-    script.SpeechStream.rows = broken
+    SpeechStream.rows = broken
 
 
 def fill_disk() -> None:
     """No weights can be written in this process until one checkpoint could not be saved."""
-    save = script.SpeechTrainer._save
+    save = SpeechTrainer._save
 
-    def full(self: script.SpeechTrainer, *args: Any, **kwargs: Any) -> None:
-        script.SpeechTrainer._save = save
+    def full(self: SpeechTrainer, *args: Any, **kwargs: Any) -> None:
+        SpeechTrainer._save = save
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    script.SpeechTrainer._save = full
+    SpeechTrainer._save = full
 
 
 def shard_on_cpus() -> None:
@@ -70,17 +74,25 @@ def shard_on_cpus() -> None:
 
 
 def start_sharded(
-    self: accelerate.state.AcceleratorState, start: Callable, *args: Any, fsdp_plugin: Any = None, **kwargs: Any
+    self: accelerate.state.AcceleratorState,
+    start: Callable,
+    *args: Any,
+    fsdp_plugin: Any = None,
+    **kwargs: Any,
 ) -> None:
     start(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
     if fsdp_plugin is not None:
         self.fsdp_plugin = fsdp_plugin
         if self.mixed_precision != "no":
             fsdp_plugin.set_mixed_precision(self.mixed_precision)
-        self.distributed_type = accelerate.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.distributed_type = accelerate.PartialState._shared_state["distributed_type"] = (
+            DistributedType.FSDP
+        )
 
 
-def shard_and_count(shard: Callable, accelerator: accelerate.Accelerator, model: torch.nn.Module) -> torch.nn.Module:
+def shard_and_count(
+    shard: Callable, accelerator: accelerate.Accelerator, model: torch.nn.Module
+) -> torch.nn.Module:
     model = shard(accelerator, model)
     held = sum(parameter.to_local().numel() for parameter in model.parameters())
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -88,7 +100,9 @@ def shard_and_count(shard: Callable, accelerator: accelerate.Accelerator, model:
     return model
 
 
-def check_as_on_gpus(check: Callable, data_args: script.DataArguments, args: script.TrainingArguments) -> None:
+def check_as_on_gpus(
+    check: Callable, data_args: script.DataArguments, args: script.TrainingArguments
+) -> None:
     is_sharded, args.fsdp = args.fsdp, None
     check(data_args, args)
     args.fsdp = is_sharded
@@ -105,7 +119,12 @@ def start_rank(job: dict, rank: int, port: int) -> int:
     os.dup2(descriptor, 2)
     size = str(job.get("world_size", 2))
     if size != "1":
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": size,
+            "LOCAL_WORLD_SIZE": size,
+        }
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if "cores" in job:
         os.sched_setaffinity(0, job["cores"][rank])
@@ -117,7 +136,7 @@ def start_rank(job: dict, rank: int, port: int) -> int:
         shard_on_cpus()
     code = 1
     try:
-        code = script.run(job["words"])
+        code = exit_code_of(script.main, job["words"])
     except Exception:
         traceback.print_exc()
     finally:

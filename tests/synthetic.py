@@ -37,13 +37,24 @@ def make_tokenizer(num_languages: int = 99) -> WhisperTokenizer:
     vocabulary = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>")
     languages = [f"<|{code}|>" for code in list(LANGUAGES)[:num_languages]]
-    tasks = ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|startoftranscript|>", *languages, *tasks]})
+    tasks = [
+        "<|translate|>",
+        "<|transcribe|>",
+        "<|startoflm|>",
+        "<|startofprev|>",
+        "<|nospeech|>",
+        "<|notimestamps|>",
+    ]
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|startoftranscript|>", *languages, *tasks]}
+    )
     tokenizer.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(1501)])
     return tokenizer
 
 
-def make_generation_config(tokenizer: WhisperTokenizer, max_length: int, multilingual: bool) -> GenerationConfig:
+def make_generation_config(
+    tokenizer: WhisperTokenizer, max_length: int, multilingual: bool
+) -> GenerationConfig:
     """What OpenAI's checkpoints say in generation_config.json, for this vocabulary."""
     ids = tokenizer.convert_tokens_to_ids
     settings = {
@@ -120,17 +131,24 @@ def speak(words: list[str], generator: np.random.Generator) -> np.ndarray:
     pieces = [np.zeros(int(generator.uniform(0.02, 0.1) * SAMPLE_RATE_IN_HZ))]
     for word in words:
         index = WORDS.index(word)
-        seconds = np.arange(int(generator.uniform(0.25, 0.4) * SAMPLE_RATE_IN_HZ)) / SAMPLE_RATE_IN_HZ
+        seconds = (
+            np.arange(int(generator.uniform(0.25, 0.4) * SAMPLE_RATE_IN_HZ)) / SAMPLE_RATE_IN_HZ
+        )
         pitch = generator.uniform(0.97, 1.03)
         low, high = (300 + 130 * index) * pitch, (2200 + 330 * ((index * 7) % len(WORDS))) * pitch
         envelope = np.sin(np.pi * np.linspace(0, 1, len(seconds))) ** 0.5
-        pieces += [envelope * (np.sin(2 * np.pi * low * seconds) + 0.6 * np.sin(2 * np.pi * high * seconds))]
+        pieces += [
+            envelope
+            * (np.sin(2 * np.pi * low * seconds) + 0.6 * np.sin(2 * np.pi * high * seconds))
+        ]
         pieces += [np.zeros(int(generator.uniform(0.05, 0.15) * SAMPLE_RATE_IN_HZ))]
     waveform = np.concatenate(pieces) * generator.uniform(0.1, 0.4)
     return (waveform + generator.normal(0, 0.003, len(waveform))).astype(np.float32)
 
 
-def encode(waveform: np.ndarray, audio_format: str = "FLAC", sampling_rate: int = SAMPLE_RATE_IN_HZ) -> bytes:
+def encode(
+    waveform: np.ndarray, audio_format: str = "FLAC", sampling_rate: int = SAMPLE_RATE_IN_HZ
+) -> bytes:
     """The waveform as the bytes of a file."""
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, sampling_rate, format=audio_format)
@@ -142,16 +160,22 @@ def make_rows(num_rows: int, seed: int, max_words: int = 5) -> list[tuple[bytes,
     generator = np.random.default_rng(seed)
     rows = []
     for _ in range(num_rows):
-        words = [str(word) for word in generator.choice(WORDS, size=generator.integers(1, max_words + 1))]
+        words = [
+            str(word) for word in generator.choice(WORDS, size=generator.integers(1, max_words + 1))
+        ]
         rows.append((encode(speak(words, generator)), " ".join(words)))
     return rows
 
 
-def write_parquet(path: Path, rows: list[tuple[bytes | None, str | None]], row_group_size: int = 50) -> None:
+def write_parquet(
+    path: Path, rows: list[tuple[bytes | None, str | None]], row_group_size: int = 50
+) -> None:
     """A parquet file with an Audio column `audio` and a string column `text`, as `datasets` writes them."""
     features = Features({"audio": Audio(), "text": Value("string")})
     audio = [{"bytes": data, "path": f"{path.stem}-{i}.flac"} for i, (data, _) in enumerate(rows)]
-    table = pa.table({"audio": audio, "text": [text for _, text in rows]}, schema=features.arrow_schema)
+    table = pa.table(
+        {"audio": audio, "text": [text for _, text in rows]}, schema=features.arrow_schema
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=row_group_size)
 
@@ -184,7 +208,9 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=8)
     parser.add_argument("--test", type=int, default=8)
     parser.add_argument(
-        "--transcribe", metavar="MODEL", help="only load this model and transcribe the first test clip"
+        "--transcribe",
+        metavar="MODEL",
+        help="only load this model and transcribe the first test clip",
     )
     args = parser.parse_args()
     speech = Path(args.folder) / "speech"

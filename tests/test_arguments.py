@@ -8,6 +8,15 @@ import pytest
 import torch
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.cli.checks import check_devices
+from speech_finetuning.cli.exit_status import exit_code_of
+from speech_finetuning.cli.flags import (
+    REFUSED_ARGUMENTS,
+    RETIRED_ARGUMENTS,
+    RETIRED_BY_REPLACEMENT,
+    ArgumentParser,
+)
 
 REQUIRED = "--model_name_or_path m --dataset_name d --output_dir o --language es".split()
 OUR_FLAGS = """apply_spec_augment audio_column_name cache_dir config data_mix data_report_samples dataset_config_name
@@ -22,28 +31,48 @@ test_split_name text_column_name timestamp_probability train_split_name train_wi
 def check(more: str) -> tuple:
     arguments = script.parse_arguments([*REQUIRED, *more.split()])
     script.check_arguments(*arguments[1:])
-    script.check_devices(arguments[2])
+    check_devices(arguments[2])
     return arguments
 
 
 def test_a_new_flag_is_a_decision():
-    names = [f.name for group in (script.ModelArguments, script.DataArguments) for f in dataclasses.fields(group)]
+    names = [
+        f.name
+        for group in (script.ModelArguments, script.DataArguments)
+        for f in dataclasses.fields(group)
+    ]
     assert sorted(names) == OUR_FLAGS
 
 
 def test_defaults_that_differ_from_the_library():
     _, data, args = check("--do_train --do_eval --max_steps 1")
     assert args.optim == "adamw_torch_fused"  # the library's own default: relied upon
-    assert (args.predict_with_generate, args.report_to, args.dataloader_num_workers) == (True, ["tensorboard"], 1)
+    assert (args.predict_with_generate, args.report_to, args.dataloader_num_workers) == (
+        True,
+        ["tensorboard"],
+        1,
+    )
     assert args.eval_steps == args.save_steps == 500
-    assert (args.eval_strategy, args.save_strategy, args.resume_from_checkpoint) == ("steps", "steps", "auto")
-    assert (data.max_duration_in_seconds, data.do_normalize_eval, data.streaming) == (30.0, True, True)
+    assert (args.eval_strategy, args.save_strategy, args.resume_from_checkpoint) == (
+        "steps",
+        "steps",
+        "auto",
+    )
+    assert (data.max_duration_in_seconds, data.do_normalize_eval, data.streaming) == (
+        30.0,
+        True,
+        True,
+    )
     assert args.get_warmup_steps(2000) == 200
 
 
-@pytest.mark.parametrize("metric", ["wer", "eval_wer", "cer", "wer_norm_marks", "eval_dutch_cer", "loss"])
+@pytest.mark.parametrize(
+    "metric", ["wer", "eval_wer", "cer", "wer_norm_marks", "eval_dutch_cer", "loss"]
+)
 def test_the_best_error_rate_is_the_lowest(metric: str):
-    args = check(f"--do_train --do_eval --max_steps 1 --load_best_model_at_end --metric_for_best_model {metric}")[2]
+    args = check(
+        f"--do_train --do_eval --max_steps 1 --load_best_model_at_end --metric_for_best_model {metric}"
+    )[2]
     assert args.greater_is_better is False
 
 
@@ -52,28 +81,32 @@ def test_a_test_split_loads_the_best_model():
     assert args.load_best_model_at_end and args.metric_for_best_model == "wer"
 
 
-@pytest.mark.parametrize("name", sorted(script.RETIRED_ARGUMENTS))
+@pytest.mark.parametrize("name", sorted(RETIRED_ARGUMENTS))
 @pytest.mark.parametrize("form", ["--{} 1", "--{}=1"])
 def test_retired_flags_say_what_to_write(name: str, form: str):
-    with pytest.raises(script.UserError, match=rf"--{name} is retired\. Write instead: \S+"):
+    with pytest.raises(UserError, match=rf"--{name} is retired\. Write instead: \S+"):
         check(form.format(name))
 
 
 def test_replacements_exist():
     """Every flag that a hint names is accepted today."""
-    known = script.ArgumentParser(
+    known = ArgumentParser(
         (script.TrainingArguments, script.ModelArguments, script.DataArguments), allow_abbrev=False
     )._option_string_actions
-    for hint in script.RETIRED_BY_REPLACEMENT:
+    for hint in RETIRED_BY_REPLACEMENT:
         for word in hint.replace("(", " ").split():
             assert not word.startswith("--") or word.rstrip(".,)") in known, hint
 
 
-@pytest.mark.parametrize("name", sorted(script.REFUSED_ARGUMENTS))
+@pytest.mark.parametrize("name", sorted(REFUSED_ARGUMENTS))
 def test_harmful_flags_are_refused(name: str):
-    values = {"eval_accumulation_steps": "2", "label_names": "x", "train_sampling_strategy": "group_by_length"}
+    values = {
+        "eval_accumulation_steps": "2",
+        "label_names": "x",
+        "train_sampling_strategy": "group_by_length",
+    }
     values |= {"bf16_full_eval": "True --use_cpu", "eval_do_concat_batches": "False"}
-    with pytest.raises(script.UserError, match=f"--{name} is refused"):
+    with pytest.raises(UserError, match=f"--{name} is refused"):
         check(f"--do_train --max_steps 1 --{name} {values.get(name, 'True')}")
 
 
@@ -100,7 +133,10 @@ def test_harmful_flags_are_refused(name: str):
         ("--do_train --max_steps 1 --resume_from_checkpoint hub", "needs --hub_model_id"),
         ("--do_train --max_steps 1 --data_mix mix.yaml", "either --dataset_name or --data_mix"),
         ("--do_train --max_steps 1 --fsdp", "needs several GPUs"),
-        ('--do_train --max_steps 1 --fsdp --fsdp_config {"state_dict_type":"SHARDED_STATE_DICT"}', "FULL_STATE_DICT"),
+        (
+            '--do_train --max_steps 1 --fsdp --fsdp_config {"state_dict_type":"SHARDED_STATE_DICT"}',
+            "FULL_STATE_DICT",
+        ),
         ('--do_train --max_steps 1 --fsdp --fsdp_config {"version":1}', "use version 2"),
         ("--do_train --do_eval --max_steps 1 --fsdp --long_form", "leave out --fsdp"),
         ("--do_train --max_steps abc", "invalid int value: 'abc'"),
@@ -111,7 +147,7 @@ def test_harmful_flags_are_refused(name: str):
     ],
 )
 def test_bad_flags_are_one_line(flags: str, message: str, capsys: pytest.CaptureFixture):
-    assert script.run([*REQUIRED, *flags.split()]) == 2
+    assert exit_code_of(script.main, [*REQUIRED, *flags.split()]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and "\n" not in error
 
@@ -126,19 +162,39 @@ def test_bad_flags_are_one_line(flags: str, message: str, capsys: pytest.Capture
     ],
 )
 def test_deepspeed_that_cannot_work(zero: str, message: str, capsys: pytest.CaptureFixture):
-    pytest.importorskip("deepspeed", reason="DeepSpeed is not among the requirements: pip install deepspeed")
+    pytest.importorskip(
+        "deepspeed", reason="DeepSpeed is not among the requirements: pip install deepspeed"
+    )
     zero, *more = zero.split()
-    words = ["--do_train", "--max_steps", "1", "--deepspeed", f'{{"zero_optimization":{zero}}}', *more]
-    assert script.run([*REQUIRED, *words]) == 2
+    words = [
+        "--do_train",
+        "--max_steps",
+        "1",
+        "--deepspeed",
+        f'{{"zero_optimization":{zero}}}',
+        *more,
+    ]
+    assert exit_code_of(script.main, [*REQUIRED, *words]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
 
 
-def test_an_optimiser_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_an_optimiser_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", bool)
-    assert script.run([*REQUIRED, *"--do_train --max_steps 1 --optim adamw_bnb_8bit".split()]) == 2
+    assert (
+        exit_code_of(
+            script.main, [*REQUIRED, *"--do_train --max_steps 1 --optim adamw_bnb_8bit".split()]
+        )
+        == 2
+    )
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: --optim adamw_bnb_8bit: ") and "pip install" in error and "\n" not in error
+    assert (
+        error.startswith("error: --optim adamw_bnb_8bit: ")
+        and "pip install" in error
+        and "\n" not in error
+    )
 
 
 @pytest.mark.parametrize("name", ["adamw_torch_fused", "adafactor", "sgd"])
@@ -148,23 +204,38 @@ def test_torch_has_its_own_optimisers(name: str):
 
 def test_a_driver_that_is_too_old_names_the_fix(monkeypatch: pytest.MonkeyPatch):
     def old_driver() -> None:
-        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update ...")
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 11040). Please update ..."
+        )
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", old_driver)
-    with pytest.raises(script.UserError, match=r"found version 11040\)\. Update the NVIDIA driver, or install"):
+    with pytest.raises(
+        UserError, match=r"found version 11040\)\. Update the NVIDIA driver, or install"
+    ):
         check("--do_train --max_steps 1")
 
 
 def test_config_file_supplies_defaults_that_the_command_line_overrides(tmp_path: Path):
     config = tmp_path / "recipe.yaml"
-    config.write_text("learning_rate: 1e-5\nmax_steps: 7\ndo_train: true\nlanguage: de\nwarmup_steps: 0.1\n")
+    config.write_text(
+        "learning_rate: 1e-5\nmax_steps: 7\ndo_train: true\nlanguage: de\nwarmup_steps: 0.1\n"
+    )
     _, data, args = check(f"--config {config} --max_steps 9")
-    assert (args.learning_rate, args.max_steps, args.do_train, args.warmup_steps) == (1e-5, 9, True, 0.1)
+    assert (args.learning_rate, args.max_steps, args.do_train, args.warmup_steps) == (
+        1e-5,
+        9,
+        True,
+        0.1,
+    )
     assert data.language == "es"
-    for text, message in (("max_stps: 3", "Did you mean --max_steps"), ("- a", "expected lines"), ("a: [", "recipe")):
+    for text, message in (
+        ("max_stps: 3", "Did you mean --max_steps"),
+        ("- a", "expected lines"),
+        ("a: [", "recipe"),
+    ):
         config.write_text(text)
-        with pytest.raises(script.UserError, match=message):
+        with pytest.raises(UserError, match=message):
             check(f"--config {config}")
 
 
@@ -173,17 +244,27 @@ def test_help_ends_with_our_flags(capsys: pytest.CaptureFixture):
         script.parse_arguments(["--help"])
     text = capsys.readouterr().out
     assert ending.value.code == 0
-    assert text.index("--weight_decay") < text.index("--model_name_or_path") < text.index("--shuffle_buffer_size")
+    assert (
+        text.index("--weight_decay")
+        < text.index("--model_name_or_path")
+        < text.index("--shuffle_buffer_size")
+    )
 
 
 def test_header_equals_requirements():
     lines = Path(script.__file__).read_text().splitlines()
     start, end = lines.index("# /// script"), lines.index("# ///")
-    header = tomllib.loads("\n".join(line.removeprefix("#").strip() for line in lines[start + 1 : end]))
+    header = tomllib.loads(
+        "\n".join(line.removeprefix("#").strip() for line in lines[start + 1 : end])
+    )
     requirements = (Path(script.__file__).parent / "requirements.txt").read_text().splitlines()
     listed = [line.split("#")[0].strip() for line in requirements if line.split("#")[0].strip()]
     assert header["dependencies"] == listed
-    source = Path(script.__file__).read_text().split("import difflib")[1]
+    package = Path(script.__file__).parent / "speech_finetuning"
+    files = [Path(script.__file__), *package.glob("*/[a-z]*.py")]
+    source = "\n".join(path.read_text().split('"""', 2)[2] for path in files)
     for requirement in listed:
         name = requirement.split("=")[0].rstrip("><")
-        assert f"import {name}" in source or name in ("accelerate", "tensorboard"), f"{name} is never used"
+        assert f"import {name}" in source or name in ("accelerate", "tensorboard"), (
+            f"{name} is never used"
+        )

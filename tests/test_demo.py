@@ -38,7 +38,9 @@ def talker(tmp_path: Path) -> Path:
     config = GenerationConfig.from_pretrained(folder)
     times = {f"<|{i * 0.02:.2f}|>" for i in range(201)}
     allowed = set("abcdefgh") | times | {"<|endoftext|>"}
-    config.suppress_tokens = [token_id for token, token_id in tokens.items() if token not in allowed]
+    config.suppress_tokens = [
+        token_id for token, token_id in tokens.items() if token not in allowed
+    ]
     config.begin_suppress_tokens = [tokens["<|endoftext|>"]]
     config.save_pretrained(folder)
     return folder
@@ -48,7 +50,9 @@ def talker(tmp_path: Path) -> Path:
 def long_clip(tmp_path: Path) -> Path:
     """About 10 s, two and a half windows, 44.1 kHz stereo."""
     generator = np.random.default_rng(0)
-    waveform = np.concatenate([synthetic.speak(["uno", "dos", "tres", "diez"], generator) for _ in range(6)])
+    waveform = np.concatenate(
+        [synthetic.speak(["uno", "dos", "tres", "diez"], generator) for _ in range(6)]
+    )
     upsampled = soxr.resample(waveform, 16_000, 44_100)
     soundfile.write(tmp_path / "long.wav", np.stack([upsampled, upsampled], axis=1), 44_100)
     return tmp_path / "long.wav"
@@ -64,7 +68,9 @@ def long_clip(tmp_path: Path) -> Path:
         ([0.3] * 1600, "Only silence"),
     ],
 )
-def test_a_clip_without_speech_gets_a_line(tmp_path: Path, samples: list[float] | None, message: str):
+def test_a_clip_without_speech_gets_a_line(
+    tmp_path: Path, samples: list[float] | None, message: str
+):
     path = tmp_path / "clip.wav"
     if samples is None:
         path.write_bytes(b"no audio at all" * 100)
@@ -97,9 +103,13 @@ def test_cuts_are_in_pauses_and_lose_nothing():
     for start, end in pauses:
         waveform[start:end] = 0
     pieces = demo.cut_at_pauses(waveform, WINDOW)
-    assert [start for start, _ in pieces] == [0, *[end for _, end in pieces[:-1]]] and pieces[-1][1] == len(waveform)
+    assert [start for start, _ in pieces] == [0, *[end for _, end in pieces[:-1]]] and pieces[-1][
+        1
+    ] == len(waveform)
     assert all(0 < end - start <= WINDOW for start, end in pieces)
-    assert all(pause[0] <= cut[1] <= pause[1] for pause, cut in zip(pauses[1:], pieces, strict=False))
+    assert all(
+        pause[0] <= cut[1] <= pause[1] for pause, cut in zip(pauses[1:], pieces, strict=False)
+    )
     assert demo.cut_at_pauses(waveform[:WINDOW], WINDOW) == [(0, WINDOW)]
 
 
@@ -111,17 +121,24 @@ def test_choices_are_what_the_model_has(recogniser: demo.Recogniser, english_mod
         recogniser.model.generation_config.language = told
         assert demo.default_language(recogniser) == "es"
     english = demo.load("--model", str(english_model))
-    assert english.languages == english.tasks == [] and demo.default_language(english) == demo.DETECT
+    assert (
+        english.languages == english.tasks == [] and demo.default_language(english) == demo.DETECT
+    )
 
 
 def test_a_model_is_asked_only_for_what_it_has(recogniser: demo.Recogniser, english_model: Path):
     window = demo.extract_features(recogniser, np.zeros(WINDOW, dtype=np.float32))
-    assert demo.choose_prompt(recogniser, window, "de", "translate") == {"language": "de", "task": "translate"}
+    assert demo.choose_prompt(recogniser, window, "de", "translate") == {
+        "language": "de",
+        "task": "translate",
+    }
     detected = demo.choose_prompt(recogniser, window, demo.DETECT, "transcribe")
     assert detected["language"] in recogniser.languages
     english = demo.load("--model", str(english_model))
     assert demo.choose_prompt(english, window, "es", "translate") == {}
-    segments, note = demo.transcribe(english, synthetic.speak(["uno"], np.random.default_rng(0)), "es", "transcribe")
+    segments, note = demo.transcribe(
+        english, synthetic.speak(["uno"], np.random.default_rng(0)), "es", "transcribe"
+    )
     assert "language: en" in note and isinstance(segments, list)
 
 
@@ -133,9 +150,14 @@ def test_unlearned_timestamps_are_not_used(
     without, size = config.no_timestamps_token_id, recogniser.model.config.vocab_size
     logits = demo.torch.full((1, 3, size), -1e9)
     logits[0, -1, without], logits[0, -1, without + 7] = np.log(1 - share), np.log(share)
-    monkeypatch.setattr(recogniser.model, "forward", lambda **inputs: SimpleNamespace(logits=logits))
+    monkeypatch.setattr(
+        recogniser.model, "forward", lambda **inputs: SimpleNamespace(logits=logits)
+    )
     window = demo.torch.zeros(1, 80, 400)
-    assert demo.predicts_timestamps(recogniser, window, {"language": "es", "task": "transcribe"}) == expected
+    assert (
+        demo.predicts_timestamps(recogniser, window, {"language": "es", "task": "transcribe"})
+        == expected
+    )
     del config.no_timestamps_token_id
     assert not demo.predicts_timestamps(recogniser, window, {"language": "es"})
 
@@ -151,7 +173,9 @@ def test_long_clip_with_the_models_own_times(talker: Path, long_clip: Path):
     assert all(set(text) <= set("abcdefgh") and text for _, _, text in segments)
 
 
-def test_long_clip_without_usable_times_is_cut_at_pauses(tiny_model: Path, long_clip: Path, monkeypatch: Any):
+def test_long_clip_without_usable_times_is_cut_at_pauses(
+    tiny_model: Path, long_clip: Path, monkeypatch: Any
+):
     """A random model gives times up to 30 s in a window of 4 s."""
     recogniser = demo.load("--model", str(tiny_model))
     waveform = demo.read_audio(str(long_clip))
@@ -159,14 +183,20 @@ def test_long_clip_without_usable_times_is_cut_at_pauses(tiny_model: Path, long_
     monkeypatch.setattr(recogniser.processor.tokenizer, "decode", lambda *args, **kwargs: " words ")
     segments, note = demo.transcribe(recogniser, waveform, "es", "transcribe")
     assert "whole windows" in note and {text for _, _, text in segments} == {"words"}
-    assert len(segments) >= 3 and segments[0][0] == 0 and all(end - start <= 4 for start, end, _ in segments)
+    assert (
+        len(segments) >= 3
+        and segments[0][0] == 0
+        and all(end - start <= 4 for start, end, _ in segments)
+    )
     assert segments[-1][1] == pytest.approx(len(waveform) / 16_000)
 
 
 def test_silent_windows_are_left_out(recogniser: demo.Recogniser, monkeypatch: Any):
     lengths = []
     monkeypatch.setattr(recogniser.processor.tokenizer, "decode", lambda *args, **kwargs: "words")
-    monkeypatch.setattr(recogniser.model, "generate", lambda **_: lengths.append(1) or demo.torch.zeros(1, 1))
+    monkeypatch.setattr(
+        recogniser.model, "generate", lambda **_: lengths.append(1) or demo.torch.zeros(1, 1)
+    )
     waveform = synthetic.speak(["uno", "dos", "tres"], np.random.default_rng(0))
     waveform = np.concatenate([waveform, np.zeros(2 * WINDOW - len(waveform), dtype=np.float32)])
     segments = demo.transcribe_windows(recogniser, waveform, {})
@@ -216,17 +246,26 @@ def test_segments_are_buttons_and_text_is_not_html():
 )
 def test_base_model_is_read_from_the_folder(tmp_path: Path, card: str | None, base: str | None):
     assert demo.base_model_of(str(tmp_path)) is None
-    (tmp_path / "run_info.json").write_text(json.dumps({"identity": {"model_name_or_path": "from/run-info"}}))
+    (tmp_path / "run_info.json").write_text(
+        json.dumps({"identity": {"model_name_or_path": "from/run-info"}})
+    )
     if card:
         (tmp_path / "README.md").write_text(card)
     assert demo.base_model_of(str(tmp_path)) == base
 
 
-def test_base_model_that_was_not_asked_for_may_be_missing(tiny_model: Path, tmp_path: Path, capsys: Any):
+def test_base_model_that_was_not_asked_for_may_be_missing(
+    tiny_model: Path, tmp_path: Path, capsys: Any
+):
     folder = shutil.copytree(tiny_model, tmp_path / "tuned")
-    (folder / "run_info.json").write_text(json.dumps({"identity": {"model_name_or_path": "./gone"}}))
+    (folder / "run_info.json").write_text(
+        json.dumps({"identity": {"model_name_or_path": "./gone"}})
+    )
     assert [found.name for found in demo.load_recognisers(str(folder), None)] == [str(folder)]
-    assert "note: shown without the base model. --base_model ./gone: no folder" in capsys.readouterr().err
+    assert (
+        "note: shown without the base model. --base_model ./gone: no folder"
+        in capsys.readouterr().err
+    )
     assert len(demo.load_recognisers(str(folder), "none")) == 1
     assert len(demo.load_recognisers(str(folder), str(tiny_model))) == 2
     with pytest.raises(demo.UserError, match="--base_model ./gone"):
@@ -260,23 +299,37 @@ def damaged(kind: str, tiny_model: Path, tmp_path: Path) -> Path:
         ("weights", "SafetensorError", "OUTPUT_DIR"),
         ("processor", "preprocessor_config.json", "OUTPUT_DIR"),
         ("architecture", "found a bert model", "OUTPUT_DIR"),
-        ("output_dir", "no folder with a config.json, found checkpoint-600", "model/checkpoint-600"),
+        (
+            "output_dir",
+            "no folder with a config.json, found checkpoint-600",
+            "model/checkpoint-600",
+        ),
         ("empty", "found nothing", "OUTPUT_DIR"),
         ("file", "found a file", "OUTPUT_DIR"),
         ("absent", "found nothing", "OUTPUT_DIR"),
     ],
 )
 def test_wrong_model_is_one_line(
-    kind: str, wrong: str, advice: str, tiny_model: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+    kind: str,
+    wrong: str,
+    advice: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: Any,
 ):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: name)
     folder = damaged(kind, tiny_model, tmp_path)
     capsys.readouterr()
     assert demo.main(["--model", str(folder)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith(f"error: --model {folder}: ") and not any("Traceback" in line for line in lines)
+    assert lines[-1].startswith(f"error: --model {folder}: ") and not any(
+        "Traceback" in line for line in lines
+    )
     assert (
-        wrong in lines[-1] and "Next: python demo.py --model " in lines[-1] and advice in lines[-1].split("Next: ")[1]
+        wrong in lines[-1]
+        and "Next: python demo.py --model " in lines[-1]
+        and advice in lines[-1].split("Next: ")[1]
     )
 
 
@@ -285,7 +338,11 @@ def test_unknown_hub_id_is_one_line(capsys: Any, monkeypatch: Any):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: name)
     assert demo.main(["--model", "nobody/no-such-model"]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: --model nobody/no-such-model: ") and "hf auth login" in error and "\n" not in error
+    assert (
+        error.startswith("error: --model nobody/no-such-model: ")
+        and "hf auth login" in error
+        and "\n" not in error
+    )
 
 
 def test_missing_gradio_is_said_before_a_model_is_loaded(capsys: Any, monkeypatch: Any):
@@ -296,9 +353,8 @@ def test_missing_gradio_is_said_before_a_model_is_loaded(capsys: Any, monkeypatc
 
 
 def test_importing_needs_no_gradio():
-    code = (
-        "import sys, demo; sys.exit('gradio' in sys.modules or demo.os.environ['GRADIO_ANALYTICS_ENABLED'] != 'False')"
-    )
+    code = "import sys, demo; "
+    code += "sys.exit('gradio' in sys.modules or demo.os.environ['GRADIO_ANALYTICS_ENABLED'] != 'False')"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
 
 
@@ -348,7 +404,9 @@ def visit(browser: str, address: str, talker: Path, clip: Path, tmp_path: Path) 
     from playwright.sync_api import sync_playwright
 
     recogniser = demo.load("--model", str(talker))
-    expected, note = demo.transcribe(recogniser, demo.read_audio(str(clip)), demo.DETECT, "transcribe")
+    expected, note = demo.transcribe(
+        recogniser, demo.read_audio(str(clip)), demo.DETECT, "transcribe"
+    )
     junk = tmp_path / "junk.wav"
     junk.write_bytes(b"no audio at all" * 100)
     with sync_playwright() as driver:
@@ -366,11 +424,15 @@ def visit(browser: str, address: str, talker: Path, clip: Path, tmp_path: Path) 
         page.click("#transcribe")
         page.locator("#model-0 button.segment").last.wait_for(timeout=120_000)
         assert page.input_value("#model-0 textarea") == "\n".join(text for _, _, text in expected)
-        assert note in page.inner_text("#model-0") and "whole windows" in page.inner_text("#model-1")
+        assert note in page.inner_text("#model-0") and "whole windows" in page.inner_text(
+            "#model-1"
+        )
         buttons = page.locator("#model-0 button.segment")
         assert buttons.count() == len(expected)
         buttons.last.click()
-        page.wait_for_function(f"player.readyState >= 2 && player.currentTime >= {expected[-1][0]}")  # and is loaded
+        page.wait_for_function(
+            f"player.readyState >= 2 && player.currentTime >= {expected[-1][0]}"
+        )  # and is loaded
         page.screenshot(path=tmp_path / "page.png", full_page=True)
 
         page.click("#speech button[aria-label='Clear']")

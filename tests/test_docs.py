@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli.flags import RETIRED_ARGUMENTS, ArgumentParser
 
 PROJECT = Path(script.__file__).parent
 SCRIPT_NAME = "run_speech_recognition_seq2seq_streaming.py"
@@ -81,8 +82,8 @@ def recipes() -> dict[str, list[str]]:
     return found
 
 
-def script_parser() -> script.ArgumentParser:
-    return script.ArgumentParser((script.TrainingArguments, script.ModelArguments, script.DataArguments))
+def script_parser() -> ArgumentParser:
+    return ArgumentParser((script.TrainingArguments, script.ModelArguments, script.DataArguments))
 
 
 def script_flags() -> set[str]:
@@ -164,7 +165,9 @@ def test_every_shell_command_is_accepted(page: Path):
 @pytest.mark.usefixtures("recipe_file")
 def test_the_pages_have_commands_of_their_own():
     """Against a reader of blocks that finds none: the test above would then pass for want of anything to check."""
-    lines = [line for page in PAGES for block in code_blocks(page, "bash") for line in shell_lines(block)]
+    lines = [
+        line for page in PAGES for block in code_blocks(page, "bash") for line in shell_lines(block)
+    ]
     assert sum(check_command(line) for line in lines) >= 9
 
 
@@ -220,7 +223,11 @@ def test_the_mix_in_the_documentation_is_read_as_a_mix(tmp_path: Path):
 
 def memory_rows(page: Path) -> list[tuple[str, str, str, str]]:
     """Model, batch, accumulation and further flags of each line of a table of cards."""
-    return re.findall(r"^\| \d+ GB \| (\S+) \| (\d+) \| (\d+) \| (.*?) \| ", page.read_text(encoding="utf-8"), re.M)
+    return re.findall(
+        r"^\| \d+ GB \| (\S+) \| (\d+) \| (\d+) \| (.*?) \| ",
+        page.read_text(encoding="utf-8"),
+        re.M,
+    )
 
 
 def test_every_line_of_the_memory_table_is_a_command():
@@ -234,11 +241,15 @@ def test_every_line_of_the_memory_table_is_a_command():
             *more.replace("`", "").split(),
         ]
         check_recipe(words)
-        assert int(batch) * int(accumulation) == 32, "the page says that the global batch is 32 everywhere"
+        assert int(batch) * int(accumulation) == 32, (
+            "the page says that the global batch is 32 everywhere"
+        )
 
 
 @pytest.mark.parametrize(("code", "is_requeued"), [(0, False), (2, False), (75, True), (138, True)])
-def test_the_slurm_job_queues_again_only_when_that_helps(tmp_path: Path, code: int, is_requeued: bool):
+def test_the_slurm_job_queues_again_only_when_that_helps(
+    tmp_path: Path, code: int, is_requeued: bool
+):
     blocks = code_blocks(PROJECT / "docs" / "long-runs.md", "bash")
     (job,) = (block for block in blocks if "#SBATCH" in block)
     stand_ins = {"srun": f"exit {code}", "scontrol": f'echo "$@" >{tmp_path}/requeued'}
@@ -254,7 +265,7 @@ def test_the_slurm_job_queues_again_only_when_that_helps(tmp_path: Path, code: i
 def migration_table() -> str:
     """The table of retired flags, from the script's own: flags with the same replacement share a line."""
     names_by_replacement: dict[str, list[str]] = defaultdict(list)
-    for name, replacement in script.RETIRED_ARGUMENTS.items():
+    for name, replacement in RETIRED_ARGUMENTS.items():
         names_by_replacement[replacement].append(f"`{name}`")
     lines = ["| flag of 2022, or of the library then | write instead |", "|---|---|"]
     for replacement, names in names_by_replacement.items():
@@ -272,7 +283,9 @@ def write_migration_table() -> None:
 
 
 def test_the_table_of_retired_flags_is_the_script_s():
-    assert migration_table() in MIGRATION_PAGE.read_text(encoding="utf-8"), write_migration_table.__doc__
+    assert migration_table() in MIGRATION_PAGE.read_text(encoding="utf-8"), (
+        write_migration_table.__doc__
+    )
 
 
 def heading_anchors(page: Path) -> set[str]:

@@ -8,11 +8,15 @@ import tempfile
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synthetic
+import torch
 from hub import Hub
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli.exit_status import exit_code_of
+from speech_finetuning.training.trainer import SpeechTrainer
 
 COMMON = "--dry_run --do_train --do_eval --max_steps 4000"
 
@@ -20,7 +24,9 @@ COMMON = "--dry_run --do_train --do_eval --max_steps 4000"
 def table(log: str) -> dict[str, tuple[str, str]]:
     """{check: (state, what was found)} of the log's last lines."""
     lines = [re.sub(r".*(INFO|py:\d+) ", "", line) for line in log.splitlines()]
-    states = [line.split(maxsplit=2) for line in lines if line.startswith(("ok ", "warning ", "error "))]
+    states = [
+        line.split(maxsplit=2) for line in lines if line.startswith(("ok ", "warning ", "error "))
+    ]
     return {name: (state, found) for state, name, found in states}
 
 
@@ -29,39 +35,65 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_table_of_checks_and_nothing_left(
-    flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    flags: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     (tmp_path / "tmp").mkdir()
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "exit_status.json").write_text("of an earlier run")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     before = files(tmp_path)
-    assert script.run([*flags, *COMMON.split(), "--save_total_limit", "3"]) == 0
+    assert exit_code_of(script.main, [*flags, *COMMON.split(), "--save_total_limit", "3"]) == 0
     assert files(tmp_path) == before
     assert (tmp_path / "output" / "exit_status.json").read_text() == "of an earlier run"
     log = caplog.text
     checks = table(log)
-    assert list(checks) == ["versions", "Hub", "data", "device", "training", "scoring", "disk", "time"]
-    assert {name: state for name, (state, _) in checks.items() if state != "ok"} == {"device": "warning"}
-    assert checks["data"][1] == "40 of 64 rows usable" or checks["data"][1].startswith("64 of 64 rows usable")
+    assert list(checks) == [
+        "versions",
+        "Hub",
+        "data",
+        "device",
+        "training",
+        "scoring",
+        "disk",
+        "time",
+    ]
+    assert {name: state for name, (state, _) in checks.items() if state != "ok"} == {
+        "device": "warning"
+    }
+    assert checks["data"][1] == "40 of 64 rows usable" or checks["data"][1].startswith(
+        "64 of 64 rows usable"
+    )
     assert "for 4000 steps" in checks["time"][1] and "GB free" in checks["disk"][1]
-    assert "hears the same in 8 clips" in log and "data report" in log and "<|es|><|transcribe|>" in log
+    assert (
+        "hears the same in 8 clips" in log
+        and "data report" in log
+        and "<|es|><|transcribe|>" in log
+    )
 
 
 def test_epochs_are_estimated_from_the_rows(flags: list[str], caplog: pytest.LogCaptureFixture):
-    words = "--dry_run --do_train --num_train_epochs 50 --save_steps 0.1 --save_total_limit 2".split()
-    assert script.run([*flags, *words]) == 0
+    words = (
+        "--dry_run --do_train --num_train_epochs 50 --save_steps 0.1 --save_total_limit 2".split()
+    )
+    assert exit_code_of(script.main, [*flags, *words]) == 0
     assert "for 500 steps" in table(caplog.text)["time"][1]  # 50 x 40 rows / 4
     assert "0.00 GB a checkpoint, 0.0 GB in all" in table(caplog.text)["disk"][1]
 
 
-def test_packing_is_tried_at_its_most_expensive(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_packing_is_tried_at_its_most_expensive(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Utterances so long that none shares a window, before those that do."""
     collate, num_windows = script.SpeechCollator.__call__, []
 
     def counted(self: script.SpeechCollator, items: list) -> dict:
         batch = collate(self, items)
-        num_windows.append((self.make_windows is not None, isinstance(items[0], tuple), len(batch["frame_counts"])))
+        num_windows.append(
+            (self.make_windows is not None, isinstance(items[0], tuple), len(batch["frame_counts"]))
+        )
         return batch
 
     monkeypatch.setattr(script.SpeechCollator, "__call__", counted)
@@ -69,45 +101,64 @@ def test_packing_is_tried_at_its_most_expensive(flags: list[str], tmp_path: Path
     model = synthetic.make_model(tmp_path / "model", d_model=16, num_layers=1, **roomy)
     words = f"--dry_run --do_train --max_steps 40 --per_device_train_batch_size 6 --pack_utterances {model}".split()
     words.insert(-1, "--model_name_or_path")
-    assert script.run([*flags, *words]) == 0
+    assert exit_code_of(script.main, [*flags, *words]) == 0
     packed = [count for _, is_training, count in num_windows if is_training]
     assert len(packed) == 3 and packed[0] == 6 > packed[1] == packed[2]
 
 
 def test_a_full_disk_and_a_loss_that_is_not_finite_are_errors(
-    flags: list[str], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    flags: list[str],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     usage = namedtuple("usage", "total used free")(10, 9, 1)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: usage)
-        assert script.run([*flags, *COMMON.split()]) == 2
-    assert table(caplog.text)["disk"][0] == "error" and "error: --dry_run: disk: " in capsys.readouterr().err
-    assert script.run([*flags, *COMMON.split(), "--learning_rate", "1e30"]) == 2
+        assert exit_code_of(script.main, [*flags, *COMMON.split()]) == 2
+    assert (
+        table(caplog.text)["disk"][0] == "error"
+        and "error: --dry_run: disk: " in capsys.readouterr().err
+    )
+    assert exit_code_of(script.main, [*flags, *COMMON.split(), "--learning_rate", "1e30"]) == 2
     assert table(caplog.text)["training"][0] == "error"
 
 
 def test_unusable_data_is_an_error(
-    flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
+    flags: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture,
 ):
-    rows = [(synthetic.encode(script.np.zeros(8000), "WAV"), "" if i % 4 else "uno") for i in range(64)]
+    rows = [(synthetic.encode(np.zeros(8000), "WAV"), "" if i % 4 else "uno") for i in range(64)]
     synthetic.write_parquet(tmp_path / "data" / "train-00000.parquet", rows)
-    words = [*flags, "--dry_run", "--do_train", "--max_steps", "9", "--dataset_name", str(tmp_path / "data")]
-    assert script.run(words) == 2
+    words = [
+        *flags,
+        "--dry_run",
+        "--do_train",
+        "--max_steps",
+        "9",
+        "--dataset_name",
+        str(tmp_path / "data"),
+    ]
+    assert exit_code_of(script.main, words) == 2
     log = capsys.readouterr().err
     assert "error: " in log and "16 of 64 rows usable" in log
-    assert script.run([*words, "--max_rejected_fraction", "0.8"]) == 0
+    assert exit_code_of(script.main, [*words, "--max_rejected_fraction", "0.8"]) == 0
     assert table(caplog.text)["data"][0] == "warning"
 
 
-def test_other_failures_are_exit_code_2(flags: list[str], capsys: pytest.CaptureFixture, monkeypatch):
-    assert script.run([*flags, "--dry_run", "--do_eval"]) == 2
+def test_other_failures_are_exit_code_2(
+    flags: list[str], capsys: pytest.CaptureFixture, monkeypatch
+):
+    assert exit_code_of(script.main, [*flags, "--dry_run", "--do_eval"]) == 2
     assert "--dry_run needs --do_train" in capsys.readouterr().err
 
     def too_large(*args: object) -> None:
-        raise script.torch.OutOfMemoryError("injected")
+        raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(script.SpeechTrainer, "training_step", too_large)
-    assert script.run([*flags, *COMMON.split()]) == 2
+    monkeypatch.setattr(SpeechTrainer, "training_step", too_large)
+    assert exit_code_of(script.main, [*flags, *COMMON.split()]) == 2
     assert "out of GPU memory: halve" in capsys.readouterr().err
 
 
@@ -122,14 +173,26 @@ def test_the_hub_is_asked_but_nothing_is_made_there(tmp_path: Path, tiny_model: 
         tokens = ("hf_owner_token", "hf_reader_token")
         cases = [(name, token) for name in ("alice/new", "alice/mine", "mine") for token in tokens]
         for name, token in cases:
-            environment = hub.environment(tmp_path / "home", token=token) | {"CUDA_VISIBLE_DEVICES": ""}
-            how = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path, "timeout": 200}
+            environment = hub.environment(tmp_path / "home", token=token) | {
+                "CUDA_VISIBLE_DEVICES": ""
+            }
+            how = {
+                "capture_output": True,
+                "text": True,
+                "env": environment,
+                "cwd": tmp_path,
+                "timeout": 200,
+            }
             result = subprocess.run([*words, "--hub_model_id", name], **how)
             codes[name, token] = (result.returncode, table(result.stderr).get("Hub", ("", ""))[1])
         found = [
             "alice/new does not exist yet, by the token (write) it may be written",
             *["alice/mine may be written"] * 2,
         ]
-        assert codes == dict(zip(cases, [end for text in found for end in ((0, text), (2, ""))], strict=True))
-        assert ("model", "alice/new") not in hub.repos and len(hub.commits("model", "alice/mine")) == 1
+        assert codes == dict(
+            zip(cases, [end for text in found for end in ((0, text), (2, ""))], strict=True)
+        )
+        assert ("model", "alice/new") not in hub.repos and len(
+            hub.commits("model", "alice/mine")
+        ) == 1
     assert not (tmp_path / "out").exists()

@@ -18,18 +18,24 @@ from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, WhisperForCon
 import run_speech_recognition_seq2seq_streaming as script
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install -r requirements-test.txt")
-faster_whisper = pytest.importorskip("faster_whisper", reason="pip install -r requirements-test.txt")
+faster_whisper = pytest.importorskip(
+    "faster_whisper", reason="pip install -r requirements-test.txt"
+)
 EXPORT_PAGE = (Path(script.__file__).parent / "docs" / "export.md").read_text()
 
 
 def make_talkative_model(folder: Path) -> Path:
     """A random model with Whisper's limits, 30 s and 448 tokens; large weights give each clip an answer of its own."""
-    synthetic.make_model(folder, d_model=16, num_layers=1, window_in_seconds=30, max_target_positions=448)
+    synthetic.make_model(
+        folder, d_model=16, num_layers=1, window_in_seconds=30, max_target_positions=448
+    )
     model = WhisperForConditionalGeneration.from_pretrained(folder)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8)
-        model.model.decoder.embed_tokens.weight[model.generation_config.no_timestamps_token_id :] = 0
+        model.model.decoder.embed_tokens.weight[
+            model.generation_config.no_timestamps_token_id :
+        ] = 0
     model.save_pretrained(folder)
     return folder
 
@@ -40,7 +46,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
     folder = tmp_path_factory.mktemp("export")
     flags = f"--model_name_or_path {make_talkative_model(folder / 'model')} --dataset_name {speech} --language es"
     flags += f" --do_train --max_steps 1 --learning_rate 1e-9 --output_dir {folder / 'output'} --report_to none"
-    script.main([*flags.split(), "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0"])
+    script.main(
+        [*flags.split(), "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0"]
+    )
     return folder / "output"
 
 
@@ -48,12 +56,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
 def converted(trained: Path) -> Path:
     """The result of the command in docs/export.md."""
     (command,) = re.findall(r"^\S*(ct2-transformers-converter (?:.*\\\n)*.*)$", EXPORT_PAGE, re.M)
-    words = shlex.split(command.replace("\\\n", " ").replace("float16", "float32"))  # the CPU's results, bit for bit
+    words = shlex.split(
+        command.replace("\\\n", " ").replace("float16", "float32")
+    )  # the CPU's results, bit for bit
     target = trained.parent / "whisper-small-es-ct2"
     places = {"whisper-small-es": str(trained), target.name: str(target)}
     words = [places.get(word, word) for word in words]
     code = "from ctranslate2.converters.transformers import main; main()"
-    result = subprocess.run([sys.executable, "-c", code, *words[1:]], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words[1:]], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     # CTranslate2 knows multilingual models by the empty token, which the published ones have and the toy has not.
     vocabulary = json.loads((target / "vocabulary.json").read_text())
@@ -64,14 +76,22 @@ def converted(trained: Path) -> Path:
 @pytest.fixture(scope="module")
 def clips() -> list[np.ndarray]:
     generator = np.random.default_rng(0)
-    return [synthetic.speak(list(generator.choice(synthetic.WORDS, size=size)), generator) for size in (5, 15, 40)]
+    return [
+        synthetic.speak(list(generator.choice(synthetic.WORDS, size=size)), generator)
+        for size in (5, 15, 40)
+    ]
 
 
 @pytest.fixture(scope="module")
 def expected(trained: Path, clips: list[np.ndarray]) -> list[list[int]]:
     """The token ids of transformers, without the prefix and the end."""
-    processor, model = AutoProcessor.from_pretrained(trained), AutoModelForSpeechSeq2Seq.from_pretrained(trained)
-    features = processor.feature_extractor(clips, sampling_rate=synthetic.SAMPLE_RATE_IN_HZ, return_tensors="pt")
+    processor, model = (
+        AutoProcessor.from_pretrained(trained),
+        AutoModelForSpeechSeq2Seq.from_pretrained(trained),
+    )
+    features = processor.feature_extractor(
+        clips, sampling_rate=synthetic.SAMPLE_RATE_IN_HZ, return_tensors="pt"
+    )
     ids = model.generate(features.input_features, max_new_tokens=12).tolist()
     end = processor.tokenizer.eos_token_id
     rows = [row[: row.index(end)] if end in row else row for row in ids]
@@ -83,8 +103,13 @@ def expected(trained: Path, clips: list[np.ndarray]) -> list[list[int]]:
 def test_ctranslate2_writes_the_same_tokens(
     trained: Path, converted: Path, clips: list[np.ndarray], expected: list[list[int]]
 ):
-    processor, model = AutoProcessor.from_pretrained(trained), ctranslate2.models.Whisper(str(converted))
-    features = processor.feature_extractor(clips, sampling_rate=synthetic.SAMPLE_RATE_IN_HZ, return_tensors="np")
+    processor, model = (
+        AutoProcessor.from_pretrained(trained),
+        ctranslate2.models.Whisper(str(converted)),
+    )
+    features = processor.feature_extractor(
+        clips, sampling_rate=synthetic.SAMPLE_RATE_IN_HZ, return_tensors="np"
+    )
     view = ctranslate2.StorageView.from_array(features.input_features)
     prefix = processor.tokenizer.prefix_tokens
     results = model.generate(view, [prefix] * len(clips), beam_size=1, max_length=40)
@@ -93,23 +118,41 @@ def test_ctranslate2_writes_the_same_tokens(
 
 
 @pytest.mark.slow
-def test_faster_whisper_writes_the_same_tokens(converted: Path, clips: list[np.ndarray], expected: list[list[int]]):
+def test_faster_whisper_writes_the_same_tokens(
+    converted: Path, clips: list[np.ndarray], expected: list[list[int]]
+):
     """With the audio filled up to 30 s; faster-whisper 1.2 would fill its features up with zeros (audio.py:111)."""
     model = faster_whisper.WhisperModel(str(converted), device="cpu", compute_type="float32")
     for clip, ids in zip(clips, expected, strict=True):
-        thresholds = dict.fromkeys(("no_speech_threshold", "log_prob_threshold", "compression_ratio_threshold"))
-        how = {"beam_size": 1, "temperature": 0, "without_timestamps": True, "max_new_tokens": 30, **thresholds}
+        thresholds = dict.fromkeys(
+            ("no_speech_threshold", "log_prob_threshold", "compression_ratio_threshold")
+        )
+        how = {
+            "beam_size": 1,
+            "temperature": 0,
+            "without_timestamps": True,
+            "max_new_tokens": 30,
+            **thresholds,
+        }
         how |= {"suppress_tokens": [], "suppress_blank": False}  # as in the toy's generation config
-        segments, info = model.transcribe(np.pad(clip, (0, -len(clip) % 480_000)), language="es", **how)
+        segments, info = model.transcribe(
+            np.pad(clip, (0, -len(clip) % 480_000)), language="es", **how
+        )
         assert [token for segment in segments for token in segment.tokens][:12] == ids
         assert info.language == "es"
 
 
 @pytest.mark.slow
 def test_the_python_of_the_page_runs(converted: Path, clips: list[np.ndarray]):
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", EXPORT_PAGE, re.S) if "faster_whisper" in block)
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", EXPORT_PAGE, re.S)
+        if "faster_whisper" in block
+    )
     soundfile.write(converted.parent / "speech.flac", clips[0], synthetic.SAMPLE_RATE_IN_HZ)
-    result = subprocess.run([sys.executable, "-c", code], cwd=converted.parent, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=converted.parent, capture_output=True, text=True
+    )
     assert result.returncode == 0 and result.stdout.strip(), result.stderr[-2000:]
 
 
@@ -118,4 +161,6 @@ def test_the_files_for_whisper_cpp(trained: Path):
     subprocess.run([sys.executable, "-", str(trained)], input=code, text=True, check=True)
     vocabulary = json.loads((trained / "vocab.json").read_text(encoding="utf-8"))
     assert len(vocabulary) == 256 and json.loads((trained / "added_tokens.json").read_text()) == {}
-    assert vocabulary["a"] == AutoProcessor.from_pretrained(trained).tokenizer.convert_tokens_to_ids("a")
+    assert vocabulary["a"] == AutoProcessor.from_pretrained(
+        trained
+    ).tokenizer.convert_tokens_to_ids("a")

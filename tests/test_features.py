@@ -1,4 +1,4 @@
-"""decode_audio, log_mel, normalize_text, encode_text, UtterancePreparer."""
+"""decode_audio, log_mel, normalize_text, encode_text, Preprocessor."""
 
 import io
 from pathlib import Path
@@ -12,6 +12,10 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.audio import decode_audio, log_mel, pad_features
+from speech_finetuning.data.sources import SourceRow
+from speech_finetuning.data.text import encode_text, normalize_text
 
 
 @pytest.mark.parametrize("n_mels", [80, 128])
@@ -20,11 +24,17 @@ def test_features_equal_the_library(n_mels: int):
     generator = np.random.default_rng(0)
     lengths = [1, 159, 160, 161, 200, 399, 800, 479_000, 479_700, 479_999, 480_000]
     lengths += [int(n) for n in generator.integers(800, 480_000, size=10)]
-    clips = [generator.normal(0, 10.0 ** generator.uniform(-6, 0), n).astype(np.float32) for n in lengths]
-    clips += [np.zeros(48_000, np.float32), np.ones(16_000, np.float32), np.zeros(480_000, np.float32)]
+    clips = [
+        generator.normal(0, 10.0 ** generator.uniform(-6, 0), n).astype(np.float32) for n in lengths
+    ]
+    clips += [
+        np.zeros(48_000, np.float32),
+        np.ones(16_000, np.float32),
+        np.zeros(480_000, np.float32),
+    ]
     for clip in clips:
-        ours = script.log_mel(clip, extractor.mel_filters, 3000)
-        padded = script.pad_features(ours, [ours.shape[1]], 3000)[0]
+        ours = log_mel(clip, extractor.mel_filters, 3000)
+        padded = pad_features(ours, [ours.shape[1]], 3000)[0]
         theirs = extractor(clip, sampling_rate=16_000, return_tensors="pt").input_features[0]
         assert padded.shape == theirs.shape == (n_mels, 3000)
         assert (padded - theirs).abs().max() < 1e-5, len(clip)
@@ -37,7 +47,9 @@ def test_decoding_gives_mono_16_khz(sampling_rate: int, audio_format: str):
     seconds = np.arange(sampling_rate) / sampling_rate
     tone = 0.5 * np.sin(2 * np.pi * 440 * seconds)
     stereo = np.stack([tone, np.zeros_like(tone)], axis=1)
-    decoded, found = script.decode_audio(synthetic.encode(stereo, audio_format, sampling_rate), lambda seconds: None)
+    decoded, found = decode_audio(
+        synthetic.encode(stereo, audio_format, sampling_rate), lambda seconds: None
+    )
     assert found == sampling_rate
     assert decoded.dtype == np.float32 and decoded.ndim == 1
     assert abs(len(decoded) - 16_000) <= (1 if audio_format != "MP3" else 2_400)
@@ -52,7 +64,7 @@ def test_resampling_equals_librosa(sampling_rate: int):
     waveform = np.random.default_rng(0).normal(0, 0.1, 3 * sampling_rate + 7).astype(np.float32)
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, sampling_rate, format="WAV", subtype="FLOAT")
-    ours, _ = script.decode_audio(buffer.getvalue(), lambda seconds: None)
+    ours, _ = decode_audio(buffer.getvalue(), lambda seconds: None)
     theirs = librosa.resample(waveform, orig_sr=sampling_rate, target_sr=16_000, res_type="soxr_hq")
     shorter = min(len(ours), len(theirs))
     assert abs(len(ours) - len(theirs)) <= 1 and np.array_equal(ours[:shorter], theirs[:shorter])
@@ -65,17 +77,21 @@ def test_resampling_equals_librosa(sampling_rate: int):
         (synthetic.encode(np.ones(1), "WAV", 48_000), "audio_empty", "no samples"),
         (b"this is not audio" * 20, "audio_unreadable", "Format not recognised"),
         (synthetic.encode(np.zeros(0), "WAV"), "audio_empty", "no samples"),
-        (synthetic.encode(np.random.default_rng(0).normal(0, 0.1, 16_000))[:4_000], "audio_unreadable", ""),
+        (
+            synthetic.encode(np.random.default_rng(0).normal(0, 0.1, 16_000))[:4_000],
+            "audio_unreadable",
+            "",
+        ),
         (b"\0\0\0\x20ftypM4A " + bytes(64), "audio_unreadable", "ffmpeg -i IN.m4a"),
         (b"\x1aE\xdf\xa3" + bytes(64), "audio_unreadable", "ffmpeg -i IN.webm"),
     ],
 )
 def test_bad_audio_is_rejected_with_a_reason(preparer, data: bytes, reason: str, detail: str):
-    row = script.SourceRow("a row", {"bytes": data, "path": None}, "uno")
+    row = SourceRow("a row", {"bytes": data, "path": None}, "uno")
     descriptors = Path("/proc/self/fd")  # of Linux, where a clip has one
     before = len(list(descriptors.glob("*")))
     rejection = preparer(row)
-    assert isinstance(rejection, script.Rejection)
+    assert isinstance(rejection, Rejection)
     assert (rejection.reason, rejection.row) == (reason, "a row") and detail in rejection.detail
     assert len(list(descriptors.glob("*"))) == before
 
@@ -87,8 +103,8 @@ def test_samples_that_are_not_finite_are_rejected(sampling_rate: int, bad: float
     clip = np.full(3 * sampling_rate, 0.1)
     clip[len(clip) // 2] = bad  # one of many
     soundfile.write(buffer, clip, sampling_rate, format="WAV", subtype="FLOAT")
-    with pytest.raises(script.Rejection, match="audio_not_finite"):
-        script.decode_audio(buffer.getvalue(), lambda seconds: None)
+    with pytest.raises(Rejection, match="audio_not_finite"):
+        decode_audio(buffer.getvalue(), lambda seconds: None)
 
 
 @pytest.mark.parametrize(
@@ -102,30 +118,39 @@ def test_samples_that_are_not_finite_are_rejected(sampling_rate: int, bad: float
         (0.05, {}, None),
     ],
 )
-def test_duration_filters_and_never_cuts(preparer, seconds: float, limits: dict, reason: str | None):
+def test_duration_filters_and_never_cuts(
+    preparer, seconds: float, limits: dict, reason: str | None
+):
     for name, value in limits.items():
         setattr(preparer, name, value)
     clip = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
-    result = preparer(script.SourceRow("r", {"bytes": synthetic.encode(clip), "path": None}, "uno"))
-    assert (result.reason if isinstance(result, script.Rejection) else None) == reason
+    result = preparer(SourceRow("r", {"bytes": synthetic.encode(clip), "path": None}, "uno"))
+    assert (result.reason if isinstance(result, Rejection) else None) == reason
     if reason is None:
         assert result["duration"] == pytest.approx(seconds)
 
 
 def test_text_is_checked_before_audio_is_decoded(preparer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(script, "decode_audio", pytest.fail)
-    for text, reason in ((None, "text_empty"), ("  \n", "text_empty"), ("uno " * 40, "label_too_long")):
-        assert preparer(script.SourceRow("r", {"bytes": b"x", "path": None}, text)).reason == reason
+    monkeypatch.setattr("speech_finetuning.data.preprocessing.decode_audio", pytest.fail)
+    for text, reason in (
+        (None, "text_empty"),
+        ("  \n", "text_empty"),
+        ("uno " * 40, "label_too_long"),
+    ):
+        assert preparer(SourceRow("r", {"bytes": b"x", "path": None}, text)).reason == reason
 
 
 def test_labels_have_the_prefix_once_and_fit_exactly(preparer):
     tokenizer = preparer.tokenizer
     text = "x" * (64 - 4)  # language, task, notimestamps and end beside it: exactly 64 labels
-    ids = script.encode_text(text, tokenizer, 64)
+    ids = encode_text(text, tokenizer, 64)
     assert len(ids) == 65
-    assert tokenizer.decode(ids) == f"<|startoftranscript|><|es|><|transcribe|><|notimestamps|>{text}<|endoftext|>"
-    with pytest.raises(script.Rejection, match="label_too_long"):
-        script.encode_text(text + "x", tokenizer, 64)
+    assert (
+        tokenizer.decode(ids)
+        == f"<|startoftranscript|><|es|><|transcribe|><|notimestamps|>{text}<|endoftext|>"
+    )
+    with pytest.raises(Rejection, match="label_too_long"):
+        encode_text(text + "x", tokenizer, 64)
 
 
 @pytest.mark.parametrize(
@@ -143,24 +168,31 @@ def test_labels_have_the_prefix_once_and_fit_exactly(preparer):
     ],
 )
 def test_punctuation_and_nothing_else_is_removed(text: str, expected: str):
-    assert script.normalize_text(text, do_lower_case=False, do_remove_punctuation=True) == expected
-    assert script.normalize_text(text, False, False) == " ".join(text.split())
-    assert script.normalize_text("ÀB, c", True, False) == "àb, c"
+    assert normalize_text(text, do_lower_case=False, do_remove_punctuation=True) == expected
+    assert normalize_text(text, False, False) == " ".join(text.split())
+    assert normalize_text("ÀB, c", True, False) == "àb, c"
 
 
 def test_collator_pads_shifts_and_keeps_every_step_running():
     collator = script.SpeechCollator(decoder_start_token_id=7, pad_token_id=9, n_mels=2)
     examples = [
         {"id": "r1", "duration": 1.0, "features": torch.ones(2, 3), "labels": [7, 1, 2, 9]},
-        {"id": "r2", "duration": 2.5, "features": torch.full((2, 5), 2.0), "labels": [7, 1, 2, 3, 4, 9]},
+        {
+            "id": "r2",
+            "duration": 2.5,
+            "features": torch.full((2, 5), 2.0),
+            "labels": [7, 1, 2, 3, 4, 9],
+        },
     ]
-    rejection = script.Rejection("text_empty", "", "r3")
+    rejection = Rejection("text_empty", "", "r3")
     batch = collator([({"n": 1}, examples[0]), ({"n": 2}, rejection), ({"n": 3}, examples[1])])
     assert batch["labels"].tolist() == [[1, 2, 9, -100, -100], [1, 2, 3, 4, 9]]
     assert batch["decoder_input_ids"].tolist() == [[7, 1, 2, 9, 9], [7, 1, 2, 3, 4]]
     assert batch["frames"].shape == (2, 8) and batch["frame_counts"] == [3, 5]
     assert batch["ride"]["position"] == {"n": 3} and batch["ride"]["num_rows"] == 3
-    assert [item.row for item in batch["ride"]["rejections"]] == ["r3"] and batch["ride"]["ids"] == ["r1", "r2"]
+    assert [item.row for item in batch["ride"]["rejections"]] == ["r3"] and batch["ride"][
+        "ids"
+    ] == ["r1", "r2"]
     assert batch["ride"]["seconds"] == 3.5
     empty = collator([({"n": 4}, rejection)])
     assert empty["labels"].tolist() == [[-100]] and empty["decoder_input_ids"].tolist() == [[7]]
@@ -169,5 +201,7 @@ def test_collator_pads_shifts_and_keeps_every_step_running():
 
 def test_padding_is_the_clips_own_silence():
     loud, silent = torch.tensor([[0.9, 0.1]]), torch.tensor([[-1.5, -1.5, -1.5]])
-    batch = script.pad_features(torch.cat([loud, silent], dim=1), [2, 3], 4)
-    assert torch.allclose(batch[:, 0], torch.tensor([[0.9, 0.1, -1.1, -1.1], [-1.5, -1.5, -1.5, -1.5]]))
+    batch = pad_features(torch.cat([loud, silent], dim=1), [2, 3], 4)
+    assert torch.allclose(
+        batch[:, 0], torch.tensor([[0.9, 0.1, -1.1, -1.1], [-1.5, -1.5, -1.5, -1.5]])
+    )

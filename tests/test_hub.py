@@ -50,14 +50,20 @@ def run_client(hub: Hub, home: Path, function: str, *args: str, token: str | Non
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def ask(url: str, method: str, path: str, timeout: float = 5, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    url: str, method: str, path: str, timeout: float = 5, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """Status, headers (names in lower case) and body of one plain request."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=timeout)
     try:
         connection.request(method, path, headers=headers)
         response = connection.getresponse()
-        return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+        return (
+            response.status,
+            {name.lower(): value for name, value in response.getheaders()},
+            response.read(),
+        )
     finally:
         connection.close()
 
@@ -77,7 +83,11 @@ def stream_texts(repo_id: str, split: str, **options: str) -> list[str]:
 
     try:
         dataset = load_dataset(repo_id, split=split, streaming=True, **options)
-        return [row["text"] for row in dataset.cast_column("audio", Audio(decode=False)) if row["audio"]["bytes"]]
+        return [
+            row["text"]
+            for row in dataset.cast_column("audio", Audio(decode=False))
+            if row["audio"]["bytes"]
+        ]
     except Exception as error:
         return [type(error).__name__, str(error)]
 
@@ -91,7 +101,9 @@ def client_streams() -> dict:
         "gated": stream_texts("alice/gated", "train", token=OTHER),
         "public": stream_texts("alice/public", "test", token=False),
         "script": stream_texts("alice/script", "train", token=False),
-        "converted": stream_texts("alice/script", "train", token=False, revision="refs/convert/parquet"),
+        "converted": stream_texts(
+            "alice/script", "train", token=False, revision="refs/convert/parquet"
+        ),
     }
     return results
 
@@ -101,24 +113,41 @@ def test_datasets_stream(hub: Hub, synthetic: Path, tmp_path: Path) -> None:
 
     speech = synthetic / "speech"
     texts = {
-        split: [text for path in sorted(speech.glob(f"{split}-*")) for text in pq.read_table(path)["text"].to_pylist()]
+        split: [
+            text
+            for path in sorted(speech.glob(f"{split}-*"))
+            for text in pq.read_table(path)["text"].to_pylist()
+        ]
         for split in SIZES
     }
     converted = {
-        f"default/train/{i:04}.parquet": path.read_bytes() for i, path in enumerate(sorted(speech.glob("train*")))
+        f"default/train/{i:04}.parquet": path.read_bytes()
+        for i, path in enumerate(sorted(speech.glob("train*")))
     }
     hub.add_repo("dataset", "alice/private", speech, private=True)
     hub.add_repo("dataset", "alice/gated", speech, gated=True)
     hub.add_repo("dataset", "alice/public", speech)
-    hub.add_repo("dataset", "alice/script", {"script.py": b"1/0"}, revisions={"refs/convert/parquet": converted})
+    hub.add_repo(
+        "dataset",
+        "alice/script",
+        {"script.py": b"1/0"},
+        revisions={"refs/convert/parquet": converted},
+    )
     results = run_client(hub, tmp_path, "client_streams")
 
     assert results["private, no token"][0] == results["private, other"][0] == "DatasetNotFoundError"
     assert results["gated"][0] == "DatasetNotFoundError" and "gated" in results["gated"][1]
     assert results["private, reader"] == results["converted"] == texts["train"]
     assert results["public"] == texts["test"]
-    assert results["script"] == ["RuntimeError", "Dataset scripts are no longer supported, but found script.py"]
-    ranges = [request for request in hub.requests if "range" in request.headers and request.host == "storage"]
+    assert results["script"] == [
+        "RuntimeError",
+        "Dataset scripts are no longer supported, but found script.py",
+    ]
+    ranges = [
+        request
+        for request in hub.requests
+        if "range" in request.headers and request.host == "storage"
+    ]
     assert ranges and {request.status for request in ranges} == {206}
     assert any("/tree/" in request.path and "cursor=" in request.path for request in hub.requests)
     check_storage_sees_no_token(hub)
@@ -153,7 +182,9 @@ def client_uploads(folder: str, download: str) -> dict:
     results["created by a reader"] = catch_status(reader.create_repo, "alice/newer")
     results["commit"] = api.upload_folder(repo_id="alice/new", folder_path=folder).oid
     results["unchanged"] = api.upload_folder(repo_id="alice/new", folder_path=folder).oid
-    results["reader"] = catch_status(reader.upload_file, path_or_fileobj=b"1", path_in_repo="a", repo_id="alice/new")
+    results["reader"] = catch_status(
+        reader.upload_file, path_or_fileobj=b"1", path_in_repo="a", repo_id="alice/new"
+    )
     ModelCard("---\nlicense: mit\n---\ncard").push_to_hub("alice/new")
     snapshot_download("alice/new", local_dir=download, token=READ)
     return results
@@ -171,7 +202,9 @@ def test_upload_and_download(hub: Hub, tmp_path: Path) -> None:
     url = f"{hub.url}/alice/new"
     assert (results["name"], results["role"], results["url"]) == ("alice", "read", url)
     assert results["created twice"] == [409, url]
-    assert results["created elsewhere"] == results["created by a reader"] == results["reader"] == 403
+    assert (
+        results["created elsewhere"] == results["created by a reader"] == results["reader"] == 403
+    )
     uploaded = hub.files("model", "alice/new")
     card = uploaded.pop("README.md")
     assert b"license: mit" in card
@@ -181,16 +214,30 @@ def test_upload_and_download(hub: Hub, tmp_path: Path) -> None:
     assert hub.repos["model", "alice/new"].private
     for path, content in {**files, "README.md": card}.items():
         assert (tmp_path / "download" / path).read_bytes() == content
-    puts = [urlsplit(request.path).path.split("/")[3:] for request in hub.requests if request.method == "PUT"]
+    puts = [
+        urlsplit(request.path).path.split("/")[3:]
+        for request in hub.requests
+        if request.method == "PUT"
+    ]
     assert sorted(puts) == [[], ["parts", "1"], ["parts", "2"], ["parts", "3"]]
     check_storage_sees_no_token(hub)
-    read_only = [request for request in hub.requests if request.headers.get("authorization") == f"Bearer {READ}"]
-    assert ("POST", 403) in {(request.method, request.status) for request in read_only if "preupload" in request.path}
+    read_only = [
+        request
+        for request in hub.requests
+        if request.headers.get("authorization") == f"Bearer {READ}"
+    ]
+    assert ("POST", 403) in {
+        (request.method, request.status) for request in read_only if "preupload" in request.path
+    }
 
 
 def client_edits() -> dict:
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     api = HfApi()
     where = {"repo_id": "alice/data", "repo_type": "dataset"}
@@ -199,17 +246,29 @@ def client_edits() -> dict:
     api.delete_file("a.txt", **where)
     api.delete_folder("folder", **where)
     api.create_branch(branch="odd/name", revision="v1", **where)
-    on_branch = api.upload_file(path_or_fileobj=b"4", path_in_repo="d.txt", revision="odd/name", **where).oid
+    on_branch = api.upload_file(
+        path_or_fileobj=b"4", path_in_repo="d.txt", revision="odd/name", **where
+    ).oid
     stale = [CommitOperationAdd("late.txt", b"")]
     refs = api.list_repo_refs(**where)
     return {
         "shas": [first, on_branch],
-        "stale": catch_status(api.create_commit, operations=stale, commit_message="m", parent_commit=first, **where),
-        "refs": {ref.ref: ref.target_commit for ref in [*refs.branches, *refs.tags, *refs.converts]},
+        "stale": catch_status(
+            api.create_commit, operations=stale, commit_message="m", parent_commit=first, **where
+        ),
+        "refs": {
+            ref.ref: ref.target_commit for ref in [*refs.branches, *refs.tags, *refs.converts]
+        },
         "titles": [commit.title for commit in api.list_repo_commits(**where)],
-        "tree": [[entry.path, getattr(entry, "size", None)] for entry in api.list_repo_tree(revision="v1", **where)],
+        "tree": [
+            [entry.path, getattr(entry, "size", None)]
+            for entry in api.list_repo_tree(revision="v1", **where)
+        ],
         "files": api.list_repo_files(revision="odd/name", **where),
-        "info": [info.blob_id for info in api.get_paths_info(paths=["b.txt", "none"], expand=True, **where)],
+        "info": [
+            info.blob_id
+            for info in api.get_paths_info(paths=["b.txt", "none"], expand=True, **where)
+        ],
         "errors": [
             catch_type(RevisionNotFoundError, api.dataset_info, "alice/data", revision="none"),
             catch_type(EntryNotFoundError, api.hf_hub_download, filename="none", **where),
@@ -220,7 +279,9 @@ def client_edits() -> dict:
     }
 
 
-def catch_type(expected: type[Exception], function: object, *args: object, **options: object) -> bool:
+def catch_type(
+    expected: type[Exception], function: object, *args: object, **options: object
+) -> bool:
     try:
         function(*args, **options)
     except expected:
@@ -235,7 +296,11 @@ def test_branches_tags_and_deletions(hub: Hub, tmp_path: Path) -> None:
 
     first, on_branch = results["shas"]
     head = hub.commits("dataset", "alice/data")[0]
-    assert results["refs"] == {"refs/heads/main": head.id, "refs/tags/v1": first, "refs/heads/odd/name": on_branch}
+    assert results["refs"] == {
+        "refs/heads/main": head.id,
+        "refs/tags/v1": first,
+        "refs/heads/odd/name": on_branch,
+    }
     assert results["titles"] == [commit.title for commit in hub.commits("dataset", "alice/data")]
     assert len(results["titles"]) == 3
     assert hub.files("dataset", "alice/data") == {"b.txt": b"2"}
@@ -244,7 +309,9 @@ def test_branches_tags_and_deletions(hub: Hub, tmp_path: Path) -> None:
     assert results["stale"] == 412
     assert results["tree"] == [["a.txt", 1], ["b.txt", 1], ["folder", None]]
     assert results["files"] == sorted([*files, "d.txt"])
-    assert results["info"] == ["d8263ee9860594d2806b0dfd1bfd17528b0ba2a4"]  # printf 2 | git hash-object --stdin
+    assert results["info"] == [
+        "d8263ee9860594d2806b0dfd1bfd17528b0ba2a4"
+    ]  # printf 2 | git hash-object --stdin
     assert results["errors"] == [True] * 5
 
 
@@ -275,8 +342,13 @@ def test_transformers_load(hub: Hub, synthetic: Path, tmp_path: Path) -> None:
 
     model = WhisperForConditionalGeneration.from_pretrained(synthetic / "model")
     assert results["refused"]
-    assert results["weights"] == {name: float(weight.double().sum()) for name, weight in model.state_dict().items()}
-    assert results["ids"] == WhisperProcessor.from_pretrained(synthetic / "model").tokenizer("uno dos").input_ids
+    assert results["weights"] == {
+        name: float(weight.double().sum()) for name, weight in model.state_dict().items()
+    }
+    assert (
+        results["ids"]
+        == WhisperProcessor.from_pretrained(synthetic / "model").tokenizer("uno dos").input_ids
+    )
     check_storage_sees_no_token(hub)
 
 
@@ -294,9 +366,14 @@ def test_access(hub: Hub) -> None:
             answers[token, name] = (status, answer.get("x-error-code"))
     assert answers[None, "private"] == answers[None, "missing"] == (401, "RepoNotFound")
     assert answers[OTHER, "private"] == answers[OTHER, "missing"] == (404, "RepoNotFound")
-    assert answers[None, "gated"] == (401, "GatedRepo") and answers[OTHER, "gated"] == (403, "GatedRepo")
+    assert answers[None, "gated"] == (401, "GatedRepo") and answers[OTHER, "gated"] == (
+        403,
+        "GatedRepo",
+    )
     assert answers["hf_wrong", "gated"] == answers["hf_wrong", "private"] == (401, None)
-    assert {answers[token, name] for token in (READ, WRITE) for name in ("private", "gated")} == {(200, None)}
+    assert {answers[token, name] for token in (READ, WRITE) for name in ("private", "gated")} == {
+        (200, None)
+    }
 
 
 def test_ranges(hub: Hub) -> None:
@@ -323,7 +400,9 @@ def test_large_files_are_elsewhere(hub: Hub) -> None:
 def test_faults(hub: Hub) -> None:
     path = "/alice/open/resolve/main/a.txt"
     hub.add_repo("model", "alice/open", {"a.txt": b"abcdef", "b.txt": b"1"})
-    hub.add_fault(method="GET", path_contains="a.txt", status=429, times=2, headers={"Retry-After": "7"})
+    hub.add_fault(
+        method="GET", path_contains="a.txt", status=429, times=2, headers={"Retry-After": "7"}
+    )
     assert ask(hub.url, "HEAD", path)[0] == 200
     hub.add_fault(path_contains="a.txt", action="drop")
     hub.add_fault(path_contains="a.txt", action="truncate")
@@ -390,10 +469,18 @@ def test_crash_is_reported() -> None:
 
 def test_serve_by_hand(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abcdef")
-    command = [sys.executable, Path(__file__).with_name("hub.py"), "--serve", f"dataset:alice/open={tmp_path}"]
+    command = [
+        sys.executable,
+        Path(__file__).with_name("hub.py"),
+        "--serve",
+        f"dataset:alice/open={tmp_path}",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().split()[0].removeprefix("HF_ENDPOINT=")
         try:
-            assert ask(url, "GET", "/datasets/alice/open/resolve/main/a.txt")[::2] == (200, b"abcdef")
+            assert ask(url, "GET", "/datasets/alice/open/resolve/main/a.txt")[::2] == (
+                200,
+                b"abcdef",
+            )
         finally:
             process.terminate()

@@ -41,7 +41,10 @@ def run(hub: Hub, home: Path, token: str | None, **flags: object) -> subprocess.
 def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, speech: Path):
     folder = tmp_path_factory.mktemp("hub")
     files = {path.name: path.read_bytes() for path in speech.glob("*.parquet")}
-    export = {f"spanish/{name.split('-')[0]}/{name.split('-')[1]}.parquet": data for name, data in files.items()}
+    export = {
+        f"spanish/{name.split('-')[0]}/{name.split('-')[1]}.parquet": data
+        for name, data in files.items()
+    }
     audio = {
         "train/metadata.csv": b"file_name,transcription\n",
         "validation/metadata.csv": b"file_name,transcription\n",
@@ -53,7 +56,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, speech: Path
     with Hub() as server:
         server.add_repo("model", "alice/tiny", tiny_model)
         server.add_repo("dataset", "alice/private", files, private=True)
-        server.add_repo("dataset", "alice/old", {"old.py": b"raise SystemExit"}, revisions={script_export(): export})
+        server.add_repo(
+            "dataset",
+            "alice/old",
+            {"old.py": b"raise SystemExit"},
+            revisions={script_export(): export},
+        )
         server.add_repo("dataset", "alice/lost", {"lost.py": b"raise SystemExit"})
         server.add_repo("dataset", "alice/folder", audio)
         server.folder = folder
@@ -74,14 +82,21 @@ def test_a_private_parquet_dataset_is_streamed_with_a_token(hub: Hub, tmp_path: 
     requests = hub.requests[first:]
     assert any(request.headers.get("range") for request in requests if ".parquet" in request.path)
     assert not [r for r in requests if r.host == "storage" and "authorization" in r.headers]
-    everything = b"".join(path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file())
-    assert b"hf_owner_token" not in everything and "hf_owner_token" not in result.stderr + result.stdout
+    everything = b"".join(
+        path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()
+    )
+    assert (
+        b"hf_owner_token" not in everything
+        and "hf_owner_token" not in result.stderr + result.stdout
+    )
 
 
 def test_an_audio_folder_is_streamed_without_torchcodec(hub: Hub, tmp_path: Path):
     result = run(hub, tmp_path, None, dataset_name="alice/folder")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "alice/folder train (audiofolder, 1 files, 4 rows; audio, transcription)" in result.stderr
+    assert (
+        "alice/folder train (audiofolder, 1 files, 4 rows; audio, transcription)" in result.stderr
+    )
 
 
 def test_a_script_dataset_is_read_from_its_parquet_export(hub: Hub, tmp_path: Path):
@@ -103,8 +118,14 @@ def test_streaming_false_downloads_first(hub: Hub, tmp_path: Path):
     [
         ({"dataset_name": "alice/private"}, "--dataset_name alice/private"),
         ({"dataset_name": "alice/nothing"}, "--dataset_name alice/nothing"),
-        ({"dataset_name": "alice/lost"}, "it has no parquet export (revision refs/convert/parquet)"),
-        ({"dataset_name": "alice/folder", "model_name_or_path": "alice/none"}, "--model_name_or_path alice/none"),
+        (
+            {"dataset_name": "alice/lost"},
+            "it has no parquet export (revision refs/convert/parquet)",
+        ),
+        (
+            {"dataset_name": "alice/folder", "model_name_or_path": "alice/none"},
+            "--model_name_or_path alice/none",
+        ),
     ],
 )
 def test_what_is_not_there_is_one_line(hub: Hub, tmp_path: Path, flags: dict, message: str):

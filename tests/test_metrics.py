@@ -12,7 +12,10 @@ import pytest
 import torchmetrics
 from transformers import EvalPrediction
 
-import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.scoring.metrics import SpeechErrors, has_loop, text_normalizers
+from speech_finetuning.scoring.predictions import write_predictions
+from speech_finetuning.scoring.scores import Scorecard
+from speech_finetuning.sharing.model_card import model_card
 
 # Accents in one and in two code points, scripts without capitals or spaces, a word that sounds twice.
 WORDS = "uno dos tres año über cafe\u0301 café żółć naïve नमस्ते ภาษาไทย 你好 Ελλάδα привет l'été x".split()
@@ -44,8 +47,10 @@ def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
     return row[-1]
 
 
-def scorecard(tokenizer, texts: list[str], language: str = "es", do_normalize: bool = True) -> script.Scorecard:
-    card = script.Scorecard(tokenizer, {"": (language, do_normalize)})
+def scorecard(
+    tokenizer, texts: list[str], language: str = "es", do_normalize: bool = True
+) -> Scorecard:
+    card = Scorecard(tokenizer, {"": (language, do_normalize)})
     columns = {"index": list(range(len(texts))), "text": texts, "duration": [3.0] * len(texts)}
     columns |= {name: [""] * len(texts) for name in ("id", "set")}
     card.use(datasets.Dataset.from_dict(columns))
@@ -68,24 +73,34 @@ def test_numbers_are_jiwers(preparer):
     assert metrics["wer_ortho"] == pytest.approx(100 * jiwer.wer(references, predictions))
     assert metrics["cer_ortho"] == pytest.approx(100 * jiwer.cer(references, predictions))
     assert metrics["wer"] == metrics["wer_norm"] == pytest.approx(100 * 3 / 6)
-    assert (metrics["substitutions"], metrics["deletions"], metrics["insertions"], metrics["hits"]) == (0, 1, 2, 5)
+    assert (
+        metrics["substitutions"],
+        metrics["deletions"],
+        metrics["insertions"],
+        metrics["hits"],
+    ) == (0, 1, 2, 5)
     assert metrics["loss"] == pytest.approx((1 + 2 + 3) / 6)
     as_written = scorecard(preparer.tokenizer, references, do_normalize=False)
-    assert as_written(outputs(preparer.tokenizer, predictions, [0, 1, 2]))["wer"] == metrics["wer_ortho"]
+    assert (
+        as_written(outputs(preparer.tokenizer, predictions, [0, 1, 2]))["wer"]
+        == metrics["wer_ortho"]
+    )
 
 
 def test_duplicates_of_several_processes_count_once_in_any_order(preparer):
     card = scorecard(preparer.tokenizer, ["uno", "dos", "tres"])
     metrics = card(outputs(preparer.tokenizer, ["tres", "uno", "dos", "tres"], [2, 0, 1, 2]))
     assert metrics["num_rows"] == 3 and metrics["wer"] == 0 and metrics["hits"] == 3
-    assert [(row["reference"], row["prediction"]) for row in card.scored] == [(w, w) for w in ("uno", "dos", "tres")]
+    assert [(row["reference"], row["prediction"]) for row in card.scored] == [
+        (w, w) for w in ("uno", "dos", "tres")
+    ]
 
 
 def test_marks_are_kept_where_whispers_normaliser_drops_them(preparer):
-    normalize = script.text_normalizers("hi", True, preparer.tokenizer)
+    normalize = text_normalizers("hi", True, preparer.tokenizer)
     assert normalize["_norm"]("नमस्ते, दुनिया!").split() == "नमस त द न य".split()
     assert normalize["_norm_marks"]("नमस्ते, दुनिया!").split() == "नमस्ते दुनिया".split()
-    english = script.text_normalizers("en", True, preparer.tokenizer)
+    english = text_normalizers("en", True, preparer.tokenizer)
     assert english["_norm"]("I can't, twenty one").split() == "i can not 21".split()
 
 
@@ -112,15 +127,25 @@ def test_inputs_are_not_modified(preparer):
 def test_prediction_files_hold_every_row_even_without_references(preparer, tmp_path):
     card = scorecard(preparer.tokenizer, ["uno dos", "!", "tres"])
     card(outputs(preparer.tokenizer, ["uno tres", "dos", "tres tres"], [0, 1, 2]))
-    script.write_predictions(tmp_path, "eval", card.scored)
-    rows = [json.loads(line) for line in (tmp_path / "predictions_eval.jsonl").read_text().splitlines()]
-    assert {row["reference"]: row.get("wer") for row in rows} == {"uno dos": 50, "tres": 100, "!": None}
-    assert rows[0] | {"id": ""} == rows[0] and rows[0]["substitutions"] == 1 and rows[1]["insertions"] == 1
+    write_predictions(tmp_path, "eval", card.scored)
+    rows = [
+        json.loads(line) for line in (tmp_path / "predictions_eval.jsonl").read_text().splitlines()
+    ]
+    assert {row["reference"]: row.get("wer") for row in rows} == {
+        "uno dos": 50,
+        "tres": 100,
+        "!": None,
+    }
+    assert (
+        rows[0] | {"id": ""} == rows[0]
+        and rows[0]["substitutions"] == 1
+        and rows[1]["insertions"] == 1
+    )
     worst = (tmp_path / "worst_eval.txt").read_text()
     assert "REF: uno  dos" in worst and worst.count("SENTENCE") == 2
     nothing = scorecard(preparer.tokenizer, ["!"])
     nothing(outputs(preparer.tokenizer, ["uno"], [0]))
-    script.write_predictions(tmp_path, "eval", nothing.scored)
+    write_predictions(tmp_path, "eval", nothing.scored)
     assert (tmp_path / "predictions_eval.jsonl").read_text().count("\n") == 1
 
 
@@ -141,7 +166,11 @@ def test_shares_of_empty_repeating_and_cut_outputs(preparer):
     card.max_new_tokens = 40
     given = outputs(preparer.tokenizer, ["", "dos " * 30, "tres", "x" * 40], [0, 1, 2, 3])
     metrics = card(given)
-    assert (metrics["empty_outputs"], metrics["repetition_loops"], metrics["cut_outputs"]) == (25, 50, 50)
+    assert (metrics["empty_outputs"], metrics["repetition_loops"], metrics["cut_outputs"]) == (
+        25,
+        50,
+        50,
+    )
 
 
 def test_loops_are_looked_for_in_stretches_of_30_s():
@@ -150,10 +179,12 @@ def test_loops_are_looked_for_in_stretches_of_30_s():
         np.random.default_rng(0),
         "uno dos tres cuatro cinco seis siete ocho nueve diez once doce".split(),
     )
-    plain = " ".join(f"{word}{generator.integers(99)}" for word in generator.choice(words, 800)).encode()
-    assert len(plain) > 2.4 * len(zlib.compress(plain)) and not script.has_loop(plain, 600.0)
-    assert script.has_loop(plain, 10.0) and script.has_loop(plain + b" y otra vez" * 40, 600.0)
-    assert not script.has_loop(b"", 1.0) and not script.has_loop(b"a", 600.0)
+    plain = " ".join(
+        f"{word}{generator.integers(99)}" for word in generator.choice(words, 800)
+    ).encode()
+    assert len(plain) > 2.4 * len(zlib.compress(plain)) and not has_loop(plain, 600.0)
+    assert has_loop(plain, 10.0) and has_loop(plain + b" y otra vez" * 40, 600.0)
+    assert not has_loop(b"", 1.0) and not has_loop(b"a", 600.0)
 
 
 def test_two_hundred_random_pairs_equal_jiwer(preparer):
@@ -161,9 +192,13 @@ def test_two_hundred_random_pairs_equal_jiwer(preparer):
     words = "uno dos tres cuatro cinco seis siete ocho nueve diez".split()
     references = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(200)]
     predictions = [" ".join(generator.choice(words, generator.integers(0, 9))) for _ in range(200)]
-    metrics = scorecard(preparer.tokenizer, references)(outputs(preparer.tokenizer, predictions, list(range(200))))
+    metrics = scorecard(preparer.tokenizer, references)(
+        outputs(preparer.tokenizer, predictions, list(range(200)))
+    )
     truth = jiwer.process_words(references, predictions)
-    assert metrics["wer"] == 100 * truth.wer and metrics["cer"] == 100 * jiwer.cer(references, predictions)
+    assert metrics["wer"] == 100 * truth.wer and metrics["cer"] == 100 * jiwer.cer(
+        references, predictions
+    )
     counts = ("substitutions", "deletions", "insertions", "hits")
     assert [metrics[name] for name in counts] == [getattr(truth, name) for name in counts]
 
@@ -193,27 +228,39 @@ def test_a_card_survives_quotes_colons_and_other_alphabets():
     }
     names = ("wer", "cer", "wer_norm", "wer_ortho", "wer_low", "wer_high", "repetition_loops")
     counts = dict.fromkeys(("substitutions", "deletions", "insertions", "num_rows"), 3)
-    metrics = {f"{role}_{name}": 10.0 + i for role in ("eval", "zero_shot") for i, name in enumerate(names)}
-    metrics |= {f"{role}_{name}": value for role in ("eval", "zero_shot") for name, value in counts.items()}
-    card = huggingface_hub.ModelCard(script.model_card(info, ["no"], odd, metrics, []))
+    metrics = {
+        f"{role}_{name}": 10.0 + i for role in ("eval", "zero_shot") for i, name in enumerate(names)
+    }
+    metrics |= {
+        f"{role}_{name}": value for role in ("eval", "zero_shot") for name, value in counts.items()
+    }
+    card = huggingface_hub.ModelCard(model_card(info, ["no"], odd, metrics, []))
     assert card.data.language == "no" and card.data.license is None
     assert card.data.datasets == [odd] and card.data.model_name == odd
     found = {r.metric_name: r.metric_value for r in card.data.eval_results}
     assert found == {"WER, normalised": 12.0, "WER, as written": 13.0, "CER": 11.0}
-    assert {(r.dataset_name, r.dataset_config, r.dataset_split) for r in card.data.eval_results} == {
-        (odd, odd, "validation")
-    }
+    assert {
+        (r.dataset_name, r.dataset_config, r.dataset_split) for r in card.data.eval_results
+    } == {(odd, odd, "validation")}
     assert "before training" in card.text and odd in card.text and "none by this run" in card.text
 
 
 def test_two_hundred_random_pairs_equal_a_plain_levenshtein():
     references, hypotheses = random_pairs(200, seed=11)
-    errors = script.SpeechErrors(keep_in_memory=True).compute(references=references, predictions=hypotheses)
-    pairs = [(said.split(), heard.split()) for said, heard in zip(references, hypotheses, strict=True)]
+    errors = SpeechErrors(keep_in_memory=True).compute(
+        references=references, predictions=hypotheses
+    )
+    pairs = [
+        (said.split(), heard.split()) for said, heard in zip(references, hypotheses, strict=True)
+    ]
     distances = [edit_distance(*pair) for pair in pairs]
-    assert errors["wer"] == pytest.approx(100 * sum(distances) / sum(len(said) for said, _ in pairs), abs=1e-12, rel=0)
+    assert errors["wer"] == pytest.approx(
+        100 * sum(distances) / sum(len(said) for said, _ in pairs), abs=1e-12, rel=0
+    )
     characters = sum(map(edit_distance, references, hypotheses))
-    assert errors["cer"] == pytest.approx(100 * characters / len("".join(references)), abs=1e-12, rel=0)
+    assert errors["cer"] == pytest.approx(
+        100 * characters / len("".join(references)), abs=1e-12, rel=0
+    )
     kinds = ("substitutions", "deletions", "insertions")
     assert [sum(row[kind] for kind in kinds) for row in errors["rows"]] == distances
     assert [row["hits"] + row["substitutions"] + row["deletions"] for row in errors["rows"]] == [
@@ -223,9 +270,16 @@ def test_two_hundred_random_pairs_equal_a_plain_levenshtein():
 
 def test_two_hundred_random_pairs_equal_torchmetrics():
     references, hypotheses = random_pairs(200, seed=11)
-    errors = script.SpeechErrors(keep_in_memory=True).compute(references=references, predictions=hypotheses)
-    for name, metric in {"wer": torchmetrics.text.WordErrorRate(), "cer": torchmetrics.text.CharErrorRate()}.items():
+    errors = SpeechErrors(keep_in_memory=True).compute(
+        references=references, predictions=hypotheses
+    )
+    for name, metric in {
+        "wer": torchmetrics.text.WordErrorRate(),
+        "cer": torchmetrics.text.CharErrorRate(),
+    }.items():
         metric.update(hypotheses, references)
         # Its counts, divided in double precision: compute() divides them as float32.
-        assert errors[name] == pytest.approx(100 * metric.errors.item() / metric.total.item(), abs=1e-12, rel=0)
+        assert errors[name] == pytest.approx(
+            100 * metric.errors.item() / metric.total.item(), abs=1e-12, rel=0
+        )
         assert errors[name] == pytest.approx(100 * metric.compute().item(), rel=1e-6)

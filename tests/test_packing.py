@@ -12,6 +12,17 @@ import synthetic
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.audio import log_mel
+from speech_finetuning.data.packing import (
+    UtterancePacker,
+    build_packer,
+    join_features,
+    joined_frames,
+    pack_utterances,
+)
+from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.sources import load_source
 
 Train = Callable[[str], dict[str, float]]
 PREFIX = ["<|startoftranscript|>", "<|es|>", "<|transcribe|>"]
@@ -26,14 +37,16 @@ def test_joined_features_are_those_of_the_joined_waveforms(loudness: tuple[float
     extractor, generator = WhisperFeatureExtractor(), np.random.default_rng(0)
     lengths = [16_000, 12_345, 9_601]
     waveforms = [
-        (gain * generator.normal(0, 0.1, n)).astype(np.float32) for gain, n in zip(loudness, lengths, strict=True)
+        (gain * generator.normal(0, 0.1, n)).astype(np.float32)
+        for gain, n in zip(loudness, lengths, strict=True)
     ]
     clips = [
-        {"features": script.log_mel(w, extractor.mel_filters, 3000), "duration": len(w) / 16_000} for w in waveforms
+        {"features": log_mel(w, extractor.mel_filters, 3000), "duration": len(w) / 16_000}
+        for w in waveforms
     ]
-    joined = script.join_features(clips)
+    joined = join_features(clips)
     padded = [np.pad(waveform, (0, -len(waveform) % 320)) for waveform in waveforms]
-    whole = script.log_mel(np.concatenate(padded), extractor.mel_filters, 3000)[:, : joined.shape[1]]
+    whole = log_mel(np.concatenate(padded), extractor.mel_filters, 3000)[:, : joined.shape[1]]
     starts = list(itertools.accumulate(len(waveform) // 160 for waveform in padded))
     assert joined.shape == whole.shape == (80, starts[-1])
     is_beside_joint = np.zeros(joined.shape[1], bool)
@@ -45,71 +58,100 @@ def test_joined_features_are_those_of_the_joined_waveforms(loudness: tuple[float
 
 def test_packs_keep_order_and_lose_nothing():
     generator = np.random.default_rng(0)
-    clips = [utterance(s, [7] * n) for s, n in zip(generator.uniform(0.1, 30, 300), range(300), strict=True)]
-    packs = script.pack_utterances(clips, 3000, 445)
+    clips = [
+        utterance(s, [7] * n)
+        for s, n in zip(generator.uniform(0.1, 30, 300), range(300), strict=True)
+    ]
+    packs = pack_utterances(clips, 3000, 445)
     assert [clip for pack in packs for clip in pack] == clips
     for pack, following in itertools.pairwise(packs):
-        frames, labels = sum(map(script.joined_frames, pack)), sum(len(clip["segment"]) + 2 for clip in pack)
+        frames, labels = (
+            sum(map(joined_frames, pack)),
+            sum(len(clip["segment"]) + 2 for clip in pack),
+        )
         assert frames <= 3000 and labels <= 445
         first = following[0]
-        is_full = frames + script.joined_frames(first) > 3000 or labels + len(first["segment"]) + 2 > 445
+        is_full = frames + joined_frames(first) > 3000 or labels + len(first["segment"]) + 2 > 445
         assert is_full  # else it would have fitted
     assert len(packs) < 0.8 * len(clips)
 
 
 def test_a_pack_ends_before_the_window_or_the_decoder_does():
-    assert [len(pack) for pack in script.pack_utterances([utterance(10.0)] * 4, 3000, 445)] == [3, 1]
-    assert [len(pack) for pack in script.pack_utterances([utterance(10.01)] * 4, 3000, 445)] == [2, 2]
-    assert [len(pack) for pack in script.pack_utterances([utterance(1.0, [7] * 8)] * 4, 3000, 29)] == [2, 2]
-    assert [len(pack) for pack in script.pack_utterances([utterance(30.0)] * 2, 3000, 445)] == [1, 1]
+    assert [len(pack) for pack in pack_utterances([utterance(10.0)] * 4, 3000, 445)] == [3, 1]
+    assert [len(pack) for pack in pack_utterances([utterance(10.01)] * 4, 3000, 445)] == [2, 2]
+    assert [len(pack) for pack in pack_utterances([utterance(1.0, [7] * 8)] * 4, 3000, 29)] == [
+        2,
+        2,
+    ]
+    assert [len(pack) for pack in pack_utterances([utterance(30.0)] * 2, 3000, 445)] == [1, 1]
 
 
 @pytest.fixture
-def tagged(preparer: script.UtterancePreparer) -> list[tuple[dict, dict]]:
+def tagged(preparer: Preprocessor) -> list[tuple[dict, dict]]:
     """Eight utterances of 1 s of two sources, as the stream delivers them."""
     cells = [
-        {"bytes": synthetic.encode(np.random.default_rng(i).normal(0, 0.1, 15_990)), "path": None} for i in range(8)
+        {"bytes": synthetic.encode(np.random.default_rng(i).normal(0, 0.1, 15_990)), "path": None}
+        for i in range(8)
     ]
     words = "uno dos tres cinco seis diez ocho once".split()
-    rows = [{"id": word, **preparer.prepare(cell, word)} for cell, word in zip(cells, words, strict=True)]
+    rows = [
+        {"id": word, **preparer.prepare(cell, word)}
+        for cell, word in zip(cells, words, strict=True)
+    ]
     return [({"row": i + 1, "last": i % 2}, row) for i, row in enumerate(rows)]
 
 
-def windows_of(preparer: script.UtterancePreparer, tagged: list, separator: str = " ", **changes: object) -> list[str]:
+def windows_of(
+    preparer: Preprocessor, tagged: list, separator: str = " ", **changes: object
+) -> list[str]:
     """The decoded labels of every window."""
     how = {"is_packing": True, "timestamp_probability": 0.0, "seed": 1} | changes
     tokenizer = preparer.tokenizer
-    make = script.WindowMaker((tokenizer,) * 2, (separator,) * 2, 400, preparer.max_label_length, **how)
+    make = UtterancePacker(
+        (tokenizer,) * 2, (separator,) * 2, 400, preparer.max_label_length, **how
+    )
     windows = make(tagged)
     for window in windows:
-        assert window["features"].shape[1] <= 400 and len(window["labels"]) - 1 <= preparer.max_label_length
+        assert (
+            window["features"].shape[1] <= 400
+            and len(window["labels"]) - 1 <= preparer.max_label_length
+        )
     return [tokenizer.decode(window["labels"], decode_with_timestamps=True) for window in windows]
 
 
-def test_texts_of_a_pack_are_joined_within_a_source(preparer: script.UtterancePreparer, tagged: list):
+def test_texts_of_a_pack_are_joined_within_a_source(preparer: Preprocessor, tagged: list):
     prefix = "".join(PREFIX) + "<|notimestamps|>"
     found = windows_of(preparer, tagged)
-    assert found == [f"{prefix}uno tres seis ocho<|endoftext|>", f"{prefix}dos cinco diez once<|endoftext|>"]
+    assert found == [
+        f"{prefix}uno tres seis ocho<|endoftext|>",
+        f"{prefix}dos cinco diez once<|endoftext|>",
+    ]
     found = windows_of(preparer, tagged, "")
-    assert found == [f"{prefix}unotresseisocho<|endoftext|>", f"{prefix}doscincodiezonce<|endoftext|>"]
+    assert found == [
+        f"{prefix}unotresseisocho<|endoftext|>",
+        f"{prefix}doscincodiezonce<|endoftext|>",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("task", "languages", "separators"), [("transcribe", "es ja", (" ", "")), ("translate", "zh en", (" ", " "))]
+    ("task", "languages", "separators"),
+    [("transcribe", "es ja", (" ", "")), ("translate", "zh en", (" ", " "))],
 )
 def test_texts_are_separated_as_their_language_is_written(
-    preparer: script.UtterancePreparer, speech: Path, task: str, languages: str, separators: tuple[str, str]
+    preparer: Preprocessor, speech: Path, task: str, languages: str, separators: tuple[str, str]
 ):
-    sources = [script.load_source(str(speech), None, "train", (None, None), None, True, name) for name in "ab"]
-    sets = tuple(script.SpeechSet(source, preparer) for source in sources)
+    sources = [
+        load_source(str(speech), None, "train", (None, None), None, True, name) for name in "ab"
+    ]
+    sets = tuple(SpeechDataset(source, preparer) for source in sources)
     readings = {name: (code, True) for name, code in zip("ab", languages.split(), strict=True)}
     words = f"--model_name_or_path m --dataset_name d --output_dir o --do_train --max_steps 1 --task {task}".split()
     data_args = script.parse_arguments([*words, "--pack_utterances"])[1]
-    assert script.window_maker(sets, readings, data_args, 1).separators == separators
-    assert script.window_maker(sets, readings, script.parse_arguments(words)[1], 1) is None
+    assert build_packer(sets, readings, data_args, 1).separators == separators
+    assert build_packer(sets, readings, script.parse_arguments(words)[1], 1) is None
 
 
-def test_timestamps_stand_at_every_joint(preparer: script.UtterancePreparer, tagged: list):
+def test_timestamps_stand_at_every_joint(preparer: Preprocessor, tagged: list):
     first, second = windows_of(preparer, tagged, timestamp_probability=1.0)
     middle = "<|0.00|> uno<|1.00|><|1.00|> tres<|2.00|><|2.00|> seis<|3.00|><|3.00|> ocho<|4.00|>"
     assert first == "".join(PREFIX) + middle + "<|endoftext|>"
@@ -120,10 +162,14 @@ def test_timestamps_stand_at_every_joint(preparer: script.UtterancePreparer, tag
     assert len(packs) == 100 and set(joints) == {0, 2} and 70 < sum(joints) < 130
 
 
-def test_single_utterances_have_timestamps_with_the_probability(preparer: script.UtterancePreparer, tagged: list):
+def test_single_utterances_have_timestamps_with_the_probability(
+    preparer: Preprocessor, tagged: list
+):
     rows = [({"row": number, "last": 0}, tagged[0][1]) for number in range(1, 401)]
     texts = windows_of(preparer, rows, is_packing=False, timestamp_probability=0.25)
-    marked = [text for text in texts if text == "".join(PREFIX) + "<|0.00|> uno<|1.00|><|endoftext|>"]
+    marked = [
+        text for text in texts if text == "".join(PREFIX) + "<|0.00|> uno<|1.00|><|endoftext|>"
+    ]
     plain = [text for text in texts if text == "".join(PREFIX) + "<|notimestamps|>uno<|endoftext|>"]
     assert len(marked) + len(plain) == 400 and 75 < len(marked) < 125
     again = windows_of(preparer, rows[200:], is_packing=False, timestamp_probability=0.25)
@@ -131,23 +177,39 @@ def test_single_utterances_have_timestamps_with_the_probability(preparer: script
     assert windows_of(preparer, rows, is_packing=False, timestamp_probability=0.25, seed=2) != texts
 
 
-def test_a_text_that_fills_the_decoder_goes_without_timestamps(preparer: script.UtterancePreparer, tagged: list):
+def test_a_text_that_fills_the_decoder_goes_without_timestamps(
+    preparer: Preprocessor, tagged: list
+):
     longest = preparer.max_label_length - 3  # without them three tokens and the end would still fit
-    row = tagged[0][1] | {"text": "a" * longest, "labels": preparer.tokenizer("a" * (longest - 1)).input_ids}
+    row = tagged[0][1] | {
+        "text": "a" * longest,
+        "labels": preparer.tokenizer("a" * (longest - 1)).input_ids,
+    }
     (text,) = windows_of(preparer, [({"row": 1, "last": 0}, row)], timestamp_probability=1.0)
     assert "<|notimestamps|>" in text
 
 
 def test_packs_fill_windows_and_leave_rows_and_steps_as_they_are(train: Train, tmp_path: Path):
     figures = {}
-    for name, more in {"plain": "", "packed": "--pack_utterances --timestamp_probability 0.5"}.items():
+    for name, more in {
+        "plain": "",
+        "packed": "--pack_utterances --timestamp_probability 0.5",
+    }.items():
         words = f"--do_train --do_eval --max_steps 6 --per_device_train_batch_size 8 {more} --output_dir"
         assert train(f"{words} {tmp_path / name}")["eval_num_rows"] == 8  # those are not packed
         state = json.loads((tmp_path / name / "checkpoint-6" / "stream_state.json").read_text())
-        history = json.loads((tmp_path / name / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-        figures[name] = (state, np.mean([line["padding_fraction"] for line in history if "padding_fraction" in line]))
+        history = json.loads((tmp_path / name / "checkpoint-6" / "trainer_state.json").read_text())[
+            "log_history"
+        ]
+        figures[name] = (
+            state,
+            np.mean([line["padding_fraction"] for line in history if "padding_fraction" in line]),
+        )
     plain, packed = figures["plain"][0], figures["packed"][0]
-    assert packed["position"] == plain["position"] and packed["position"]["row"] == packed["counts"]["num_rows"] == 48
+    assert (
+        packed["position"] == plain["position"]
+        and packed["position"]["row"] == packed["counts"]["num_rows"] == 48
+    )
     assert packed["counts"]["audio_in_seconds"] == plain["counts"]["audio_in_seconds"]
     assert figures["packed"][1] < 0.8 * figures["plain"][1]
 
@@ -158,14 +220,18 @@ def test_packs_are_of_the_plain_order(flags: list[str], more: str, is_grouped: b
     assert script.set_up([*flags, *words], None)[0].train_dataset.is_grouped == is_grouped
 
 
-@pytest.mark.parametrize("flag", ["--pack_utterances", "--timestamp_probability 0.5", "--train_window longest"])
+@pytest.mark.parametrize(
+    "flag", ["--pack_utterances", "--timestamp_probability 0.5", "--train_window longest"]
+)
 def test_what_concerns_training_only_needs_training(train: Train, flag: str):
-    with pytest.raises(script.UserError, match=f"{flag.split()[0]}: of no effect without --do_train"):
+    with pytest.raises(UserError, match=f"{flag.split()[0]}: of no effect without --do_train"):
         train(f"--do_eval {flag}")
 
 
 @pytest.mark.slow
-def test_a_model_trained_on_packs_has_true_timestamps_and_transcribes_a_minute(tmp_path: Path, train: Train):
+def test_a_model_trained_on_packs_has_true_timestamps_and_transcribes_a_minute(
+    tmp_path: Path, train: Train
+):
     model = synthetic.make_model(tmp_path / "model", max_target_positions=96)
     speech = make_short_speech(tmp_path / "speech", 1500)
     minute = write_minute(tmp_path / "minute")
@@ -176,7 +242,9 @@ def test_a_model_trained_on_packs_has_true_timestamps_and_transcribes_a_minute(t
     flags = "--do_train --max_steps 550 --learning_rate 2e-3 --warmup_steps 50 --save_steps 550"
     flags += " --pack_utterances --timestamp_probability 0.5"
     train(f"{common} {flags} --dataset_name {speech} --output_dir {output}")
-    after = train(f"{common} {scoring} --model_name_or_path {output} --output_dir {tmp_path / 'after'}")
+    after = train(
+        f"{common} {scoring} --model_name_or_path {output} --output_dir {tmp_path / 'after'}"
+    )
     assert after["eval_wer"] < 60 < before["eval_wer"]
     off_in_seconds = [off for seed in range(8) for off in timestamps_off(output, seed)]
     assert off_in_seconds[::3] == [0] * 8 and np.median(off_in_seconds[1::3]) < 0.1
@@ -184,7 +252,10 @@ def test_a_model_trained_on_packs_has_true_timestamps_and_transcribes_a_minute(t
 
 def say(generator: np.random.Generator, max_words: int) -> tuple[np.ndarray, list[str]]:
     """An utterance with a pause at its end, so that the border of two can be heard; whole encoder positions long."""
-    words = [str(word) for word in generator.choice(synthetic.WORDS, size=generator.integers(1, max_words + 1))]
+    words = [
+        str(word)
+        for word in generator.choice(synthetic.WORDS, size=generator.integers(1, max_words + 1))
+    ]
     clip = synthetic.speak(words, generator)
     return np.pad(clip, (0, 6_400 - len(clip) % 320)), words
 
@@ -217,8 +288,12 @@ def timestamps_off(folder: Path, seed: int) -> list[float]:
     joint = len(clips[0]) / 16_000
     processor = WhisperProcessor.from_pretrained(folder)
     model = WhisperForConditionalGeneration.from_pretrained(folder)
-    features = processor(np.concatenate(clips), sampling_rate=16_000, return_tensors="pt").input_features
-    ids = model.generate(features, language="es", task="transcribe", return_timestamps=True, max_new_tokens=60)[0]
+    features = processor(
+        np.concatenate(clips), sampling_rate=16_000, return_tensors="pt"
+    ).input_features
+    ids = model.generate(
+        features, language="es", task="transcribe", return_timestamps=True, max_new_tokens=60
+    )[0]
     first = model.generation_config.no_timestamps_token_id + 1
     found = [0.02 * (token - first) for token in ids.tolist() if token >= first]
     assert found == sorted(found)

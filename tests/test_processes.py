@@ -21,6 +21,7 @@ import transformers
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.training.checkpoints import is_complete
 
 PROJECT = Path(script.__file__).parent
 COMMON = {
@@ -34,17 +35,34 @@ COMMON = {
     "use_cpu": True,
     "data_report_samples": 0,
 }
-TWO = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}  # with two processes: 8 rows a step
+TWO = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+}  # with two processes: 8 rows a step
 # Long enough to be met by signals. The flags of run.sh's recipe that count here are the same.
-LONG = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "max_steps": 40, "save_steps": 5}
-LONG |= {"eval_steps": 5, "warmup_steps": 0, "save_total_limit": 3, "test_split_name": "test", "learning_rate": 1e-3}
+LONG = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 8,
+    "max_steps": 40,
+    "save_steps": 5,
+}
+LONG |= {
+    "eval_steps": 5,
+    "warmup_steps": 0,
+    "save_total_limit": 3,
+    "test_split_name": "test",
+    "learning_rate": 1e-3,
+}
 ONE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def words(**values: object) -> list[str]:
     """Flags of a training, True standing for a flag without a value."""
-    return ["--do_train", *(text for n, v in (COMMON | values).items() for text in (f"--{n}", str(v)))]
+    return [
+        "--do_train",
+        *(text for n, v in (COMMON | values).items() for text in (f"--{n}", str(v))),
+    ]
 
 
 def history(checkpoint: Path, name: str) -> list[float]:
@@ -71,14 +89,19 @@ def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one_file")
     for split, count in (("train", 40), ("validation", 5)):
         rows = synthetic.make_rows(count, seed=count)
-        rows = [(b"junk", "uno") if split == "train" and i % 5 == 0 else row for i, row in enumerate(rows)]
+        rows = [
+            (b"junk", "uno") if split == "train" and i % 5 == 0 else row
+            for i, row in enumerate(rows)
+        ]
         synthetic.write_parquet(folder / f"{split}-00000-of-00001.parquet", rows)
     return folder
 
 
 @pytest.fixture(scope="module")
 def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.make_model(tmp_path_factory.mktemp("dropout"), d_model=16, num_layers=1, dropout=0.2)
+    return synthetic.make_model(
+        tmp_path_factory.mktemp("dropout"), d_model=16, num_layers=1, dropout=0.2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +112,12 @@ def uneven_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     encoder, decoder = model.model.encoder, model.model.decoder
     attention = decoder.layers[0].encoder_attn
     projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
-    factors = {encoder.conv1: 10, encoder.conv2: 10, decoder.embed_positions: 20, **dict.fromkeys(projections, 50)}
+    factors = {
+        encoder.conv1: 10,
+        encoder.conv2: 10,
+        decoder.embed_positions: 20,
+        **dict.fromkeys(projections, 50),
+    }
     with torch.no_grad():
         for module, factor in factors.items():
             module.weight.mul_(factor)
@@ -106,7 +134,9 @@ def run_forks(root: Path, jobs: dict[str, dict]) -> dict:
         job["log"] = str(root / f"{name}.log")
         if "copy" in job:  # a run that goes on from the middle of another one
             source = root / job["copy"]
-            names = ["checkpoint-6", "run_info.json"] + ["rejected.jsonl"] * ("then" in name and "dealt" not in name)
+            names = ["checkpoint-6", "run_info.json"] + ["rejected.jsonl"] * (
+                "then" in name and "dealt" not in name
+            )
             job["copy"] = [[str(source / file), str(root / name / file)] for file in names]
     (root / "jobs.json").write_text(json.dumps(jobs))
     command = [sys.executable, ranks.__file__, root / "jobs.json"]
@@ -116,11 +146,23 @@ def run_forks(root: Path, jobs: dict[str, dict]) -> dict:
 
 
 @pytest.fixture(scope="module")
-def runs(one_file: Path, speech: Path, tiny_model: Path, dropout_model: Path, tmp_path_factory) -> dict:
+def runs(
+    one_file: Path, speech: Path, tiny_model: Path, dropout_model: Path, tmp_path_factory
+) -> dict:
     """All forked runs, made once: {"folder": where, name: exit codes of its ranks}."""
     root = tmp_path_factory.mktemp("runs")
-    whole = {"model_name_or_path": tiny_model, "dataset_name": one_file, "max_steps": 12, "save_steps": 6}
-    dealt = {"model_name_or_path": dropout_model, "dataset_name": speech, "max_steps": 12, "save_steps": 6} | TWO
+    whole = {
+        "model_name_or_path": tiny_model,
+        "dataset_name": one_file,
+        "max_steps": 12,
+        "save_steps": 6,
+    }
+    dealt = {
+        "model_name_or_path": dropout_model,
+        "dataset_name": speech,
+        "max_steps": 12,
+        "save_steps": 6,
+    } | TWO
     longer = {"max_steps": 5000, "save_steps": 5000}
     scored = {"eval_steps": 1, "per_device_eval_batch_size": 1, "generation_max_length": 60}
     slow_eval = ["--do_eval", *words(**dealt | longer | scored)[1:]]
@@ -138,16 +180,47 @@ def runs(one_file: Path, speech: Path, tiny_model: Path, dropout_model: Path, tm
         "signal": {"words": words(**dealt | longer), "signal": [1, signal.SIGTERM, "'loss'"]},
         "scoring": {"words": ["--do_train", *slow_eval], "signal": [0, signal.SIGUSR1, "'loss'"]},
         "killed": {"words": words(**dealt | longer), "signal": [1, signal.SIGKILL, "'loss'"]},
-        "full": {"words": ["--do_eval", "--load_best_model_at_end", *words(**dealt)], "full_rank": 0},
-        "frozen": {"words": ["--freeze_encoder", "--gradient_checkpointing", *words(**dealt | {"max_steps": 2})]},
+        "full": {
+            "words": ["--do_eval", "--load_best_model_at_end", *words(**dealt)],
+            "full_rank": 0,
+        },
+        "frozen": {
+            "words": [
+                "--freeze_encoder",
+                "--gradient_checkpointing",
+                *words(**dealt | {"max_steps": 2}),
+            ]
+        },
         "thawed": {"words": ["--gradient_checkpointing", *words(**dealt | {"max_steps": 2})]},
-        "lora": {"words": ["--gradient_checkpointing", *words(**dealt | {"max_steps": 2, "lora_rank": 2})]},
+        "lora": {
+            "words": [
+                "--gradient_checkpointing",
+                *words(**dealt | {"max_steps": 2, "lora_rank": 2}),
+            ]
+        },
     }
     # Scored first, it must be trained alike: the library leaves a model that was scored unwrapped.
-    two = ["--do_eval", "--eval_before_training", *words(**whole, **TWO), "--output_dir", str(root / "two")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = [
+        "--do_eval",
+        "--eval_before_training",
+        *words(**whole, **TWO),
+        "--output_dir",
+        str(root / "two"),
+    ]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     result = subprocess.run(
-        [*torchrun, script.__file__, *two], env=ENVIRONMENT, capture_output=True, text=True, timeout=200
+        [*torchrun, script.__file__, *two],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return run_forks(root, jobs)
@@ -168,27 +241,55 @@ def test_two_processes_equal_one(runs: dict):
     assert len(history(one, "loss")) == 12
     assert history(two, "loss") == pytest.approx(history(one, "loss"), abs=1e-5)
     assert history(two, "grad_norm") == pytest.approx(history(one, "grad_norm"), rel=1e-4)
-    first, second = (json.loads((folder.parent / "all_results.json").read_text()) for folder in (one, two))
+    first, second = (
+        json.loads((folder.parent / "all_results.json").read_text()) for folder in (one, two)
+    )
     same = ("eval_num_rows", "eval_hits", "eval_wer", "eval_cer", "train_rows", "train_rejected")
     assert {name: first[name] for name in same} == {name: second[name] for name in same}
     assert first["eval_num_rows"] == 5 and first["train_rows"] == 96
 
 
-ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE = [
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+]
 ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-MACHINE = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
+MACHINE = [
+    "torch.distributed.run",
+    "--nnodes",
+    "2",
+    "--nproc_per_node",
+    "1",
+    "--rdzv_backend",
+    "c10d",
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["accelerate", "two machines"])
-def test_other_launchers_train_alike(runs: dict, one_file: Path, tiny_model: Path, tmp_path: Path, launcher: str):
+def test_other_launchers_train_alike(
+    runs: dict, one_file: Path, tiny_model: Path, tmp_path: Path, launcher: str
+):
     """As docs/multi-gpu.md has them, both machines on this one, any free port: weights equal to the bit."""
-    whole = {"model_name_or_path": tiny_model, "dataset_name": one_file, "max_steps": 12, "save_steps": 6} | TWO
+    whole = {
+        "model_name_or_path": tiny_model,
+        "dataset_name": one_file,
+        "max_steps": 12,
+        "save_steps": 6,
+    } | TWO
     flags = [script.__file__, *words(**whole), "--output_dir", str(tmp_path / "out")]
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         place = ["--rdzv_endpoint", f"127.0.0.1:{server.getsockname()[1]}"]
-    starts = [ACCELERATE] if launcher == "accelerate" else [[*MACHINE, "--node_rank", n, *place] for n in "01"]
+    starts = (
+        [ACCELERATE]
+        if launcher == "accelerate"
+        else [[*MACHINE, "--node_rank", n, *place] for n in "01"]
+    )
     how = {"env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     launched = [subprocess.Popen([sys.executable, "-m", *start, *flags], **how) for start in starts]
     texts = [process.communicate(timeout=200)[0] for process in launched]
@@ -203,7 +304,9 @@ def test_rejections_of_all_processes_are_counted_and_listed_once(runs: dict):
     # Rejected rows come again in every pass; of 96 rows the first two passes of 40 have 8 each.
     assert listed[0] == listed[1] == listed[2] == listed[3] and 16 <= len(listed[0]) <= 24
     states = [stream_state(folder / "checkpoint-12") for folder in folders]
-    assert {(s["rejected"]["audio_unreadable"], s["counts"]["num_rows"]) for s in states} == {(len(listed[0]), 96)}
+    assert {(s["rejected"]["audio_unreadable"], s["counts"]["num_rows"]) for s in states} == {
+        (len(listed[0]), 96)
+    }
 
 
 @pytest.mark.slow
@@ -215,7 +318,9 @@ def test_another_number_of_processes_goes_on_at_the_same_row(runs: dict, name: s
     assert history(folder, "loss") == pytest.approx(
         history(runs["folder"] / "one" / "checkpoint-12", "loss"), abs=1e-5
     )
-    assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())
+    assert all(
+        tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values()
+    )
 
 
 @pytest.mark.slow
@@ -227,7 +332,10 @@ def test_dealt_files_resume_exactly_with_the_same_number_of_processes(runs: dict
     assert history(whole / "checkpoint-12", "loss") == history(again / "checkpoint-12", "loss")
     first, second = stream_state(whole / "checkpoint-12")["dealt"]
     assert first["row"] == second["row"] == 48
-    states = [torch.load(whole / "checkpoint-12" / f"rng_state_{rank}.pth", weights_only=False) for rank in (0, 1)]
+    states = [
+        torch.load(whole / "checkpoint-12" / f"rng_state_{rank}.pth", weights_only=False)
+        for rank in (0, 1)
+    ]
     assert not torch.equal(states[0]["cpu"], states[1]["cpu"])
 
 
@@ -257,23 +365,27 @@ def test_what_ends_one_process_ends_all_at_the_same_step(
     assert status(folder)["code"] == code and message in status(folder)["reason"]
     assert len(errors(log(runs, name))) == 1 and "Traceback" not in log(runs, name)
     saved = list(folder.glob("checkpoint-*"))
-    assert len(saved) == is_saved and all(script.is_complete(checkpoint) for checkpoint in saved)
+    assert len(saved) == is_saved and all(is_complete(checkpoint) for checkpoint in saved)
     assert all(len(list(checkpoint.glob("rng_state_*.pth"))) == 2 for checkpoint in saved)
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_for_one_process_costs_a_checkpoint_only(runs: dict):
     """That of the best step so far, too."""
-    assert runs["full"] == [0, 0] and "checkpoint-6 could not be saved" in log(runs, "full"), log(runs, "full")[-2000:]
+    assert runs["full"] == [0, 0] and "checkpoint-6 could not be saved" in log(runs, "full"), log(
+        runs, "full"
+    )[-2000:]
     (checkpoint,) = (runs["folder"] / "full").glob("checkpoint-*")
-    assert checkpoint.name == "checkpoint-12" and script.is_complete(checkpoint)
+    assert checkpoint.name == "checkpoint-12" and is_complete(checkpoint)
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_other_with_one_message(runs: dict):
     assert runs["killed"] == [75, -signal.SIGKILL]
     (message,) = errors(log(runs, "killed"))
-    assert "another process of this run has ended" in message and "Traceback" not in log(runs, "killed")
+    assert "another process of this run has ended" in message and "Traceback" not in log(
+        runs, "killed"
+    )
     assert status(runs["folder"] / "killed")["code"] == 75
 
 
@@ -281,7 +393,9 @@ def test_a_killed_process_ends_the_other_with_one_message(runs: dict):
 @pytest.mark.parametrize("name", ["frozen", "thawed", "lora"])
 def test_gradient_checkpointing_on_two_processes(runs: dict, name: str, dropout_model: Path):
     assert runs[name] == [0, 0], log(runs, name)[-2000:]
-    before, after = (load_file(path / "model.safetensors") for path in (dropout_model, runs["folder"] / name))
+    before, after = (
+        load_file(path / "model.safetensors") for path in (dropout_model, runs["folder"] / name)
+    )
     moved = {key.split(".")[1] for key in before if not torch.equal(before[key], after[key])}
     assert moved == ({"decoder"} if name == "frozen" else {"encoder", "decoder"})
 
@@ -293,7 +407,12 @@ def sharded(one_file: Path, uneven_model: Path, tmp_path_factory: pytest.TempPat
     page = (PROJECT / "docs" / "multi-gpu.md").read_text()
     (config,) = re.findall(r"^FSDP: .*?```json\n(.*?)```", page, re.S | re.M)
     (root / "fsdp.json").write_text(config)
-    values = {"model_name_or_path": uneven_model, "dataset_name": one_file, "max_steps": 12, "save_steps": 6} | TWO
+    values = {
+        "model_name_or_path": uneven_model,
+        "dataset_name": one_file,
+        "max_steps": 12,
+        "save_steps": 6,
+    } | TWO
     values |= {"per_device_eval_batch_size": 1, "generation_max_length": 40, "learning_rate": 1e-4}
     plain = ["--do_eval", "--eval_before_training", "--load_best_model_at_end", *words(**values)]
     flags = [*plain, "--fsdp", "--fsdp_config", str(root / "fsdp.json")]
@@ -317,11 +436,14 @@ def test_a_sharded_training_equals_a_plain_one(sharded: dict):
         assert len(first) >= 2 and second == pytest.approx(first, abs=1e-5)
     assert "Could not locate the best model" not in log(sharded, "plain")  # which all ranks load
     texts = [
-        [(path / f"predictions_{role}.jsonl").read_text() for role in ("zero_shot", "eval")] for path in (plain, fsdp)
+        [(path / f"predictions_{role}.jsonl").read_text() for role in ("zero_shot", "eval")]
+        for path in (plain, fsdp)
     ]
     assert texts[0] == texts[1]
     heard = [json.loads(line)["prediction"] for line in texts[1][1].splitlines()]
-    assert len({len(text) for text in heard}) > 2  # ranks end at different tokens, and wait for each other
+    assert (
+        len({len(text) for text in heard}) > 2
+    )  # ranks end at different tokens, and wait for each other
     results = [json.loads((folder / "all_results.json").read_text()) for folder in (plain, fsdp)]
     assert results[1]["eval_cut_outputs"] == 0
     same = ("eval_num_rows", "eval_hits", "eval_wer", "eval_cer", "zero_shot_wer", "train_rows")
@@ -346,8 +468,12 @@ def test_a_sharded_model_is_saved_whole(sharded: dict):
 @pytest.mark.slow
 def test_a_sharded_training_resumes_exactly(sharded: dict):
     whole, again = (sharded["folder"] / name for name in ("fsdp", "again"))
-    assert sharded["again"] == [0, 0] and "continues from" in log(sharded, "again"), log(sharded, "again")[-3000:]
-    assert same_weights(whole / "checkpoint-12", again / "checkpoint-12") and same_weights(whole, again)
+    assert sharded["again"] == [0, 0] and "continues from" in log(sharded, "again"), log(
+        sharded, "again"
+    )[-3000:]
+    assert same_weights(whole / "checkpoint-12", again / "checkpoint-12") and same_weights(
+        whole, again
+    )
     assert not same_weights(whole / "checkpoint-6", whole / "checkpoint-12")
     assert history(whole / "checkpoint-12", "loss") == history(again / "checkpoint-12", "loss")
     first, second = (stream_state(folder / "checkpoint-12") for folder in (whole, again))
@@ -355,21 +481,32 @@ def test_a_sharded_training_resumes_exactly(sharded: dict):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "message"), [("unlike", "if it was saved with it"), ("lora", "Leave out --fsdp")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("unlike", "if it was saved with it"), ("lora", "Leave out --fsdp")]
+)
 def test_what_a_sharded_training_cannot_do_is_refused(sharded: dict, name: str, message: str):
-    assert sharded[name] == [2, 2] and "Traceback" not in log(sharded, name), log(sharded, name)[-3000:]
+    assert sharded[name] == [2, 2] and "Traceback" not in log(sharded, name), log(sharded, name)[
+        -3000:
+    ]
     assert message in "".join(errors(log(sharded, name)))
 
 
 @pytest.fixture
 def run_sh(tmp_path: Path) -> dict[str, str]:
     """The environment of a run.sh that finds this interpreter instead of making .venv."""
-    stamp = subprocess.run(["cksum"], input=(PROJECT / "requirements.txt").read_bytes(), capture_output=True).stdout
+    stamp = subprocess.run(
+        ["cksum"], input=(PROJECT / "requirements.txt").read_bytes(), capture_output=True
+    ).stdout
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (tmp_path / "bin" / "python").chmod(0o755)
     (tmp_path / ".requirements-1").write_bytes(stamp)
-    return os.environ | {"VENV": str(tmp_path), "NUM_PROCESSES": "2", "RESTART_DELAY": "0", "OMP_NUM_THREADS": "1"}
+    return os.environ | {
+        "VENV": str(tmp_path),
+        "NUM_PROCESSES": "2",
+        "RESTART_DELAY": "0",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def wait_for(file: Path, text: str, count: int = 1) -> None:
@@ -386,7 +523,9 @@ def ranks_of(launcher: int) -> list[int]:
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
             parents = [int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])]
-            parents.append(int(Path(f"/proc/{parents[0]}/stat").read_text().rsplit(")", 1)[1].split()[1]))
+            parents.append(
+                int(Path(f"/proc/{parents[0]}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            )
         except (OSError, IndexError):
             continue
         rank = [int(word[5:]) for word in environment if word.startswith(b"RANK=")]
@@ -398,8 +537,12 @@ def ranks_of(launcher: int) -> list[int]:
 @pytest.mark.slow
 def test_run_sh_hands_on_a_user_error_of_several_processes(run_sh: dict[str, str], tmp_path: Path):
     command = ["bash", PROJECT / "run.sh", "--train_window", "wide", "--output_dir", "new"]
-    result = subprocess.run(command, env=run_sh, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert result.returncode == 2 and errors(result.stderr) == ["error: --train_window: use full or longest."]
+    result = subprocess.run(
+        command, env=run_sh, capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert result.returncode == 2 and errors(result.stderr) == [
+        "error: --train_window: use full or longest."
+    ]
     assert status(tmp_path / "new")["code"] == 2
 
 
@@ -411,9 +554,20 @@ def test_run_sh_restarts_after_a_kill_saves_at_sigterm_and_loses_nothing(
     """The 40 steps of `long`, but rank 1 meets a SIGKILL and run.sh, later, a SIGTERM."""
     recipe = "--dataset_config_name default --text_column_name text --eval_split_name validation --push_to_hub False"
     recipe += " --fp16 False --eval_before_training False --gradient_checkpointing False"
-    flags = {"model_name_or_path": dropout_model, "dataset_name": speech, "dataloader_num_workers": 1} | LONG
+    flags = {
+        "model_name_or_path": dropout_model,
+        "dataset_name": speech,
+        "dataloader_num_workers": 1,
+    } | LONG
     out, text = tmp_path / "out", tmp_path / "log"
-    command = ["bash", PROJECT / "run.sh", *recipe.split(), *words(**flags), "--output_dir", str(out)]
+    command = [
+        "bash",
+        PROJECT / "run.sh",
+        *recipe.split(),
+        *words(**flags),
+        "--output_dir",
+        str(out),
+    ]
     command = [word for word in command if word != "--do_train"]  # the recipe has it
     with open(text, "ab") as file:
         how = {"stdout": file, "stderr": file, "cwd": tmp_path}
@@ -430,6 +584,10 @@ def test_run_sh_restarts_after_a_kill_saves_at_sigterm_and_loses_nothing(
         assert status(out)["code"] == 143 and text.read_text().count("saved: ") == 1
         steps = sorted(int(path.name[11:]) for path in out.glob("checkpoint-*"))
         assert steps[-1] < 40 and all(step % 5 == 0 for step in steps[:-1])
-        assert subprocess.run(command, env=run_sh, timeout=120, **how).returncode == 0, text.read_text()[-3000:]
+        assert subprocess.run(command, env=run_sh, timeout=120, **how).returncode == 0, (
+            text.read_text()[-3000:]
+        )
     assert runs["long"] == [0, 0] and same_weights(out, runs["folder"] / "long")
-    assert history(out / "checkpoint-40", "loss") == history(runs["folder"] / "long" / "checkpoint-40", "loss")
+    assert history(out / "checkpoint-40", "loss") == history(
+        runs["folder"] / "long" / "checkpoint-40", "loss"
+    )

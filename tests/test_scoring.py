@@ -11,19 +11,25 @@ import soundfile
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
+from speech_finetuning.model.generation import generate_ids
 
 Train = Callable[[str], dict[str, float]]
 
 
 def predictions(folder: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (folder / f"predictions_{name}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / f"predictions_{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def speech_like(seconds: float, seed: int = 0) -> np.ndarray:
     """Noise that comes and goes, (n_samples,) float32 at 16 kHz."""
-    generator, n = np.random.default_rng(seed), int(seconds * script.SAMPLE_RATE_IN_HZ)
-    return (0.3 * generator.standard_normal(n) * np.abs(np.sin(np.arange(n) / 3000))).astype(np.float32)
+    generator, n = np.random.default_rng(seed), int(seconds * SAMPLE_RATE_IN_HZ)
+    return (0.3 * generator.standard_normal(n) * np.abs(np.sin(np.arange(n) / 3000))).astype(
+        np.float32
+    )
 
 
 def make_folder(folder: Path, seconds: list[float], texts: list[str] | None) -> Path:
@@ -32,7 +38,7 @@ def make_folder(folder: Path, seconds: list[float], texts: list[str] | None) -> 
     header = "path,sentence\n" if texts else "path\n"
     lines = []
     for i, duration in enumerate(seconds):
-        soundfile.write(folder / f"{i}.wav", speech_like(duration, i), script.SAMPLE_RATE_IN_HZ)
+        soundfile.write(folder / f"{i}.wav", speech_like(duration, i), SAMPLE_RATE_IN_HZ)
         lines.append(f"{i}.wav,{texts[i]}\n" if texts else f"{i}.wav\n")
     (folder / "test.csv").write_text(header + "".join(lines))
     return folder
@@ -42,28 +48,42 @@ def test_prediction_needs_no_references(train: Train, tmp_path: Path):
     folder = make_folder(tmp_path / "clips", [0.5, 1.0, 1.5], None)
     metrics = train(f"--do_predict --dataset_name {folder}")
     rows = predictions(tmp_path / "output", "predict")
-    assert [row["reference"] for row in rows] == ["", "", ""] and all("prediction" in row for row in rows)
+    assert [row["reference"] for row in rows] == ["", "", ""] and all(
+        "prediction" in row for row in rows
+    )
     assert [row["duration"] for row in rows] == [0.5, 1.0, 1.5] and "wer" not in rows[0]
-    assert metrics["predict_num_rows"] == metrics["predict_empty_references"] == 3 and "predict_wer" not in metrics
+    assert (
+        metrics["predict_num_rows"] == metrics["predict_empty_references"] == 3
+        and "predict_wer" not in metrics
+    )
 
 
-def test_prediction_with_references_is_scored_and_training_still_needs_them(train: Train, tmp_path: Path):
+def test_prediction_with_references_is_scored_and_training_still_needs_them(
+    train: Train, tmp_path: Path
+):
     folder = make_folder(tmp_path / "clips", [0.5, 1.0], ["uno", ""])
     metrics = train(f"--do_predict --dataset_name {folder}")
     assert metrics["predict_num_rows"] == 2 and metrics["predict_empty_references"] == 1
     assert metrics["predict_wer"] >= 0 and len(predictions(tmp_path / "output", "predict")) == 2
     shutil.copy(folder / "test.csv", folder / "train.csv")
     (folder / "test.csv").write_text("path\n0.wav\n")
-    with pytest.raises(script.UserError, match="--text_column_name is missing"):
+    with pytest.raises(UserError, match="--text_column_name is missing"):
         train(f"--do_eval --eval_split_name test --dataset_name {folder}")
 
 
 def test_prediction_of_a_trained_model_in_the_same_run(train: Train, tmp_path: Path):
-    metrics = train("--do_train --do_eval --do_predict --max_steps 2 --predict_split_name validation")
-    assert metrics["predict_wer"] == metrics["eval_wer"] and metrics["predict_loss"] == metrics["eval_loss"]
+    metrics = train(
+        "--do_train --do_eval --do_predict --max_steps 2 --predict_split_name validation"
+    )
+    assert (
+        metrics["predict_wer"] == metrics["eval_wer"]
+        and metrics["predict_loss"] == metrics["eval_loss"]
+    )
 
 
-def test_long_clips_are_rejected_or_transcribed_whole(train: Train, tmp_path: Path, tiny_model: Path):
+def test_long_clips_are_rejected_or_transcribed_whole(
+    train: Train, tmp_path: Path, tiny_model: Path
+):
     """Two windows and a half; the window is 4 s, and the decoder has 64 positions: fewer than the last text."""
     texts = ["uno", "dos tres " * 5, "cuatro", "cinco " * 40, "seis " * 40]
     folder = make_folder(tmp_path / "clips", [1.0, 10.0, 2.0, 6.0, 0.5], texts)
@@ -73,14 +93,20 @@ def test_long_clips_are_rejected_or_transcribed_whole(train: Train, tmp_path: Pa
     metrics = train(f"{flags} --long_form --output_dir {tmp_path / 'long'}")
     rows = {row["duration"]: row["prediction"] for row in predictions(tmp_path / "long", "eval")}
     assert metrics["eval_num_rows"] == 5 and set(rows) == {1.0, 10.0, 2.0, 6.0, 0.5}
-    assert metrics["eval_substitutions"] + metrics["eval_deletions"] + metrics["eval_hits"] == 92  # none was cut
+    assert (
+        metrics["eval_substitutions"] + metrics["eval_deletions"] + metrics["eval_hits"] == 92
+    )  # none was cut
     assert {
         row["duration"]: row["prediction"] for row in predictions(tmp_path / "output", "eval")
     }.items() <= rows.items()
     processor = WhisperProcessor.from_pretrained(tiny_model)
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
     features = processor.feature_extractor(
-        speech_like(10.0, 1), sampling_rate=16_000, truncation=False, padding="longest", return_tensors="pt"
+        speech_like(10.0, 1),
+        sampling_rate=16_000,
+        truncation=False,
+        padding="longest",
+        return_tensors="pt",
     ).input_features
     how = {"language": "es", "task": "transcribe", "max_length": 12, "return_timestamps": True}
     ids = model.generate(features, **how)
@@ -91,7 +117,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_score(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = train("--do_eval")
-    generate, sizes = script.generate_ids, []
+    generate, sizes = generate_ids, []
 
     def too_large(model, encoder_outputs, **generation):
         sizes.append(len(encoder_outputs[0]))
@@ -99,7 +125,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_score(
             raise torch.OutOfMemoryError("injected")
         return generate(model, encoder_outputs, **generation)
 
-    monkeypatch.setattr(script, "generate_ids", too_large)
+    monkeypatch.setattr("speech_finetuning.training.trainer.generate_ids", too_large)
     halved = train(f"--do_eval --output_dir {tmp_path / 'again'}")
     assert sizes == [4, 2] + [1] * 8
     for key in ("eval_wer", "eval_cer", "eval_num_rows", "eval_hits"):
@@ -112,7 +138,11 @@ def test_unspaced_languages_choose_the_best_model_by_cer(
     flags = "--do_train --do_eval --max_steps 3 --save_steps 1 --eval_steps 1 --learning_rate 0.02 --warmup_steps 0"
     metrics = train(f"{flags} --load_best_model_at_end True --language ja")
     best = json.loads((tmp_path / "output" / "checkpoint-3" / "trainer_state.json").read_text())
-    rates = [(entry["eval_cer"], entry["eval_wer"]) for entry in best["log_history"] if "eval_cer" in entry]
+    rates = [
+        (entry["eval_cer"], entry["eval_wer"])
+        for entry in best["log_history"]
+        if "eval_cer" in entry
+    ]
     assert all(cer != wer for cer, wer in rates)
     assert best["best_metric"] == min(rates)[0] == metrics["eval_cer"]
     assert "no spaces between words in ['ja']" in caplog.text
@@ -121,13 +151,18 @@ def test_unspaced_languages_choose_the_best_model_by_cer(
 def test_a_rejected_row_does_not_make_the_features_be_written_twice(train: Train, tmp_path: Path):
     folder = make_folder(tmp_path / "clips", [0.5, 1.0, 2.0, 3.0], ["uno", "", "dos", "tres"])
     metrics = train(f"--do_eval --eval_split_name test --dataset_name {folder}")
-    assert metrics["eval_num_rows"] == 3 and '"text_empty"' in (tmp_path / "output" / "rejected.jsonl").read_text()
+    assert (
+        metrics["eval_num_rows"] == 3
+        and '"text_empty"' in (tmp_path / "output" / "rejected.jsonl").read_text()
+    )
     listing = tmp_path / "output" / "rejected.jsonl"
     with open(listing, "a") as file:
         file.write('{"split": "te')  # by a kill in the middle of a write
     train(f"--do_eval --eval_split_name test --dataset_name {folder}")
     assert listing.read_text().count("text_empty") == 1
-    size = sum(path.stat().st_size for path in (tmp_path / "output" / "_eval_cache").rglob("*.arrow"))
+    size = sum(
+        path.stat().st_size for path in (tmp_path / "output" / "_eval_cache").rglob("*.arrow")
+    )
     features_in_bytes = 5.5 * 100 * 80 * 4  # seconds, frames, mel bins, float32
     assert features_in_bytes < size < 1.3 * features_in_bytes
     assert [row["duration"] for row in predictions(tmp_path / "output", "eval")] == [0.5, 2.0, 3.0]

@@ -4,7 +4,9 @@ import io
 import itertools
 import json
 import subprocess
+import sys
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,14 @@ import synthetic
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import without_folders
+from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.audio import read_audio
+from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.sources import SourceRow, load_source
+from speech_finetuning.data.stream import SpeechStream
+from speech_finetuning.training.progress import StreamProgress
 
 Train = Callable[[str], dict[str, float]]
 ROWS = synthetic.make_rows(6, seed=11)
@@ -57,7 +67,10 @@ def common_voice(folder: Path) -> Path:
     """A Common Voice download as it unpacks: es/train.tsv ..., es/clips/*.mp3; quotes mean nothing in it."""
     names = write_clips(folder / "es" / "clips", "mp3")
     header = "client_id\tpath\tsentence\tup_votes\tlocale"
-    lines = [f'c{i}\t{name}\t"{text}\t2\tes' for i, (name, text) in enumerate(zip(names, TEXTS, strict=True))]
+    lines = [
+        f'c{i}\t{name}\t"{text}\t2\tes'
+        for i, (name, text) in enumerate(zip(names, TEXTS, strict=True))
+    ]
     for split, part in {"train": lines[:4], "validated": lines, "other": lines[4:]}.items():
         (folder / "es" / f"{split}.tsv").write_text("\n".join([header, *part]))
     return folder
@@ -78,12 +91,16 @@ def webdataset(folder: Path) -> Path:
 
 def audiofolder(folder: Path, metadata: str) -> Path:
     names = write_clips(folder / "train")
-    rows = [{"file_name": name, "transcription": text} for name, text in zip(names, TEXTS, strict=True)]
+    rows = [
+        {"file_name": name, "transcription": text} for name, text in zip(names, TEXTS, strict=True)
+    ]
     path = folder / "train" / f"metadata.{metadata}"
     if metadata == "jsonl":
         path.write_text("\n".join(json.dumps(row) for row in rows))
     elif metadata == "csv":
-        path.write_text("\n".join(["file_name,transcription", *(",".join(row.values()) for row in rows)]))
+        path.write_text(
+            "\n".join(["file_name,transcription", *(",".join(row.values()) for row in rows)])
+        )
     else:
         synthetic.pq.write_table(synthetic.pa.Table.from_pylist(rows), path)
     return folder
@@ -95,28 +112,42 @@ SOURCES = {
     "common voice": (common_voice, "es", "manifest", 4, [f'"{text}' for text in TEXTS[:4]]),
     "webdataset": (webdataset, None, "webdataset", None, TEXTS),
     "audiofolder csv": (lambda folder: audiofolder(folder, "csv"), None, "audiofolder", 6, TEXTS),
-    "audiofolder jsonl": (lambda folder: audiofolder(folder, "jsonl"), None, "audiofolder", 6, TEXTS),
-    "audiofolder parquet": (lambda folder: audiofolder(folder, "parquet"), None, "audiofolder", 6, TEXTS),
+    "audiofolder jsonl": (
+        lambda folder: audiofolder(folder, "jsonl"),
+        None,
+        "audiofolder",
+        6,
+        TEXTS,
+    ),
+    "audiofolder parquet": (
+        lambda folder: audiofolder(folder, "parquet"),
+        None,
+        "audiofolder",
+        6,
+        TEXTS,
+    ),
 }
 
 
-def make_stream(*items: script.SpeechSet, **changes: object) -> script.SpeechStream:
+def make_stream(*items: SpeechDataset, **changes: object) -> SpeechStream:
     settings = {"seed": 1, "block_size": 4, "micro_batch_size": 2, "num_threads": 2}
-    return script.SpeechStream(items, **{**settings, **changes})
+    return SpeechStream(items, **{**settings, **changes})
 
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_kind_of_source(kind: str, tmp_path: Path, preparer):
     make, config_name, name, num_rows, texts = SOURCES[kind]
     where = make(tmp_path / "data")
-    source = script.load_source(str(where), config_name, "train", (None, None), None, True, "")
+    source = load_source(str(where), config_name, "train", (None, None), None, True, "")
     assert (source.kind, source.num_rows) == (name, num_rows)
-    stream = make_stream(script.SpeechSet(source, preparer))
+    stream = make_stream(SpeechDataset(source, preparer))
     total = num_rows or 6
     items = list(itertools.islice(stream, 2 * total))
     found = [item["text"] for _, item in items[:total] if isinstance(item, dict)]
     assert sorted(found) == sorted(texts)
-    assert Counter(found) == Counter(item["text"] for _, item in items[total:] if isinstance(item, dict))
+    assert Counter(found) == Counter(
+        item["text"] for _, item in items[total:] if isinstance(item, dict)
+    )
     ids = [item["id"] if isinstance(item, dict) else item.row for _, item in items]
     for seen in (1, 3, 4, 5, total, total + 1):  # and every kind continues at the next row
         position = json.loads(json.dumps(items[seen - 1][0])) | {"skip": 0}
@@ -128,42 +159,46 @@ def test_every_kind_of_source(kind: str, tmp_path: Path, preparer):
 
 
 def test_unreadable_manifest_lines_are_rejected(tmp_path: Path, preparer):
-    source = script.load_source(str(nemo_manifest(tmp_path / "data")), None, "train", (None, None), None, True, "")
-    items = [item for _, item in itertools.islice(make_stream(script.SpeechSet(source, preparer)), 8)]
-    assert [item.reason for item in items if isinstance(item, script.Rejection)] == ["row_unreadable"] * 2
+    source = load_source(
+        str(nemo_manifest(tmp_path / "data")), None, "train", (None, None), None, True, ""
+    )
+    items = [item for _, item in itertools.islice(make_stream(SpeechDataset(source, preparer)), 8)]
+    assert [item.reason for item in items if isinstance(item, Rejection)] == ["row_unreadable"] * 2
 
 
 def test_a_first_clip_that_is_missing_does_not_hide_the_others(tmp_path: Path, preparer):
     where = common_voice(tmp_path / "cv")
     (where / "es" / "clips" / "0.mp3").unlink()
-    source = script.load_source(str(where), "es", "train", (None, None), None, True, "")
-    items = [item for _, item in itertools.islice(make_stream(script.SpeechSet(source, preparer)), 4)]
-    assert [item.reason for item in items if isinstance(item, script.Rejection)] == ["audio_missing"]
+    source = load_source(str(where), "es", "train", (None, None), None, True, "")
+    items = [item for _, item in itertools.islice(make_stream(SpeechDataset(source, preparer)), 4)]
+    assert [item.reason for item in items if isinstance(item, Rejection)] == ["audio_missing"]
 
 
 def test_other_files_are_no_manifests(tmp_path: Path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
-    with pytest.raises(script.UserError, match="--dataset_name"):
-        script.load_source(str(tmp_path / "train.parquet"), None, "train", (None, None), None, True, "")
+    with pytest.raises(UserError, match="--dataset_name"):
+        load_source(str(tmp_path / "train.parquet"), None, "train", (None, None), None, True, "")
 
 
 def test_a_mix_is_judged_over_all_its_rows(tmp_path: Path):
-    progress = script.StreamProgress(tmp_path, 0.5, {"big": 900, "small": 4})
-    rejected = [script.Rejection("audio_empty", "", str(i)) for i in range(5)]
+    progress = StreamProgress(tmp_path, 0.5, {"big": 900, "small": 4})
+    rejected = [Rejection("audio_empty", "", str(i)) for i in range(5)]
     progress.update({"position": {}, "num_rows": 5, "rejections": rejected})  # no error: 5 of 904
-    with pytest.raises(script.UserError, match="904 of the first 904|of the first 904 rows"):
+    with pytest.raises(UserError, match="904 of the first 904|of the first 904 rows"):
         progress.update({"position": {}, "num_rows": 899, "rejections": rejected * 180})
 
 
 def test_a_checkpoint_of_an_older_version_says_so(tmp_path: Path):
     start = {"pass": 0, "block": 0, "shard": 0, "shard_state": {"epoch": 0}, "rows": 0}
     state = {"position": {"row": 16, "sources": [{"start": start}]}}
-    with pytest.raises(script.UserError, match="older version"):
-        script.StreamProgress(tmp_path, 0.5, {"": 900}).restore(state)
+    with pytest.raises(UserError, match="older version"):
+        StreamProgress(tmp_path, 0.5, {"": 900}).restore(state)
 
 
 def test_norwegian_is_a_language_in_yaml(tmp_path: Path):
-    (tmp_path / "mix.yaml").write_text("- {dataset_name: x, language: no, dataset_config_name: 2021}")
+    (tmp_path / "mix.yaml").write_text(
+        "- {dataset_name: x, language: no, dataset_config_name: 2021}"
+    )
     words = f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}"
     (record,) = script.data_records(script.parse_arguments(words.split())[1])
     assert (record.language, record.name) == ("no", "x_2021")
@@ -172,8 +207,8 @@ def test_norwegian_is_a_language_in_yaml(tmp_path: Path):
 def test_paths_and_tokens_leave_a_text_that_is_uploaded():
     text = 'run.py --dataset_name /data/private/speech "/home/me/out/checkpoint-4" https://hub.co/a/b hf_abcdefghij'
     expected = 'run.py --dataset_name speech "checkpoint-4" https://hub.co/a/b REDACTED'
-    assert script.without_folders(text) == expected
-    assert script.without_folders('{"id": "test/0/0//home/alice/x.ogg"}') == '{"id": "test/0/0/x.ogg"}'
+    assert without_folders(text) == expected
+    assert without_folders('{"id": "test/0/0//home/alice/x.ogg"}') == '{"id": "test/0/0/x.ogg"}'
 
 
 def test_a_common_voice_download_trains_and_scores(train: Train, flags: list[str], tmp_path: Path):
@@ -189,17 +224,19 @@ def test_a_common_voice_download_trains_and_scores(train: Train, flags: list[str
 def test_formats_without_a_reader_say_how_to_convert(ending: str, tmp_path: Path, preparer):
     head = {"m4a": b"\0\0\0\x20ftypM4A ", "webm": b"\x1aE\xdf\xa3"}[ending]
     (tmp_path / f"a.{ending}").write_bytes(head + bytes(200))
-    rejection = preparer(script.SourceRow("r", str(tmp_path / f"a.{ending}"), "uno"))
+    rejection = preparer(SourceRow("r", str(tmp_path / f"a.{ending}"), "uno"))
     assert rejection.reason == "audio_unreadable" and f"ffmpeg -i IN.{ending}" in rejection.detail
 
 
 def test_columns_that_are_named_must_be_there(tmp_path: Path):
     where = str(csv_manifest(tmp_path / "data"))
-    with pytest.raises(script.UserError, match="--text_column_name text: no such column .*Found: path, sentence"):
-        script.load_source(where, None, "train", (None, "text"), None, True, "")
+    with pytest.raises(
+        UserError, match="--text_column_name text: no such column .*Found: path, sentence"
+    ):
+        load_source(where, None, "train", (None, "text"), None, True, "")
     (tmp_path / "data" / "train.csv").write_text("clip,words\n")
-    with pytest.raises(script.UserError, match="--audio_column_name is missing.*Found: "):
-        script.load_source(where, None, "train", (None, None), None, True, "")
+    with pytest.raises(UserError, match="--audio_column_name is missing.*Found: "):
+        load_source(where, None, "train", (None, None), None, True, "")
 
 
 # ---------------------------------------------------------------------------------------------------------- the mix
@@ -233,16 +270,18 @@ def mix_flags(flags: list[str], mix: Path) -> list[str]:
     return [*flags[:position], *flags[position + 2 :], "--data_mix", str(mix)]
 
 
-def mixed_stream(mix: Path, preparer, **changes: object) -> script.SpeechStream:
-    arguments = script.parse_arguments(f"--model_name_or_path m --output_dir o --data_mix {mix}".split())[1]
+def mixed_stream(mix: Path, preparer, **changes: object) -> SpeechStream:
+    arguments = script.parse_arguments(
+        f"--model_name_or_path m --output_dir o --data_mix {mix}".split()
+    )[1]
     sets = []
     for record in script.data_records(arguments):
         where = (record.dataset_name, None, "train", (None, None), None, True, record.name)
-        sets.append(script.SpeechSet(script.load_source(*where), preparer, None, record.weight))
+        sets.append(SpeechDataset(load_source(*where), preparer, None, record.weight))
     return make_stream(*sets, **changes)
 
 
-def ids_of(stream: script.SpeechStream, count: int) -> list[str]:
+def ids_of(stream: SpeechStream, count: int) -> list[str]:
     return [item["id"] for _, item in itertools.islice(stream, count)]
 
 
@@ -277,11 +316,14 @@ def test_training_on_a_mix(flags: list[str], mix: Path, tmp_path: Path):
     assert metrics["eval_num_rows"] == 8 and metrics["test_num_rows"] == 6
     state = json.loads((tmp_path / "whole" / "checkpoint-30" / "trainer_state.json").read_text())
     last = [entry for entry in state["log_history"] if "loss" in entry][-1]
-    assert 0.6 < last["share_big"] < 0.9 and last["share_big"] + last["share_small"] == pytest.approx(1, abs=1e-3)
+    assert 0.6 < last["share_big"] < 0.9 and last["share_big"] + last[
+        "share_small"
+    ] == pytest.approx(1, abs=1e-3)
     assert last["pass_small"] > last["pass_big"] > 0
     # Each record has its own language token and text options.
     rows = [
-        json.loads(line) for line in (tmp_path / "whole" / "predictions_test_small.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "whole" / "predictions_test_small.jsonl").read_text().splitlines()
     ]
     assert sorted(row["reference"] for row in rows) == sorted(f"{text} dos" for text in TEXTS)
     info = json.loads((tmp_path / "whole" / "run_info.json").read_text())
@@ -295,30 +337,50 @@ def test_training_on_a_mix(flags: list[str], mix: Path, tmp_path: Path):
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_several_evaluation_sets_have_their_own_rows_and_a_total(flags: list[str], mix: Path, caplog):
+def test_several_evaluation_sets_have_their_own_rows_and_a_total(
+    flags: list[str], mix: Path, caplog
+):
     mix.write_text(mix.read_text().replace("eval_split_name: null", "eval_split_name: train"))
     metrics = script.main([*mix_flags(flags, mix), "--do_eval"])
     words = {
-        name: metrics[f"eval_{name}substitutions"] + metrics[f"eval_{name}deletions"] + metrics[f"eval_{name}hits"]
+        name: metrics[f"eval_{name}substitutions"]
+        + metrics[f"eval_{name}deletions"]
+        + metrics[f"eval_{name}hits"]
         for name in ("", "big_", "small_")
     }
-    assert metrics["eval_num_rows"] == 14 == metrics["eval_big_num_rows"] + metrics["eval_small_num_rows"]
+    assert (
+        metrics["eval_num_rows"]
+        == 14
+        == metrics["eval_big_num_rows"] + metrics["eval_small_num_rows"]
+    )
     assert words[""] == words["big_"] + words["small_"]
     errors = sum(metrics[f"eval_{name}_wer"] * words[f"{name}_"] for name in ("big", "small"))
     assert metrics["eval_wer"] == pytest.approx(errors / words[""])
 
 
-def test_labels_carry_the_language_of_their_record(flags: list[str], mix: Path, caplog: pytest.LogCaptureFixture):
+def test_labels_carry_the_language_of_their_record(
+    flags: list[str], mix: Path, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level("INFO")
     script.main([*mix_flags(flags, mix), "--do_train", "--max_steps", "1"])
-    assert "<|startoftranscript|><|es|>" in caplog.text and "<|startoftranscript|><|fr|>" in caplog.text
+    assert (
+        "<|startoftranscript|><|es|>" in caplog.text
+        and "<|startoftranscript|><|fr|>" in caplog.text
+    )
 
 
-def test_transcripts_of_different_style_are_warned_about(flags: list[str], mix: Path, caplog, tmp_path: Path):
+def test_transcripts_of_different_style_are_warned_about(
+    flags: list[str], mix: Path, caplog, tmp_path: Path
+):
     listing = tmp_path / "small" / "train.csv"
     lines = listing.read_text().upper().splitlines()
     listing.write_text(
-        "\n".join(["path,sentence", *(line.replace("WAVS/", "wavs/").replace("FLAC", "flac") for line in lines[1:])])
+        "\n".join(
+            [
+                "path,sentence",
+                *(line.replace("WAVS/", "wavs/").replace("FLAC", "flac") for line in lines[1:]),
+            ]
+        )
     )
     script.main([*mix_flags(flags, mix), "--do_train", "--max_steps", "1"])
     assert "big: lower case, no punctuation; small: upper case, no punctuation" in caplog.text
@@ -341,16 +403,20 @@ def test_a_bad_mix_says_which_entry(text: str, message: str, tmp_path: Path):
     arguments = script.parse_arguments(
         f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}".split()
     )
-    with pytest.raises(script.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         script.data_records(arguments[1])
 
 
 def test_epochs_of_a_mix_are_refused(flags: list[str], mix: Path):
-    with pytest.raises(script.UserError, match="--num_train_epochs: the passes of a mix end at different times"):
+    with pytest.raises(
+        UserError, match="--num_train_epochs: the passes of a mix end at different times"
+    ):
         script.main([*mix_flags(flags, mix), "--do_train", "--num_train_epochs", "1"])
 
 
-def test_the_report_tells_what_the_filters_reject(train: Train, caplog: pytest.LogCaptureFixture, tmp_path: Path):
+def test_the_report_tells_what_the_filters_reject(
+    train: Train, caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
     caplog.set_level("INFO")
     rows = [(b"junk", "uno")] * 3 + synthetic.make_rows(9, seed=2)
     synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
@@ -363,9 +429,13 @@ def test_the_report_tells_what_the_filters_reject(train: Train, caplog: pytest.L
 
 
 def test_the_advice_on_waiting_comes_once(train: Train, monkeypatch: pytest.MonkeyPatch, caplog):
-    read_audio = script.read_audio
-    monkeypatch.setattr(script, "read_audio", lambda value: script.time.sleep(0.05) or read_audio(value))
-    train("--do_train --max_steps 4 --logging_steps 1 --num_decoding_threads 1 --data_report_samples 0")
+    monkeypatch.setattr(
+        "speech_finetuning.data.preprocessing.read_audio",
+        lambda value: time.sleep(0.05) or read_audio(value),
+    )
+    train(
+        "--do_train --max_steps 4 --logging_steps 1 --num_decoding_threads 1 --data_report_samples 0"
+    )
     assert caplog.text.count("of the time goes into waiting for data (1 threads") == 1
 
 
@@ -375,9 +445,10 @@ def test_fork_after_the_report_does_not_hang(train: Train):
 
 def test_nothing_imports_torchcodec(tmp_path: Path):
     """A process that opens every kind of source has not imported it."""
-    code = (
-        "import sys, pytest; code = pytest.main(['-q', '-k', 'every_kind and (webdataset or parquet)', sys.argv[1]]); "
+    code = "import sys, pytest; "
+    code += (
+        "code = pytest.main(['-q', '-k', 'every_kind and (webdataset or parquet)', sys.argv[1]]); "
     )
     code += "sys.exit(code or 'torchcodec' in sys.modules)"
-    result = subprocess.run([script.sys.executable, "-c", code, __file__], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:]

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 import pickle
 import time
 from pathlib import Path
@@ -13,10 +14,17 @@ import synthetic
 import torch
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, num_usable_cores, read_ahead
+from speech_finetuning.data.positions import FIRST_PLACE, position_after_resharding
+from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.sources import SourceRow, SpeechSource, load_source
+from speech_finetuning.data.stream import SpeechStream, can_shard_by_rank, read_pass, shard_order
 
 
-def load(folder: Path, split: str = "train", record: str = "") -> script.SpeechSource:
-    return script.load_source(str(folder), None, split, (None, None), None, True, record)
+def load(folder: Path, split: str = "train", record: str = "") -> SpeechSource:
+    return load_source(str(folder), None, split, (None, None), None, True, record)
 
 
 def make_folder(folder: Path, num_rows: int) -> Path:
@@ -37,16 +45,16 @@ def damage(file: Path) -> None:
     file.write_bytes(data[:200] + bytes(len(data) - 2_200) + data[-2_000:])
 
 
-def make_stream(source: script.SpeechSource, preparer: script.UtterancePreparer, **changes: object):
+def make_stream(source: SpeechSource, preparer: Preprocessor, **changes: object):
     settings = {"seed": 1, "block_size": 7, "micro_batch_size": 2, "num_threads": 2}
     max_rows = changes.pop("max_rows", None)
-    return script.SpeechStream((script.SpeechSet(source, preparer, max_rows),), **{**settings, **changes})
+    return SpeechStream((SpeechDataset(source, preparer, max_rows),), **{**settings, **changes})
 
 
-def take(stream: script.SpeechStream, count: int) -> list[str]:
+def take(stream: SpeechStream, count: int) -> list[str]:
     """The ids of the next rows, rejected ones included."""
     items = itertools.islice(stream, count)
-    return [item.row if isinstance(item, script.Rejection) else item["id"] for _, item in items]
+    return [item.row if isinstance(item, Rejection) else item["id"] for _, item in items]
 
 
 def test_every_row_once_per_pass_and_passes_differ(speech: Path, preparer):
@@ -82,10 +90,14 @@ def test_order_is_independent_of_threads_workers_and_ranks(
     for rank in range(world_size):
         how = {"num_threads": num_threads, "rank": rank, "world_size": world_size}
         stream = make_stream(load(one_shard), preparer, **how)
-        loader = torch.utils.data.DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=list)
+        loader = torch.utils.data.DataLoader(
+            stream, batch_size=2, num_workers=workers, collate_fn=list
+        )
         batches = itertools.islice(loader, 28 // world_size)
         ranks.append([[example["id"] for _, example in batch] for batch in batches])
-    assert [name for batches in zip(*ranks, strict=True) for batch in batches for name in batch] == expected
+    assert [
+        name for batches in zip(*ranks, strict=True) for batch in batches for name in batch
+    ] == expected
     assert len(set(expected)) == 23
 
 
@@ -102,16 +114,20 @@ def test_the_stream_runs_under_spawn(speech: Path, preparer):
 
 def test_two_ranks_take_alternate_micro_batches_of_one_order(speech: Path, preparer):
     whole = take(make_stream(load(speech), preparer), 48)
-    ranks = [take(make_stream(load(speech), preparer, rank=rank, world_size=2), 24) for rank in (0, 1)]
+    ranks = [
+        take(make_stream(load(speech), preparer, rank=rank, world_size=2), 24) for rank in (0, 1)
+    ]
     dealt = [ranks[turn % 2][turn // 2 * 2 : turn // 2 * 2 + 2] for turn in range(24)]
     assert list(itertools.chain(*dealt)) == whole
 
 
-def deal(source: script.SpeechSource, preparer, rank: int, **changes: object) -> script.SpeechStream:
-    return make_stream(source, preparer, rank=rank, world_size=3, is_dealt=True, **changes)
+def deal(source: SpeechSource, preparer, rank: int, **changes: object) -> SpeechStream:
+    return make_stream(
+        source, preparer, rank=rank, world_size=3, is_sharded_by_rank=True, **changes
+    )
 
 
-def rows_by_pass(stream: script.SpeechStream, count: int) -> dict[int, list[str]]:
+def rows_by_pass(stream: SpeechStream, count: int) -> dict[int, list[str]]:
     passes: dict[int, list[str]] = {}
     for position, item in itertools.islice(stream, count):
         passes.setdefault(position["sources"][0]["start"]["pass"], []).append(item["id"])
@@ -121,17 +137,21 @@ def rows_by_pass(stream: script.SpeechStream, count: int) -> dict[int, list[str]
 def test_dealt_ranks_share_each_pass_and_open_their_own_files_only(
     tmp_path: Path, preparer, monkeypatch: pytest.MonkeyPatch
 ):
-    source = load(synthetic.make_speech(tmp_path, {"train": 50}, num_shards=5))  # uneven: 2, 2 and 1 files
+    source = load(
+        synthetic.make_speech(tmp_path, {"train": 50}, num_shards=5)
+    )  # uneven: 2, 2 and 1 files
     opened: list[list[tuple[int, int]]] = []
-    open_shard = script.SpeechSource.open_shard
+    open_shard = SpeechSource.open_shard
     monkeypatch.setattr(
-        script.SpeechSource, "open_shard", lambda self, *place: opened[-1].append(place) or open_shard(self, *place)
+        SpeechSource,
+        "open_shard",
+        lambda self, *place: opened[-1].append(place) or open_shard(self, *place),
     )
     ranks = []
     for rank in range(3):
         opened.append([])
         ranks.append(rows_by_pass(deal(source, preparer, rank), 65))
-        order = [place for number in range(9) for place in script.shard_order(source, 1, number)[rank::3]]
+        order = [place for number in range(9) for place in shard_order(source, 1, number)[rank::3]]
         assert opened[rank] == order[: len(opened[rank])]
     for number in range(3):
         rows = [row for rank in ranks for row in rank[number]]
@@ -141,12 +161,14 @@ def test_dealt_ranks_share_each_pass_and_open_their_own_files_only(
 
 def test_dealt_ranks_draw_sources_and_speeds_each_for_itself(speech: Path, preparer):
     """Else a step of many ranks would be of one source, and at one speed."""
-    item = script.SpeechSet(load(speech), preparer)
+    item = SpeechDataset(load(speech), preparer)
     draws = []
     for rank in (0, 1, 1):
-        place = {"rank": rank, "world_size": 2, "is_dealt": True}
-        stream = script.SpeechStream((item, item), 1, 10, 2, 1, has_speeds=True, **place)
-        draws.append([(number, speed) for _, (number, _, speed) in itertools.islice(stream.rows(), 60)])
+        place = {"rank": rank, "world_size": 2, "is_sharded_by_rank": True}
+        stream = SpeechStream((item, item), 1, 10, 2, 1, has_speeds=True, **place)
+        draws.append(
+            [(number, speed) for _, (number, _, speed) in itertools.islice(stream.rows(), 60)]
+        )
     numbers, speeds = zip(*(zip(*draw, strict=True) for draw in draws[:2]), strict=True)
     assert numbers[0] != numbers[1] and not set(speeds[0]) & set(speeds[1]) and draws[1] == draws[2]
     assert 20 < sum(one == other for one, other in zip(*numbers, strict=True)) < 40
@@ -161,20 +183,24 @@ def test_a_dealt_position_continues_at_the_next_row(tmp_path: Path, preparer, se
         assert take(rest, 12) == [item["id"] for _, item in items[seen : seen + 12]]
 
 
-def test_another_number_of_dealt_ranks_begins_the_pass_that_none_has_begun(tmp_path: Path, preparer):
+def test_another_number_of_dealt_ranks_begins_the_pass_that_none_has_begun(
+    tmp_path: Path, preparer
+):
     source = load(synthetic.make_speech(tmp_path, {"train": 50}, num_shards=5))
     ends = [list(itertools.islice(deal(source, preparer, rank), 25))[-1][0] for rank in range(3)]
     assert [end["sources"][0]["start"]["pass"] for end in ends] == [1, 1, 2]
-    position = script.next_pass(ends)
+    position = position_after_resharding(ends)
     assert position["row"] == position["sources"][0]["used"] == 75
     whole = make_stream(source, preparer, position=position)
-    assert take(whole, 50) == list(itertools.islice(rows_by_pass(make_stream(source, preparer), 200)[3], 50))
+    assert take(whole, 50) == list(
+        itertools.islice(rows_by_pass(make_stream(source, preparer), 200)[3], 50)
+    )
 
 
 def test_files_are_dealt_where_each_rank_gets_one_and_all_rows_count(speech: Path, preparer):
-    item = script.SpeechSet(load(speech), preparer)
-    assert [script.can_deal([item], ranks) for ranks in (1, 2, 3)] == [False, True, False]
-    assert not script.can_deal([item, script.SpeechSet(load(speech), preparer, max_rows=9)], 2)
+    item = SpeechDataset(load(speech), preparer)
+    assert [can_shard_by_rank([item], ranks) for ranks in (1, 2, 3)] == [False, True, False]
+    assert not can_shard_by_rank([item, SpeechDataset(load(speech), preparer, max_rows=9)], 2)
 
 
 def test_a_rank_whose_only_file_is_damaged_goes_on_with_the_next_pass(tmp_path: Path, preparer):
@@ -188,7 +214,9 @@ def test_a_rank_whose_only_file_is_damaged_goes_on_with_the_next_pass(tmp_path: 
 
 @pytest.mark.parametrize("seen", [1, 6, 7, 8, 20, 39, 40, 41, 97])
 @pytest.mark.parametrize("kind", ["parquet", "audiofolder"])
-def test_a_position_continues_at_the_next_row(speech: Path, preparer, tmp_path: Path, seen: int, kind: str):
+def test_a_position_continues_at_the_next_row(
+    speech: Path, preparer, tmp_path: Path, seen: int, kind: str
+):
     source = load(speech) if kind == "parquet" else load(make_folder(tmp_path, 12))
     items = list(itertools.islice(make_stream(source, preparer), 130))
     position = pickle.loads(pickle.dumps(items[seen - 1][0])) | {"skip": 0}
@@ -200,12 +228,14 @@ def test_a_position_opens_no_earlier_file(speech: Path, preparer, monkeypatch: p
     source = load(speech)
     items = list(itertools.islice(make_stream(source, preparer), 33))
     opened = []
-    open_shard = script.SpeechSource.open_shard
+    open_shard = SpeechSource.open_shard
     monkeypatch.setattr(
-        script.SpeechSource, "open_shard", lambda self, *place: opened.append(place) or open_shard(self, *place)
+        SpeechSource,
+        "open_shard",
+        lambda self, *place: opened.append(place) or open_shard(self, *place),
     )
     take(make_stream(source, preparer, position=items[-1][0] | {"skip": 0}), 1)
-    second_of_first_pass = script.shard_order(source, 1, 0)[1]
+    second_of_first_pass = shard_order(source, 1, 0)[1]
     assert opened[0] == second_of_first_pass
 
 
@@ -219,18 +249,22 @@ def test_a_position_reads_only_the_row_groups_that_remain(tmp_path: Path, prepar
     assert group > 0
     column, data = pq.read_metadata(file).row_group(group).column(0), file.read_bytes()
     end = column.dictionary_page_offset or column.data_page_offset
-    file.write_bytes(data[:4] + bytes(end - 4) + data[end:])  # who reads an earlier group now finds damage
+    file.write_bytes(
+        data[:4] + bytes(end - 4) + data[end:]
+    )  # who reads an earlier group now finds damage
     rest = make_stream(load(file.parent), preparer, position=position)
     assert take(rest, 30 - seen) == [item["id"] for _, item in items[seen:30]]
-    assert "damaged" in str(next(itertools.islice(make_stream(load(file.parent), preparer), 0, None))[1])
+    assert "damaged" in str(
+        next(itertools.islice(make_stream(load(file.parent), preparer), 0, None))[1]
+    )
 
 
 def test_blocks_end_at_rows_or_bytes(speech: Path, preparer, monkeypatch: pytest.MonkeyPatch):
-    start, item = script.FIRST_PLACE["start"], script.SpeechSet(load(speech), preparer)
-    sizes = [len(block.rows) for block in script.read_pass(item, start, 0, 15)]
+    start, item = FIRST_PLACE["start"], SpeechDataset(load(speech), preparer)
+    sizes = [len(block.rows) for block in read_pass(item, start, 0, 15)]
     assert sizes == [15, 15, 10]
-    monkeypatch.setattr(script, "MAX_BLOCK_IN_BYTES", 100_000)
-    blocks = list(script.read_pass(item, start, 0, 1000))
+    monkeypatch.setattr("speech_finetuning.data.stream.MAX_BLOCK_IN_BYTES", 100_000)
+    blocks = list(read_pass(item, start, 0, 1000))
     assert len(blocks) > 3 and all(block.size_in_bytes < 200_000 for block in blocks)
 
 
@@ -240,7 +274,9 @@ def test_max_train_samples_are_the_same_rows_in_every_pass(speech: Path, prepare
     assert ids[:10] != ids[10:20]
 
 
-def test_nothing_is_decoded_by_datasets_and_torchcodec_is_never_imported(speech: Path, tmp_path: Path, preparer):
+def test_nothing_is_decoded_by_datasets_and_torchcodec_is_never_imported(
+    speech: Path, tmp_path: Path, preparer
+):
     import sys
 
     take(make_stream(load(speech), preparer), 3)
@@ -257,36 +293,50 @@ def test_a_damaged_file_is_a_rejection_and_nothing_else_is_lost(tmp_path: Path, 
     folder = synthetic.make_speech(tmp_path, {"train": 30}, num_shards=3)
     damage(sorted(folder.glob("*.parquet"))[1])
     items = [item for _, item in itertools.islice(make_stream(load(folder), preparer), 21)]
-    rejected = [item for item in items if isinstance(item, script.Rejection)]
+    rejected = [item for item in items if isinstance(item, Rejection)]
     assert [item.reason for item in rejected] == ["file_damaged"]
     assert len({item["id"] for item in items if isinstance(item, dict)}) == 20
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 6, 11, 30])
-def test_a_position_beside_a_damaged_file_continues_at_the_next_row(tmp_path: Path, preparer, block_size: int):
+def test_a_position_beside_a_damaged_file_continues_at_the_next_row(
+    tmp_path: Path, preparer, block_size: int
+):
     folder = synthetic.make_speech(tmp_path, {"train": 15}, num_shards=3)
     damage(sorted(folder.glob("*.parquet"))[1])
     stream = make_stream(load(folder), preparer, block_size=block_size)
     positions, whole = [position for position, _ in itertools.islice(stream, 22)], take(stream, 33)
     for seen, position in enumerate(positions, start=1):
-        rest = make_stream(load(folder), preparer, block_size=block_size, position=position | {"skip": 0})
+        rest = make_stream(
+            load(folder), preparer, block_size=block_size, position=position | {"skip": 0}
+        )
         assert take(rest, 11) == whole[seen : seen + 11], seen
 
 
 def test_a_missing_clip_is_a_rejection(tmp_path: Path, preparer):
-    row = script.SourceRow("r", str(tmp_path / "gone.flac"), "uno")
+    row = SourceRow("r", str(tmp_path / "gone.flac"), "uno")
     assert preparer(row).reason == "audio_missing"
 
 
-def test_errors_of_the_reader_keep_their_type_and_message(speech: Path, preparer, monkeypatch: pytest.MonkeyPatch):
+def test_errors_of_the_reader_keep_their_type_and_message(
+    speech: Path, preparer, monkeypatch: pytest.MonkeyPatch
+):
     class Unpicklable(Exception):
         def __init__(self, a: int, b: int) -> None:
             super().__init__("no words")
 
-    for raised, expected in ((PermissionError(13, "keep out"), PermissionError), (Unpicklable(1, 2), RuntimeError)):
+    for raised, expected in (
+        (PermissionError(13, "keep out"), PermissionError),
+        (Unpicklable(1, 2), RuntimeError),
+    ):
         source = load(speech)
-        monkeypatch.setattr(script, "shard_order", lambda *a, error=raised: (_ for _ in ()).throw(error))
-        loader = torch.utils.data.DataLoader(make_stream(source, preparer), batch_size=None, num_workers=1)
+        monkeypatch.setattr(
+            "speech_finetuning.data.stream.shard_order",
+            lambda *a, error=raised: (_ for _ in ()).throw(error),
+        )
+        loader = torch.utils.data.DataLoader(
+            make_stream(source, preparer), batch_size=None, num_workers=1
+        )
         position, error = next(iter(loader))
         assert position is None and type(error) is expected
     assert "Unpicklable: no words" in str(error)
@@ -296,7 +346,7 @@ def test_a_pass_without_a_usable_row_ends_with_the_reasons(speech: Path, prepare
     preparer.max_duration_in_seconds = 0.01
     items = list(make_stream(load(speech), preparer))
     assert len(items) == 41
-    assert isinstance(items[-1][1], script.UserError) and "40 audio_too_long" in str(items[-1][1])
+    assert isinstance(items[-1][1], UserError) and "40 audio_too_long" in str(items[-1][1])
 
 
 @pytest.mark.parametrize(
@@ -305,20 +355,31 @@ def test_a_pass_without_a_usable_row_ends_with_the_reasons(speech: Path, prepare
         (("/no/such/folder", None, "train", "audio", "text"), "--dataset_name /no/such/folder"),
         (("SPEECH", "klingon", "train", "audio", "text"), "--dataset_config_name klingon"),
         (("SPEECH", None, "dev", "audio", "text"), "split 'dev'.*Found: train, validation, test"),
-        (("SPEECH", None, "train", "sound", "text"), "--audio_column_name sound.*Found: audio, text"),
-        (("SPEECH", None, "train", "audio", "sentence"), "--text_column_name sentence.*Found: audio, text"),
-        (("SPEECH", None, "train", "audio", "audio"), "--text_column_name audio: holds .* not text"),
+        (
+            ("SPEECH", None, "train", "sound", "text"),
+            "--audio_column_name sound.*Found: audio, text",
+        ),
+        (
+            ("SPEECH", None, "train", "audio", "sentence"),
+            "--text_column_name sentence.*Found: audio, text",
+        ),
+        (
+            ("SPEECH", None, "train", "audio", "audio"),
+            "--text_column_name audio: holds .* not text",
+        ),
     ],
 )
 def test_bad_sources_say_what_was_found(speech: Path, arguments: tuple, message: str):
-    with pytest.raises(script.UserError, match=message):
-        name, config_name, split, *columns = (str(speech) if value == "SPEECH" else value for value in arguments)
-        script.load_source(name, config_name, split, tuple(columns), None, True, "")
+    with pytest.raises(UserError, match=message):
+        name, config_name, split, *columns = (
+            str(speech) if value == "SPEECH" else value for value in arguments
+        )
+        load_source(name, config_name, split, tuple(columns), None, True, "")
 
 
 def test_an_empty_dataset_says_so(tmp_path: Path):
     synthetic.write_parquet(tmp_path / "train-00000-of-00001.parquet", [])
-    with pytest.raises(script.UserError, match="split 'train' of .* is empty"):
+    with pytest.raises(UserError, match="split 'train' of .* is empty"):
         load(tmp_path)
 
 
@@ -330,24 +391,24 @@ def test_a_position_is_plain_json(speech: Path, preparer):
 
 
 def test_worker_cores_are_shared_by_ranks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(script.os, "sched_getaffinity", lambda _: range(32), raising=False)
-    assert [script.num_usable_cores(n) for n in (1, 8, 64)] == [8, 4, 1]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(32), raising=False)
+    assert [num_usable_cores(n) for n in (1, 8, 64)] == [8, 4, 1]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # as launchers set it: 64 on eight machines
-    assert script.num_usable_cores(64) == 4
+    assert num_usable_cores(64) == 4
 
 
 def test_shard_order_is_pure(speech: Path):
-    orders = [script.shard_order(load(speech, "train+validation"), 3, n) for n in range(20)]
+    orders = [shard_order(load(speech, "train+validation"), 3, n) for n in range(20)]
     assert all(sorted(order) == [(0, 0), (0, 1), (1, 0), (1, 1)] for order in orders)
     assert len({tuple(order) for order in orders}) > 5
-    assert np.array_equal(orders[4], script.shard_order(load(speech, "train+validation"), 3, 4))
+    assert np.array_equal(orders[4], shard_order(load(speech, "train+validation"), 3, 4))
 
 
-@pytest.mark.parametrize(("size", "ahead"), [(0, 2), (script.MAX_BLOCK_IN_BYTES, 1)])
+@pytest.mark.parametrize(("size", "ahead"), [(0, 2), (MAX_BLOCK_IN_BYTES, 1)])
 def test_small_blocks_are_read_two_ahead_and_large_ones_one(size: int, ahead: int):
     fetched: list[int] = []
     numbers = (fetched.append(number) or number for number in range(6))
-    items = script.read_ahead(numbers, lambda item: size)
+    items = read_ahead(numbers, lambda item: size)
     for used in range(6):
         assert next(items) == used
         deadline = time.monotonic() + 20

@@ -22,9 +22,19 @@ import pytest
 import synthetic
 import torch
 from hub import Hub
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base import network
+from speech_finetuning.base.errors import RunEnded
+from speech_finetuning.base.network import is_network_error, retry_on_network_error
+from speech_finetuning.cli.exit_status import exit_code_of
+from speech_finetuning.sharing.uploads import HubUploads
+from speech_finetuning.training.checkpoints import find_checkpoint, is_complete
+from speech_finetuning.training.loss import TokenWeightedLoss
+from speech_finetuning.training.progress import StreamProgress
+from speech_finetuning.training.trainer import SpeechTrainer
 
 
 def losses(folder: Path) -> list[float]:
@@ -54,13 +64,17 @@ def output(flags: list[str]) -> Path:
 
 @pytest.fixture(scope="session")
 def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.make_model(tmp_path_factory.mktemp("dropout"), d_model=16, num_layers=1, dropout=0.2)
+    return synthetic.make_model(
+        tmp_path_factory.mktemp("dropout"), d_model=16, num_layers=1, dropout=0.2
+    )
 
 
 # ------------------------------------------------------------------------------------------------- in this process
 
 
-def test_a_larger_max_steps_continues_with_the_right_schedule(train: Callable, flags: list[str], tmp_path: Path):
+def test_a_larger_max_steps_continues_with_the_right_schedule(
+    train: Callable, flags: list[str], tmp_path: Path
+):
     train(f"--do_train --max_steps 12 --output_dir {tmp_path / 'whole'}")
     train("--do_train --max_steps 6")
     train("--do_train --max_steps 12")
@@ -68,8 +82,12 @@ def test_a_larger_max_steps_continues_with_the_right_schedule(train: Callable, f
     assert len(parts) == 12 and parts[6:] == pytest.approx(whole[6:])
 
 
-def test_changed_flags_count_on_resume(train: Callable, flags: list[str], caplog: pytest.LogCaptureFixture):
-    train("--do_train --max_steps 10 --save_steps 5 --learning_rate 1e-3 --lr_scheduler_type constant")
+def test_changed_flags_count_on_resume(
+    train: Callable, flags: list[str], caplog: pytest.LogCaptureFixture
+):
+    train(
+        "--do_train --max_steps 10 --save_steps 5 --learning_rate 1e-3 --lr_scheduler_type constant"
+    )
     (output(flags) / "checkpoint-10").rename(output(flags).parent / "later")
     train(
         "--do_train --do_eval --max_steps 10 --save_steps 2 --eval_steps 3 --learning_rate 5e-4 "
@@ -77,7 +95,9 @@ def test_changed_flags_count_on_resume(train: Callable, flags: list[str], caplog
     )
     assert rates(output(flags)) == pytest.approx([1e-3] * 5 + [5e-4] * 5)
     assert "learning rate: 0.0005 now, 0.001 in the checkpoint" in caplog.text
-    assert {path.name for path in output(flags).glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (5, 6, 8, 10)}
+    assert {path.name for path in output(flags).glob("checkpoint-*")} == {
+        f"checkpoint-{n}" for n in (5, 6, 8, 10)
+    }
     state = json.loads((output(flags) / "checkpoint-10" / "stream_state.json").read_text())
     assert state["position"]["row"] == state["counts"]["num_rows"] == 5 * 4 + 5 * 2
 
@@ -110,7 +130,7 @@ def test_damaged_checkpoints_are_named_and_stepped_over(
     assert "checkpoint-8 is incomplete or damaged; trying the one before" in caplog.text
     found = load_file(output(flags) / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert script.is_complete(output(flags) / "checkpoint-8")
+    assert is_complete(output(flags) / "checkpoint-8")
 
 
 def test_the_best_checkpoint_has_its_real_name(train: Callable, flags: list[str]):
@@ -119,12 +139,20 @@ def test_the_best_checkpoint_has_its_real_name(train: Callable, flags: list[str]
         "--load_best_model_at_end --save_total_limit 1"
     )
     state = json.loads((output(flags) / "checkpoint-6" / "trainer_state.json").read_text())
-    assert Path(state["best_model_checkpoint"]).is_dir() and "_unfinished" not in state["best_model_checkpoint"]
+    assert (
+        Path(state["best_model_checkpoint"]).is_dir()
+        and "_unfinished" not in state["best_model_checkpoint"]
+    )
     assert not (output(flags) / "_unfinished").exists()
 
 
-def test_rejections_are_listed_once_after_a_resume(train: Callable, flags: list[str], tmp_path: Path):
-    rows = [(b"junk", "uno") if i % 4 == 0 else row for i, row in enumerate(synthetic.make_rows(24, seed=3))]
+def test_rejections_are_listed_once_after_a_resume(
+    train: Callable, flags: list[str], tmp_path: Path
+):
+    rows = [
+        (b"junk", "uno") if i % 4 == 0 else row
+        for i, row in enumerate(synthetic.make_rows(24, seed=3))
+    ]
     synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
     common = f"--do_train --num_train_epochs 1 --save_steps 2 --dataset_name {tmp_path / 'data'}"
     train(common)
@@ -136,7 +164,7 @@ def test_rejections_are_listed_once_after_a_resume(train: Callable, flags: list[
     assert listing.read_text() == once and len(once.splitlines()) == 6
 
 
-class BrokenLoss(script.TokenWeightedLoss):
+class BrokenLoss(TokenWeightedLoss):
     """NaN in the calls that `broken` names."""
 
     broken: range = range(0)
@@ -152,11 +180,19 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     train: Callable, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(script, "TokenWeightedLoss", BrokenLoss)
-    monkeypatch.setattr(BrokenLoss, "broken", range(5, 6))  # the second micro-batch of the third step
+    monkeypatch.setattr(
+        BrokenLoss, "broken", range(5, 6)
+    )  # the second micro-batch of the third step
     monkeypatch.setattr(BrokenLoss, "calls", 0)
     train("--do_train --max_steps 5 --gradient_accumulation_steps 2 --save_steps 1")
     logged = losses(output(flags))
-    assert [loss == loss for loss in logged] == [True, True, False, True, True]  # the log hides nothing
+    assert [loss == loss for loss in logged] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]  # the log hides nothing
     before, after, later = (output(flags) / f"checkpoint-{n}" for n in (2, 3, 4))
     assert same_weights(before, after) and not same_weights(after, later)
     assert json.loads((later / "stream_state.json").read_text())["counts"]["num_skipped_steps"] == 1
@@ -168,7 +204,7 @@ def test_ten_broken_steps_in_a_row_end_the_run(
     monkeypatch.setattr(script, "TokenWeightedLoss", BrokenLoss)
     monkeypatch.setattr(BrokenLoss, "broken", range(3, 100))
     monkeypatch.setattr(BrokenLoss, "calls", 0)
-    assert script.run([*flags, "--do_train", "--max_steps", "50"]) == 70
+    assert exit_code_of(script.main, [*flags, "--do_train", "--max_steps", "50"]) == 70
     assert "10 steps in a row" in capsys.readouterr().err and status(output(flags))["code"] == 70
     assert len(json.loads((output(flags) / "diverged_rows.json").read_text())) == 40
 
@@ -176,52 +212,75 @@ def test_ten_broken_steps_in_a_row_end_the_run(
 def test_a_signal_in_the_middle_of_a_write_to_stderr():
     """The handler must not write through the buffer that it has interrupted: that raises "reentrant call"."""
     code = """if True:
-        import os, signal, sys
+        import io, logging, os, signal, sys
+        from speech_finetuning.base.shutdown import StopSignals
         import run_speech_recognition_seq2seq_streaming as script
-        script.logger.addHandler(script.logging.StreamHandler())
-        class Terminal(script.io.RawIOBase):
+        script.logger.addHandler(logging.StreamHandler())
+        class Terminal(io.RawIOBase):
             def writable(self): return True
             def write(self, data):
                 signal.raise_signal(signal.SIGTERM)
                 return len(data)
-        with script.StopSignals() as stop:
+        with StopSignals() as stop:
             stop.is_deferred = True
-            terminal = script.io.TextIOWrapper(script.io.BufferedWriter(Terminal()))
+            terminal = io.TextIOWrapper(io.BufferedWriter(Terminal()))
             sys.stderr = script.logger.handlers[0].stream = terminal
             print("a line of a progress bar", file=sys.stderr, flush=True)
             sys.exit(stop.received)"""
-    result = subprocess.run([sys.executable, "-c", code], cwd=Path(script.__file__).parent, capture_output=True)
-    assert result.returncode == signal.SIGTERM and b"SIGTERM received: saving and stopping." in result.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(script.__file__).parent, capture_output=True
+    )
+    assert (
+        result.returncode == signal.SIGTERM
+        and b"SIGTERM received: saving and stopping." in result.stderr
+    )
 
 
 def test_an_output_dir_that_vanishes_costs_only_what_was_in_it(
     train: Callable, flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    rows = [(b"junk", "uno") if i % 4 == 0 else row for i, row in enumerate(synthetic.make_rows(24, seed=3))]
+    rows = [
+        (b"junk", "uno") if i % 4 == 0 else row
+        for i, row in enumerate(synthetic.make_rows(24, seed=3))
+    ]
     synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
     synthetic.write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", rows[1:4])
-    update = script.StreamProgress.update
+    update = StreamProgress.update
 
-    def vanish(self: script.StreamProgress, ride: dict) -> None:
+    def vanish(self: StreamProgress, ride: dict) -> None:
         if self.num_rows == 12:
             shutil.rmtree(self.output_dir)
         update(self, ride)
 
-    monkeypatch.setattr(script.StreamProgress, "update", vanish)
-    train(f"--do_train --do_eval --max_steps 6 --save_steps 2 --eval_steps 2 --dataset_name {tmp_path / 'data'}")
-    assert {path.name for path in output(flags).glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
-    assert script.is_complete(output(flags) / "checkpoint-6") and (output(flags) / "model.safetensors").is_file()
+    monkeypatch.setattr(StreamProgress, "update", vanish)
+    train(
+        f"--do_train --do_eval --max_steps 6 --save_steps 2 --eval_steps 2 --dataset_name {tmp_path / 'data'}"
+    )
+    assert {path.name for path in output(flags).glob("checkpoint-*")} == {
+        "checkpoint-4",
+        "checkpoint-6",
+    }
+    assert (
+        is_complete(output(flags) / "checkpoint-6")
+        and (output(flags) / "model.safetensors").is_file()
+    )
 
 
 def test_a_finished_run_keeps_the_best_model_and_its_figures(train: Callable, flags: list[str]):
-    more = "--do_train --do_eval --max_steps 6 --save_steps 2 --eval_steps 2 --load_best_model_at_end"
+    more = (
+        "--do_train --do_eval --max_steps 6 --save_steps 2 --eval_steps 2 --load_best_model_at_end"
+    )
     metrics = train(more)
     best = load_file(output(flags) / "model.safetensors")
     again = train(more)
     assert all(
-        torch.equal(best[name], tensor) for name, tensor in load_file(output(flags) / "model.safetensors").items()
+        torch.equal(best[name], tensor)
+        for name, tensor in load_file(output(flags) / "model.safetensors").items()
     )
-    assert again["eval_wer"] == metrics["eval_wer"] and again["train_rows"] == metrics["train_rows"] == 24
+    assert (
+        again["eval_wer"] == metrics["eval_wer"]
+        and again["train_rows"] == metrics["train_rows"] == 24
+    )
 
 
 def test_a_run_that_stopped_early_is_finished(train: Callable, flags: list[str]):
@@ -234,9 +293,13 @@ def test_a_run_that_stopped_early_is_finished(train: Callable, flags: list[str])
 
 def test_the_scores_are_those_of_the_saved_model(train: Callable, flags: list[str]):
     """Even if the best step lies between two checkpoints, here at 1."""
-    more = "--do_train --do_eval --max_steps 6 --save_steps 3 --eval_steps 1 --load_best_model_at_end"
+    more = (
+        "--do_train --do_eval --max_steps 6 --save_steps 3 --eval_steps 1 --load_best_model_at_end"
+    )
     metrics = train(f"{more} --metric_for_best_model loss --greater_is_better True")
-    scored = train(f"--do_eval --model_name_or_path {output(flags)} --output_dir {output(flags).parent / 'scored'}")
+    scored = train(
+        f"--do_eval --model_name_or_path {output(flags)} --output_dir {output(flags).parent / 'scored'}"
+    )
     assert metrics["eval_loss"] == pytest.approx(scored["eval_loss"], abs=1e-5)
 
 
@@ -246,8 +309,8 @@ def test_out_of_gpu_memory_names_the_next_flags(
     def no_memory(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(script, "pad_features", no_memory)
-    assert script.run([*flags, "--do_train", "--max_steps", "2"]) == 74
+    monkeypatch.setattr("speech_finetuning.training.trainer.pad_features", no_memory)
+    assert exit_code_of(script.main, [*flags, "--do_train", "--max_steps", "2"]) == 74
     assert "halve --per_device_train_batch_size" in capsys.readouterr().err
 
 
@@ -259,22 +322,30 @@ def test_the_time_limit_saves_and_exits_with_75(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """An hour passes during the fifth step."""
-    step, now = script.SpeechTrainer.training_step, time.monotonic
+    step, now = SpeechTrainer.training_step, time.monotonic
 
-    def slow_step(trainer: script.SpeechTrainer, *args: object) -> torch.Tensor:
+    def slow_step(trainer: SpeechTrainer, *args: object) -> torch.Tensor:
         if trainer.state.global_step == 4:
-            monkeypatch.setattr(script.time, "monotonic", lambda: now() + 3600)
+            monkeypatch.setattr(time, "monotonic", lambda: now() + 3600)
         return step(trainer, *args)
 
-    monkeypatch.setattr(script.SpeechTrainer, "training_step", slow_step)
-    common = [*flags, "--do_train", "--do_eval", "--max_steps", "40", "--model_name_or_path", str(dropout_model)]
-    assert script.run([*common, "--max_train_time_in_hours", "1"]) == 75
+    monkeypatch.setattr(SpeechTrainer, "training_step", slow_step)
+    common = [
+        *flags,
+        "--do_train",
+        "--do_eval",
+        "--max_steps",
+        "40",
+        "--model_name_or_path",
+        str(dropout_model),
+    ]
+    assert exit_code_of(script.main, [*common, "--max_train_time_in_hours", "1"]) == 75
     monkeypatch.undo()
     assert [path.name for path in output(flags).glob("checkpoint-*")] == ["checkpoint-5"]
     assert not (output(flags) / "all_results.json").exists()
     assert "--max_train_time_in_hours is over" in capsys.readouterr().err
-    assert script.run(common) == 0
-    assert script.run([*common, "--output_dir", str(tmp_path / "whole")]) == 0
+    assert exit_code_of(script.main, common) == 0
+    assert exit_code_of(script.main, [*common, "--output_dir", str(tmp_path / "whole")]) == 0
     assert same_weights(output(flags), tmp_path / "whole")
 
 
@@ -284,14 +355,21 @@ def test_what_counts_as_the_network():
             self.status_code, self.headers, self.request = code, {}, None
 
     def hub_error(code: int) -> Exception:
-        error = script.HfHubHTTPError.__new__(script.HfHubHTTPError)
+        error = HfHubHTTPError.__new__(HfHubHTTPError)
         OSError.__init__(error, f"status {code}")
         error.response = Answer(code)
         return error
 
     wrapped = FileNotFoundError("Couldn't find any data file")
     wrapped.__cause__ = hub_error(503)
-    waits = [hub_error(500), hub_error(429), hub_error(504), ConnectionResetError(), TimeoutError(), wrapped]
+    waits = [
+        hub_error(500),
+        hub_error(429),
+        hub_error(504),
+        ConnectionResetError(),
+        TimeoutError(),
+        wrapped,
+    ]
     ends = [
         hub_error(401),
         hub_error(403),
@@ -300,23 +378,24 @@ def test_what_counts_as_the_network():
         FileNotFoundError(),
         OSError(28, "disk full"),
     ]
-    script.HF_HUB_OFFLINE, before = False, script.HF_HUB_OFFLINE
+    before = network.HF_HUB_OFFLINE
+    network.HF_HUB_OFFLINE = False
     try:
-        assert [script.is_network_error(error) for error in waits + ends] == [True] * 6 + [False] * 6
+        assert [is_network_error(error) for error in waits + ends] == [True] * 6 + [False] * 6
     finally:
-        script.HF_HUB_OFFLINE = before
+        network.HF_HUB_OFFLINE = before
 
 
 def test_back_off_is_real_and_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(script, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("speech_finetuning.base.network.HF_HUB_OFFLINE", False)
     tries = []
 
     def fail() -> None:
         tries.append(time.monotonic())
         raise ConnectionError("gone")
 
-    with pytest.raises(script.RunEnded, match="no network for 0.06") as ending:
-        script.patiently(fail, limit_in_seconds=4, task="reading")
+    with pytest.raises(RunEnded, match="no network for 0.06") as ending:
+        retry_on_network_error(fail, limit_in_seconds=4, task="reading")
     assert ending.value.code == 75
     pauses = [b - a for a, b in zip(tries, tries[1:], strict=False)]
     assert pauses == pytest.approx([1, 2, 1], abs=0.3)
@@ -341,7 +420,9 @@ def wait_for(log: Path, text: str, count: int = 1, seconds: float = 120) -> None
     """Until the log holds the text so many times."""
     deadline = time.monotonic() + seconds
     while log.read_text(errors="replace").count(text) < count:
-        assert time.monotonic() < deadline, f"no {text!r} in {log.read_text(errors='replace')[-2000:]}"
+        assert time.monotonic() < deadline, (
+            f"no {text!r} in {log.read_text(errors='replace')[-2000:]}"
+        )
         time.sleep(0.02)
 
 
@@ -349,9 +430,8 @@ def wait_for(log: Path, text: str, count: int = 1, seconds: float = 120) -> None
 def test_every_signal_saves_and_the_run_ends_with_the_same_weights(
     flags: list[str], dropout_model: Path, train: Callable, tmp_path: Path
 ):
-    common = (
-        f"--do_train --do_eval --max_steps 200 --eval_steps 50 --save_steps 99 --model_name_or_path {dropout_model}"
-    )
+    common = "--do_train --do_eval --max_steps 200 --eval_steps 50 --save_steps 99"
+    common += f" --model_name_or_path {dropout_model}"
     train(f"{common} --output_dir {tmp_path / 'whole'}")
     words = [*flags, *common.split(), "--dataloader_num_workers", "1", "--disable_tqdm", "True"]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
@@ -361,11 +441,14 @@ def test_every_signal_saves_and_the_run_ends_with_the_same_weights(
         os.killpg(process.pid, number)  # the whole group, as a terminal or Slurm does
         assert process.wait(60) == 128 + number, log.read_text()[-2000:]
         text = log.read_text()
-        assert f"{number.name} received: saving and stopping" in text and "To go on, start the same command" in text
+        assert (
+            f"{number.name} received: saving and stopping" in text
+            and "To go on, start the same command" in text
+        )
         assert "Traceback" not in text and "after training" not in text
         assert status(output(flags))["code"] == 128 + number
-        assert script.find_checkpoint(output(flags), "auto") is not None
-    assert script.run(words) == 0
+        assert find_checkpoint(output(flags), "auto") is not None
+    assert exit_code_of(script.main, words) == 0
     assert same_weights(output(flags), tmp_path / "whole")
     assert losses(output(flags)) == losses(tmp_path / "whole")
 
@@ -385,11 +468,20 @@ def test_ctrl_c_in_a_terminal_during_evaluation(flags: list[str], tmp_path: Path
         "--dataset_name",
         str(folder),
     ]
-    words += ["--generation_max_length", "60", "--per_device_eval_batch_size", "1", "--dataloader_num_workers", "1"]
+    words += [
+        "--generation_max_length",
+        "60",
+        "--per_device_eval_batch_size",
+        "1",
+        "--dataloader_num_workers",
+        "1",
+    ]
     process, terminal = pty.fork()
     if process == 0:
         os.execv(sys.executable, [sys.executable, script.__file__, *words])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))  # else the progress bar hides
+    fcntl.ioctl(
+        terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0)
+    )  # else the progress bar hides
     text = read_terminal(terminal, "/400 [")
     os.write(terminal, b"\x03")
     text += read_terminal(terminal, None)
@@ -397,7 +489,7 @@ def test_ctrl_c_in_a_terminal_during_evaluation(flags: list[str], tmp_path: Path
     assert os.waitstatus_to_exitcode(ended) == 130, text[-2000:]
     assert "SIGINT received" in text and "Traceback" not in text
     assert [path.name for path in output(flags).glob("checkpoint-*")] == ["checkpoint-3"]
-    assert script.is_complete(output(flags) / "checkpoint-3")
+    assert is_complete(output(flags) / "checkpoint-3")
 
 
 def read_terminal(terminal: int, until: str | None) -> str:
@@ -415,7 +507,10 @@ def read_terminal(terminal: int, until: str | None) -> str:
 def test_three_kills_change_nothing(tmp_path: Path):
     """SIGKILL at random instants in a process that imports nothing; tests/kill_training.py takes any number."""
     result = subprocess.run(
-        [sys.executable, kill_training.__file__, tmp_path, "--kills", "3"], capture_output=True, text=True, timeout=400
+        [sys.executable, kill_training.__file__, tmp_path, "--kills", "3"],
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
     assert json.loads(result.stdout.splitlines()[-1])["kills"] == 3
@@ -425,18 +520,20 @@ def test_three_kills_change_nothing(tmp_path: Path):
 def test_a_full_disk_keeps_the_older_checkpoint_and_ends_with_73(flags: list[str], tmp_path: Path):
     """A limit on the size of files stands in for the full disk: weights fit, the optimiser's state does not."""
     words = [*flags, "--do_train", "--save_steps", "2", "--disable_tqdm", "True", "--max_steps"]
-    assert script.run([*words, "2"]) == 0
+    assert exit_code_of(script.main, [*words, "2"]) == 0
     size = (output(flags) / "tokenizer.json").stat().st_size
     assert size < (output(flags) / "checkpoint-2" / "optimizer.pt").stat().st_size
     log = tmp_path / "log"
     limit = (size + 10_000, size + 10_000)
-    process = start([*words, "6"], log, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    process = start(
+        [*words, "6"], log, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    )
     assert process.wait(120) == 73, log.read_text()[-2000:]
     text = log.read_text()
     assert "checkpoint-4 could not be saved" in text and "checkpoint-6 could not be saved" in text
     assert "Traceback" not in text and status(output(flags))["code"] == 73
-    assert script.find_checkpoint(output(flags), "auto").name == "checkpoint-2"
-    assert script.run([*words, "6"]) == 0  # with space again
+    assert find_checkpoint(output(flags), "auto").name == "checkpoint-2"
+    assert exit_code_of(script.main, [*words, "6"]) == 0  # with space again
 
 
 @pytest.fixture(scope="module")
@@ -463,7 +560,14 @@ def on_hub(
 ) -> tuple[subprocess.Popen, Path]:
     """The script with its data on the Hub. Returns the process and its log."""
     words = [*flags, "--do_train", "--dataset_name", "alice/speech", "--disable_tqdm", "True"]
-    words += ["--shuffle_buffer_size", "10", "--dataloader_num_workers", "1", "--output_dir", str(folder / "out")]
+    words += [
+        "--shuffle_buffer_size",
+        "10",
+        "--dataloader_num_workers",
+        "1",
+        "--output_dir",
+        str(folder / "out"),
+    ]
     folder.mkdir()
     log = folder / "log"
     with open(log, "wb") as file:
@@ -517,7 +621,9 @@ def test_loading_is_tried_again(hub: Hub, flags: list[str], tmp_path: Path):
     first = len(hub.requests)
     for path, fault in LOADING_FAULTS.items():
         hub.add_fault(path_contains=path, **fault)
-    process, log = on_hub(hub, flags, tmp_path / "load", "--max_steps 2 --model_name_or_path alice/tiny")
+    process, log = on_hub(
+        hub, flags, tmp_path / "load", "--max_steps 2 --model_name_or_path alice/tiny"
+    )
     assert process.wait(200) == 0, log.read_text()[-3000:]
     met = [request for request in hub.requests[first:] if request.fault]
     assert len(met) == sum(fault["times"] for fault in LOADING_FAULTS.values())
@@ -531,30 +637,38 @@ def test_a_network_that_stays_away_saves_and_exits_with_75_and_a_signal_is_heard
 ):
     hub.remove_faults()
     hub.add_fault(method="GET", path_contains="train-0000", status=503, times=None)
-    process, log = on_hub(hub, flags, tmp_path / "never", "--max_steps 20 --max_network_wait_in_minutes 0.01")
+    process, log = on_hub(
+        hub, flags, tmp_path / "never", "--max_steps 20 --max_network_wait_in_minutes 0.01"
+    )
     assert process.wait(200) == 75, log.read_text()[-3000:]
     assert "no network for 0.01 minutes" in log.read_text() and "Traceback" not in log.read_text()
     hub.remove_faults()
     # All is well until the first pass has opened its files; the second one meets a server that is gone.
-    process, log = on_hub(hub, flags, tmp_path / "later", "--max_steps 400 --save_steps 300 --logging_steps 1")
+    process, log = on_hub(
+        hub, flags, tmp_path / "later", "--max_steps 400 --save_steps 300 --logging_steps 1"
+    )
     wait_for(log, "'loss'", 3)
     hub.add_fault(method="GET", path_contains="train-0000", status=503, times=None)
     wait_for(log, "Trying again in", 1)
     trained = log.read_text().count("'loss'")
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143, log.read_text()[-3000:]
-    checkpoint = script.find_checkpoint(tmp_path / "later" / "out", "auto")
+    checkpoint = find_checkpoint(tmp_path / "later" / "out", "auto")
     assert checkpoint is not None and int(checkpoint.name[11:]) >= trained > 3
     hub.remove_faults()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("status_code", "message"), [(401, "error: "), (403, "error: "), (404, "error: ")])
+@pytest.mark.parametrize(
+    ("status_code", "message"), [(401, "error: "), (403, "error: "), (404, "error: ")]
+)
 def test_what_waiting_cannot_mend_ends_at_once(
     hub: Hub, flags: list[str], tmp_path: Path, status_code: int, message: str
 ):
     hub.remove_faults()
-    hub.add_fault(method="GET", path_contains="/api/datasets/alice/speech", status=status_code, times=None)
+    hub.add_fault(
+        method="GET", path_contains="/api/datasets/alice/speech", status=status_code, times=None
+    )
     began = time.monotonic()
     process, log = on_hub(hub, flags, tmp_path / "out", "--max_steps 2")
     assert process.wait(100) == 2, log.read_text()[-3000:]
@@ -570,8 +684,8 @@ def test_an_upload_that_the_disk_prevents_is_neither_lost_nor_waited_for(
     """The disk is full when the upload starts, or when its end is noted; then it is not, and the upload fails."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    uploads = script.HubUploads("alice/x", tmp_path, "every_save", False, 0.5)
-    module = script.subprocess if where == "Popen" else script.shutil
+    uploads = HubUploads("alice/x", tmp_path, "every_save", False, 0.5)
+    module = subprocess if where == "Popen" else shutil
     real, fails = getattr(module, where), [OSError(28, "No space left on device")]
 
     def full(*args: object, **kwargs: object) -> object:
@@ -582,7 +696,9 @@ def test_an_upload_that_the_disk_prevents_is_neither_lost_nor_waited_for(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(module, where, full)
     uploads.submit(tmp_path / "model", [])
-    with pytest.raises(script.RunEnded, match="trained and saved, but not uploaded .*hf upload alice/x") as ending:
+    with pytest.raises(
+        RunEnded, match="trained and saved, but not uploaded .*hf upload alice/x"
+    ) as ending:
         uploads.finish()
     assert ending.value.code == 76 and not fails
     assert (tmp_path / "_upload" / "next" / "config.json").is_file()
@@ -595,5 +711,5 @@ def test_a_disk_that_is_full_at_the_end_is_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(script, "write_reports", full)
-    assert script.run([*flags, "--do_eval"]) == 73
+    assert exit_code_of(script.main, [*flags, "--do_eval"]) == 73
     assert "error: the disk is full: " in capsys.readouterr().err

@@ -18,9 +18,23 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, BertConfig, WhisperForConditionalGeneration
+from transformers import (
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    BertConfig,
+    WhisperForConditionalGeneration,
+)
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.cli.exit_status import exit_code_of
+from speech_finetuning.data.audio import decode_audio, pad_features, read_audio
+from speech_finetuning.data.positions import FIRST_PLACE
+from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.sources import load_source
+from speech_finetuning.data.stream import read_pass
+from speech_finetuning.training.session import save_final_model
+from speech_finetuning.training.trainer import SpeechTrainer
 
 Train = Callable[[str], dict[str, float]]
 
@@ -32,7 +46,9 @@ def output(flags: list[str]) -> Path:
 def history(folder: Path, name: str = "loss") -> list[float]:
     """What was logged at every step."""
     state = json.loads(
-        max(folder.glob("checkpoint-*"), key=lambda p: int(p.name[11:])).joinpath("trainer_state.json").read_text()
+        max(folder.glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+        .joinpath("trainer_state.json")
+        .read_text()
     )
     return [entry[name] for entry in state["log_history"] if name in entry]
 
@@ -41,27 +57,48 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_the_whole_job(train: Train, flags: list[str], tiny_model: Path, caplog: pytest.LogCaptureFixture):
+def test_the_whole_job(
+    train: Train, flags: list[str], tiny_model: Path, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level(logging.INFO)
     metrics = train(
         "--do_train --do_eval --max_steps 4 --eval_steps 2 --save_steps 2 --eval_before_training "
         "--test_split_name test --report_to tensorboard --dataloader_num_workers 1"
     )
     folder = output(flags)
-    for key in ("wer", "cer", "wer_ortho", "wer_norm", "wer_norm_marks", "substitutions", "deletions", "insertions"):
+    for key in (
+        "wer",
+        "cer",
+        "wer_ortho",
+        "wer_norm",
+        "wer_norm_marks",
+        "substitutions",
+        "deletions",
+        "insertions",
+    ):
         assert math.isfinite(metrics[f"eval_{key}"]) and math.isfinite(metrics[f"test_{key}"])
     assert metrics["eval_num_rows"] == metrics["test_num_rows"] == 8 and metrics["train_rows"] == 16
     assert json.loads((folder / "all_results.json").read_text()) == pytest.approx(metrics)
     info = json.loads((folder / "run_info.json").read_text())
     assert info["command"].startswith("python ") and "--max_steps 4" in info["command"]
-    assert info["versions"]["torch"] == torch.__version__ and info["data"]["train"][0]["num_rows"] == 40
+    assert (
+        info["versions"]["torch"] == torch.__version__
+        and info["data"]["train"][0]["num_rows"] == 40
+    )
     card = ModelCard.load(folder / "README.md").data
     assert card.language == "es" and {r.metric_type for r in card.eval_results} == {"wer", "cer"}
     assert list(folder.glob("runs/*/events*")), "TensorBoard files belong to output_dir"
     names = "config generation_config processor_config preprocessor_config tokenizer_config tokenizer".split()
     assert all((folder / f"{name}.json").is_file() for name in names)
     text = caplog.text
-    for line in ("parameters", "train data", "a step: 4 rows", "steps: 4", "tensorboard --logdir", "before training"):
+    for line in (
+        "parameters",
+        "train data",
+        "a step: 4 rows",
+        "steps: 4",
+        "tensorboard --logdir",
+        "before training",
+    ):
         assert line in text, line
     assert "<|startoftranscript|><|es|><|transcribe|><|notimestamps|>" in text
     before, after = weights(tiny_model), weights(folder)
@@ -70,25 +107,41 @@ def test_the_whole_job(train: Train, flags: list[str], tiny_model: Path, caplog:
     assert WhisperForConditionalGeneration.from_pretrained(folder).config.use_cache is True
 
 
-def test_the_saved_folder_transcribes_like_the_scorecard(train: Train, flags: list[str], speech: Path):
+def test_the_saved_folder_transcribes_like_the_scorecard(
+    train: Train, flags: list[str], speech: Path
+):
     train("--do_train --do_eval --max_steps 3")
     folder = output(flags)
-    model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model, processor = (
+        AutoModelForSpeechSeq2Seq.from_pretrained(folder),
+        AutoProcessor.from_pretrained(folder),
+    )
     row = datasets.Dataset.from_parquet(str(sorted(speech.glob("validation*"))[0]))
     audio = row.cast_column("audio", datasets.Audio(decode=False))[0]["audio"]["bytes"]
     inputs = processor(
-        script.decode_audio(audio, lambda seconds: None)[0], sampling_rate=16_000, return_tensors="pt"
+        decode_audio(audio, lambda seconds: None)[0], sampling_rate=16_000, return_tensors="pt"
     ).input_features
     ids = model.generate(inputs, max_length=12)
     heard = processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
     assert model.generation_config.language == "es" and model.generation_config.task == "transcribe"
     assert model.generation_config.forced_decoder_ids is None
-    again = script.main([*flags, "--do_eval", "--model_name_or_path", str(folder), "--output_dir", f"{folder}-score"])
+    again = script.main(
+        [
+            *flags,
+            "--do_eval",
+            "--model_name_or_path",
+            str(folder),
+            "--output_dir",
+            f"{folder}-score",
+        ]
+    )
     assert math.isfinite(again["eval_wer"]) and isinstance(heard, str)
 
 
 @pytest.mark.parametrize("smoothing", ["0.0", "0.1"])
-def test_accumulation_does_not_change_loss_or_gradient(train: Train, flags: list[str], tmp_path: Path, smoothing: str):
+def test_accumulation_does_not_change_loss_or_gradient(
+    train: Train, flags: list[str], tmp_path: Path, smoothing: str
+):
     runs = []
     for batch, accumulation in ((8, 1), (2, 4), (1, 8)):
         folder = tmp_path / f"{batch}x{accumulation}"
@@ -107,12 +160,12 @@ def test_the_loss_is_the_mean_over_target_tokens(
 ):
     train("--do_train --max_steps 1 --per_device_train_batch_size 40 --shuffle_buffer_size 1")
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
-    source = script.load_source(str(speech), None, "train", ("audio", "text"), None, True, "")
-    blocks = script.read_pass(script.SpeechSet(source, preparer), script.FIRST_PLACE["start"], None, 40)
+    source = load_source(str(speech), None, "train", ("audio", "text"), None, True, "")
+    blocks = read_pass(SpeechDataset(source, preparer), FIRST_PLACE["start"], None, 40)
     examples = [preparer(row) for block in blocks for row in block.rows]
     total, count = 0.0, 0
     for example in examples:
-        features = script.pad_features(example["features"], [example["features"].shape[1]], 400)
+        features = pad_features(example["features"], [example["features"].shape[1]], 400)
         ids = torch.tensor([example["labels"]])
         logits = model(input_features=features, decoder_input_ids=ids[:, :-1]).logits
         total += torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="sum").item()
@@ -120,19 +173,25 @@ def test_the_loss_is_the_mean_over_target_tokens(
     assert history(output(flags))[0] == pytest.approx(total / count, abs=1e-5)
 
 
-def test_a_half_precision_checkpoint_trains_in_float32(train: Train, flags: list[str], tmp_path: Path):
+def test_a_half_precision_checkpoint_trains_in_float32(
+    train: Train, flags: list[str], tmp_path: Path
+):
     half = synthetic.make_model(tmp_path / "half", d_model=16, num_layers=1, dtype="float16")
     train(f"--do_train --max_steps 1 --model_name_or_path {half}")
     assert {tensor.dtype for tensor in weights(output(flags)).values()} == {torch.float32}
 
 
-def test_english_only_and_turbo(train: Train, flags: list[str], english_model: Path, tmp_path: Path):
+def test_english_only_and_turbo(
+    train: Train, flags: list[str], english_model: Path, tmp_path: Path
+):
     position = flags.index("--language")
     del flags[position : position + 2]
     metrics = train(f"--do_train --do_eval --max_steps 1 --model_name_or_path {english_model}")
     assert math.isfinite(metrics["eval_wer"])
     processor = AutoProcessor.from_pretrained(output(flags))
-    assert processor.tokenizer.decode(processor.tokenizer("a").input_ids).startswith("<|startoftranscript|><|notim")
+    assert processor.tokenizer.decode(processor.tokenizer("a").input_ids).startswith(
+        "<|startoftranscript|><|notim"
+    )
     # Turbo's shape: 128 mel bins, Cantonese, fewer decoder than encoder layers; and another window.
     shape = {"num_layers": 3, "num_decoder_layers": 1, "n_mels": 128, "window_in_seconds": 3}
     v3 = synthetic.make_model(tmp_path / "v3", d_model=16, **shape)
@@ -155,7 +214,9 @@ def test_epochs_are_counted_in_rows(train: Train, flags: list[str]):
     assert passes[9] == 1.0 and passes[-1] == 1.5 and passes == sorted(passes)
 
 
-def test_every_bad_row_is_counted_listed_and_nothing_else_is_lost(train: Train, flags: list[str], tmp_path: Path):
+def test_every_bad_row_is_counted_listed_and_nothing_else_is_lost(
+    train: Train, flags: list[str], tmp_path: Path
+):
     good = synthetic.make_rows(12, seed=3)
     noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 5)
     bad = [
@@ -169,10 +230,23 @@ def test_every_bad_row_is_counted_listed_and_nothing_else_is_lost(train: Train, 
     synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", good + bad)
     synthetic.write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", good[:3] + bad)
     metrics = train(f"--do_train --do_eval --num_train_epochs 1 --dataset_name {tmp_path / 'data'}")
-    assert metrics["train_rows"] == 20 and metrics["train_rejected"] >= 6 and metrics["eval_num_rows"] == 3
-    lines = [json.loads(line) for line in (output(flags) / "rejected.jsonl").read_text().splitlines()]
+    assert (
+        metrics["train_rows"] == 20
+        and metrics["train_rejected"] >= 6
+        and metrics["eval_num_rows"] == 3
+    )
+    lines = [
+        json.loads(line) for line in (output(flags) / "rejected.jsonl").read_text().splitlines()
+    ]
     reasons = [line["reason"] for line in lines if line["split"] == "validation"]
-    expected = ["audio_missing", "audio_too_long", "audio_unreadable", "label_too_long", "text_empty", "text_empty"]
+    expected = [
+        "audio_missing",
+        "audio_too_long",
+        "audio_unreadable",
+        "label_too_long",
+        "text_empty",
+        "text_empty",
+    ]
     assert sorted(reasons) == expected
     assert set(reasons) == {line["reason"] for line in lines if line["split"] == "train"}
     assert history(output(flags), "rejected")[-1] == metrics["train_rejected"]
@@ -189,10 +263,14 @@ def test_a_micro_batch_without_a_good_row_runs(train: Train, tmp_path: Path, fla
     assert losses[0] == losses[2] == 0.0 and losses[1] > 1 and losses[3] > 1
 
 
-def test_too_many_rejections_end_the_run_with_the_reasons(train: Train, tmp_path: Path, flags: list[str]):
+def test_too_many_rejections_end_the_run_with_the_reasons(
+    train: Train, tmp_path: Path, flags: list[str]
+):
     rows = [(b"junk", "uno")] * 12 + synthetic.make_rows(8, seed=1)
     synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
-    with pytest.raises(script.UserError, match=r"12 of the first 20 rows were rejected \(12 audio_unreadable\)"):
+    with pytest.raises(
+        UserError, match=r"12 of the first 20 rows were rejected \(12 audio_unreadable\)"
+    ):
         train(f"--do_train --max_steps 50 --dataset_name {tmp_path / 'data'}")
     train(
         f"--do_train --max_steps 2 --dataset_name {tmp_path / 'data'} --max_rejected_fraction 0.7 "
@@ -214,7 +292,7 @@ def test_too_many_rejections_end_the_run_with_the_reasons(train: Train, tmp_path
 def test_mistakes_are_one_line_with_exit_code_2(
     flags: list[str], more: str, message: str, capsys: pytest.CaptureFixture
 ):
-    assert script.run([*flags, "--do_train", "--max_steps", "1", *more.split()]) == 2
+    assert exit_code_of(script.main, [*flags, "--do_train", "--max_steps", "1", *more.split()]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
 
@@ -222,16 +300,16 @@ def test_mistakes_are_one_line_with_exit_code_2(
 def test_language_is_required_by_multilingual_and_refused_by_english_models(
     flags: list[str], english_model: Path, train: Train
 ):
-    with pytest.raises(script.UserError, match="knows English only"):
+    with pytest.raises(UserError, match="knows English only"):
         train(f"--do_train --max_steps 1 --model_name_or_path {english_model}")
     position = flags.index("--language")
-    with pytest.raises(script.UserError, match="--language is missing"):
+    with pytest.raises(UserError, match="--language is missing"):
         script.main([*flags[:position], *flags[position + 2 :], "--do_train", "--max_steps", "1"])
 
 
 def test_other_architectures_are_refused(train: Train, tmp_path: Path):
     BertConfig().save_pretrained(tmp_path / "bert")
-    with pytest.raises(script.UserError, match="bert model; this script trains Whisper only"):
+    with pytest.raises(UserError, match="bert model; this script trains Whisper only"):
         train(f"--do_train --max_steps 1 --model_name_or_path {tmp_path / 'bert'}")
 
 
@@ -240,12 +318,12 @@ def test_output_dir_of_another_run_is_refused(train: Train, flags: list[str], tm
     folder.mkdir()
     (folder / "notes.txt").write_text("a cloned repo may hold other files")
     train("--do_train --max_steps 1")
-    with pytest.raises(script.UserError, match="of another run .*text_column_name was None"):
+    with pytest.raises(UserError, match="of another run .*text_column_name was None"):
         train("--do_train --max_steps 2 --text_column_name other")
-    with pytest.raises(script.UserError, match="holds checkpoint-1 and --resume_from_checkpoint says no"):
+    with pytest.raises(UserError, match="holds checkpoint-1 and --resume_from_checkpoint says no"):
         train("--do_train --max_steps 2 --resume_from_checkpoint no")
     (folder / "run_info.json").unlink()
-    with pytest.raises(script.UserError, match="no run_info.json of this script"):
+    with pytest.raises(UserError, match="no run_info.json of this script"):
         train("--do_train --max_steps 2")
 
 
@@ -295,14 +373,14 @@ def test_the_evaluation_cache_follows_what_it_depends_on(train: Train, flags: li
 def test_a_saved_model_that_hears_something_else_is_an_error_that_names_the_file(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    def spoil(trainer: script.SpeechTrainer, save=script.save_final_model) -> None:
+    def spoil(trainer: SpeechTrainer, save=save_final_model) -> None:
         save(trainer)
         tensors = {name: tensor.clone() for name, tensor in weights(output(flags)).items()}
         tensors["model.decoder.layer_norm.bias"] += torch.randn(16) * 1000
         save_file(tensors, output(flags) / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(script, "save_final_model", spoil)
-    assert script.run([*flags, "--do_train", "--do_eval", "--max_steps", "1"]) == 1
+    monkeypatch.setattr("speech_finetuning.training.session.save_final_model", spoil)
+    assert exit_code_of(script.main, [*flags, "--do_train", "--do_eval", "--max_steps", "1"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the saved model hears" in error and error.endswith("output/model.safetensors.")
 
@@ -312,7 +390,9 @@ def test_early_stopping_and_the_best_model(train: Train, flags: list[str]):
         "--do_train --do_eval --max_steps 12 --eval_steps 2 --save_steps 2 --early_stopping_patience 1 "
         "--learning_rate 1e-9"
     )
-    state = json.loads(sorted(output(flags).glob("checkpoint-*"))[0].joinpath("trainer_state.json").read_text())
+    state = json.loads(
+        sorted(output(flags).glob("checkpoint-*"))[0].joinpath("trainer_state.json").read_text()
+    )
     assert metrics["train_rows"] == 16  # two evaluations without a gain
     assert state["best_metric"] == metrics["eval_wer"]
 
@@ -322,17 +402,23 @@ def test_streaming_false_on_local_files_warns(train: Train, caplog: pytest.LogCa
     assert "--streaming False has no effect" in caplog.text
 
 
-def test_the_stall_meter_rises_when_the_source_is_slow(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_stall_meter_rises_when_the_source_is_slow(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     common = "--do_train --max_steps 6 --logging_steps 3 --num_decoding_threads 1"
     train(f"{common} --output_dir {tmp_path / 'fast'}")
-    read_audio = script.read_audio
-    monkeypatch.setattr(script, "read_audio", lambda value: time.sleep(0.1) or read_audio(value))
+    monkeypatch.setattr(
+        "speech_finetuning.data.preprocessing.read_audio",
+        lambda value: time.sleep(0.1) or read_audio(value),
+    )
     train(f"{common} --output_dir {tmp_path / 'slow'}")
     fast, slow = (history(tmp_path / name, "data_wait_fraction")[-1] for name in ("fast", "slow"))
     assert slow > 0.7 and 0 <= fast < slow
     hours = [history(tmp_path / name, "audio_hours_per_hour")[-1] for name in ("fast", "slow")]
     assert hours[0] > hours[1] > 0
-    assert history(tmp_path / "slow", "samples_per_second")[-1] < 14  # 0.1 s for each row, and some were read ahead
+    assert (
+        history(tmp_path / "slow", "samples_per_second")[-1] < 14
+    )  # 0.1 s for each row, and some were read ahead
 
 
 class Intruder:
@@ -348,19 +434,29 @@ class Intruder:
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_checkpoint_from_elsewhere_never_runs_code(train: Train, tmp_path: Path, name: str):
     train("--do_train --max_steps 1")
-    torch.save({"state": Intruder(tmp_path / "intruded")}, tmp_path / "output" / "checkpoint-1" / name)
-    with pytest.raises(script.UserError, match=rf"checkpoint-1: .*{name}.* holds code, which is never run"):
+    torch.save(
+        {"state": Intruder(tmp_path / "intruded")}, tmp_path / "output" / "checkpoint-1" / name
+    )
+    with pytest.raises(
+        UserError, match=rf"checkpoint-1: .*{name}.* holds code, which is never run"
+    ):
         train("--do_train --max_steps 2")
     assert not (tmp_path / "intruded").exists()
 
 
-def test_tensorboard_shows_the_score_before_training_as_the_beginning_of_the_curve(train: Train, tmp_path: Path):
-    metrics = train("--do_train --do_eval --eval_before_training --max_steps 4 --eval_steps 2 --report_to tensorboard")
+def test_tensorboard_shows_the_score_before_training_as_the_beginning_of_the_curve(
+    train: Train, tmp_path: Path
+):
+    metrics = train(
+        "--do_train --do_eval --eval_before_training --max_steps 4 --eval_steps 2 --report_to tensorboard"
+    )
     (folder,) = [path.parent for path in (tmp_path / "output" / "runs").glob("[A-Z]*/events*")]
     events = EventAccumulator(str(folder)).Reload()
     curve = [(event.step, event.value) for event in events.Scalars("eval/wer")]
     assert [step for step, _ in curve] == [0, 2, 4]
-    assert curve[0][1] == pytest.approx(metrics["zero_shot_wer"]) and curve[2][1] == pytest.approx(metrics["eval_wer"])
+    assert curve[0][1] == pytest.approx(metrics["zero_shot_wer"]) and curve[2][1] == pytest.approx(
+        metrics["eval_wer"]
+    )
     assert not [tag for tag in events.Tags()["scalars"] if "zero_shot" in tag]
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert b"error rates" in layout and b"^eval/(\\w+_)?wer$" in layout

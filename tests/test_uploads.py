@@ -52,17 +52,26 @@ def command(tiny_model: Path, speech: Path | str, output_dir: str, **flags: obje
 
 
 def run(hub: Hub, tmp_path: Path, words: list[str], token: str | None = SECRET, **environment: str):
-    env = hub.environment(tmp_path / "home", token=token) | {"CUDA_VISIBLE_DEVICES": ""} | environment
+    env = (
+        hub.environment(tmp_path / "home", token=token) | {"CUDA_VISIBLE_DEVICES": ""} | environment
+    )
     return subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=240)
 
 
-def test_what_is_uploaded_and_what_never_is(hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path):
+def test_what_is_uploaded_and_what_never_is(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+):
     """output_dir is './', with other people's files in it."""
     for name in (".env", "notes.txt", ".git/config", ".venv/pyvenv.cfg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"token={SECRET}")
     words = command(tiny_model, speech, "./", eval_before_training=True, test_split_name="test")
-    result = run(hub, tmp_path, [*words, "--hub_strategy", "checkpoint", "--save_total_limit", "1"], WANDB="x")
+    result = run(
+        hub,
+        tmp_path,
+        [*words, "--hub_strategy", "checkpoint", "--save_total_limit", "1"],
+        WANDB="x",
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     stored = [request for request in hub.requests if request.host == "storage"]
     assert stored and not [request for request in stored if "authorization" in request.headers]
@@ -74,51 +83,84 @@ def test_what_is_uploaded_and_what_never_is(hub: Hub, tmp_path: Path, tiny_model
         *(".gitattributes", Path(script.__file__).name),
     }
     assert any(name.startswith("runs/") and "events" in name for name in files)
-    last = {name.removeprefix("last-checkpoint/") for name in files if name.startswith("last-checkpoint/")}
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "stream_state.json"} <= last
+    last = {
+        name.removeprefix("last-checkpoint/")
+        for name in files
+        if name.startswith("last-checkpoint/")
+    }
+    assert {
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "stream_state.json",
+    } <= last
     everything = b"".join(files.values())
-    assert SECRET.encode() not in everything and b"training_args" not in b"".join(n.encode() for n in files)
+    assert SECRET.encode() not in everything and b"training_args" not in b"".join(
+        n.encode() for n in files
+    )
     for local_path in (tmp_path, tiny_model, speech):
         assert str(local_path).encode() not in everything
     local = (tmp_path / "predictions_eval.jsonl").read_text().splitlines()
-    assert len(local) == 8 and not [name for name in files if "prediction" in name or "worst" in name]
+    assert len(local) == 8 and not [
+        name for name in files if "prediction" in name or "worst" in name
+    ]
     script_text = Path(script.__file__).read_bytes()
     transcripts = {json.loads(line)["reference"].encode() for line in local} | {
         json.loads(line)["prediction"].encode() for line in local
     }
     rest = b"".join(data for name, data in files.items() if data != script_text)
     assert not [text for text in transcripts if len(text) > 12 and text in rest]
-    assert load(files["model.safetensors"]).keys() == load_file(tmp_path / "model.safetensors").keys()
+    assert (
+        load(files["model.safetensors"]).keys() == load_file(tmp_path / "model.safetensors").keys()
+    )
     assert "hub_pushed" in result.stdout + result.stderr
     card = ModelCard(files["README.md"].decode())
     kinds = {(r.metric_type, r.dataset_split) for r in card.data.eval_results}
     assert kinds == {("wer", "validation"), ("cer", "validation"), ("wer", "test"), ("cer", "test")}
-    assert "before training" in card.text and "| step |" in card.text and "--max_steps 6" in card.text
-    assert "24 rows (0 of them rejected), 0.01 h of audio" in card.text and 'language="es"' in card.text
+    assert (
+        "before training" in card.text and "| step |" in card.text and "--max_steps 6" in card.text
+    )
+    assert (
+        "24 rows (0 of them rejected), 0.01 h of audio" in card.text
+        and 'language="es"' in card.text
+    )
     folder = tmp_path / "downloaded"
     for name in top:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(files[name])
-    assert AutoModelForSpeechSeq2Seq.from_pretrained(folder) and AutoProcessor.from_pretrained(folder)
+    assert AutoModelForSpeechSeq2Seq.from_pretrained(folder) and AutoProcessor.from_pretrained(
+        folder
+    )
 
 
 @pytest.mark.parametrize(
     ("strategy", "expected"),
-    [("all_checkpoints", {"checkpoint-2", "checkpoint-4", "checkpoint-6"}), ("every_save", set()), ("end", set())],
+    [
+        ("all_checkpoints", {"checkpoint-2", "checkpoint-4", "checkpoint-6"}),
+        ("every_save", set()),
+        ("end", set()),
+    ],
 )
 def test_strategies_do_what_they_say(
     hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, strategy: str, expected: set[str]
 ):
-    words = command(tiny_model, speech, "out", hub_strategy=strategy, save_total_limit=1, push_predictions=True)
+    words = command(
+        tiny_model, speech, "out", hub_strategy=strategy, save_total_limit=1, push_predictions=True
+    )
     result = run(hub, tmp_path, words)
     assert result.returncode == 0, result.stderr[-3000:]
     files = hub.files("model", REPO)
     assert {name.split("/")[0] for name in files if "optimizer.pt" in name} == expected
     assert "predictions_eval.jsonl" in files
     for name in expected:
-        assert f"checkpoint-{json.loads(files[f'{name}/trainer_state.json'])['global_step']}" == name
+        assert (
+            f"checkpoint-{json.loads(files[f'{name}/trainer_state.json'])['global_step']}" == name
+        )
     titles = [commit.title for commit in hub.commits("model", REPO)]
-    assert len(titles) == 2 if strategy == "end" else len(titles) > 2, titles  # the first one makes the repo
+    assert len(titles) == 2 if strategy == "end" else len(titles) > 2, (
+        titles
+    )  # the first one makes the repo
     assert_same_weights(hub, tmp_path / "out")
 
 
@@ -141,7 +183,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_passing_faults_cost_nothing(hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, kind: str):
+def test_passing_faults_cost_nothing(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, kind: str
+):
     """Faults begin when the preflight is over."""
     words = command(tiny_model, speech, "out", max_network_wait_in_minutes=1)
     env = hub.environment(tmp_path / "home", token=SECRET) | {"CUDA_VISIBLE_DEVICES": ""}
@@ -160,7 +204,9 @@ def assert_same_weights(hub: Hub, folder: Path) -> None:
     """The Hub has the model that lies in the folder."""
     local = load_file(folder / "model.safetensors")
     there = load(hub.files("model", REPO)["model.safetensors"])
-    assert there.keys() == local.keys() and all(torch.equal(tensor, local[name]) for name, tensor in there.items())
+    assert there.keys() == local.keys() and all(
+        torch.equal(tensor, local[name]) for name, tensor in there.items()
+    )
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -175,14 +221,22 @@ def test_a_hub_that_never_answers_delays_neither_training_nor_the_end(
 ):
     hub.add_fault(path_contains="/commit/", times=None, action="hang", seconds=600)
     began = time.monotonic()
-    result = run(hub, tmp_path, command(tiny_model, speech, "out", max_network_wait_in_minutes=0.05))
+    result = run(
+        hub, tmp_path, command(tiny_model, speech, "out", max_network_wait_in_minutes=0.05)
+    )
     assert result.returncode == 76 and time.monotonic() - began < 60
-    assert "trained and saved, but not uploaded" in result.stderr and "hub: an upload failed" in result.stderr
+    assert (
+        "trained and saved, but not uploaded" in result.stderr
+        and "hub: an upload failed" in result.stderr
+    )
     assert "Traceback" not in result.stderr
     hub.remove_faults()
     finish = result.stderr.split("Finish with: ")[1].split("\n")[0].split()
     assert finish[:2] == ["hf", "upload"]
-    assert run(hub, tmp_path, [sys.executable, "-m", "huggingface_hub.cli.hf", *finish[1:]]).returncode == 0
+    assert (
+        run(hub, tmp_path, [sys.executable, "-m", "huggingface_hub.cli.hf", *finish[1:]]).returncode
+        == 0
+    )
     local = load_file(tmp_path / "out" / "model.safetensors")
     assert all(
         torch.equal(tensor, local[name])
@@ -202,17 +256,27 @@ def test_a_push_that_never_works_is_known_at_the_end(
     hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, fault: dict
 ):
     hub.add_fault(times=None, **fault)
-    words = command(tiny_model, speech, "out", max_steps=1, hub_strategy="end", max_network_wait_in_minutes=0.02)
+    words = command(
+        tiny_model, speech, "out", max_steps=1, hub_strategy="end", max_network_wait_in_minutes=0.02
+    )
     result = run(hub, tmp_path, words)
-    assert result.returncode == 76 and "Finish with: hf upload" in result.stderr, result.stderr[-2000:]
+    assert result.returncode == 76 and "Finish with: hf upload" in result.stderr, result.stderr[
+        -2000:
+    ]
     assert (tmp_path / "out" / "model.safetensors").is_file() and "Traceback" not in result.stderr
 
 
-def test_a_hub_that_is_gone_is_waited_for_and_then_exit_75(tmp_path: Path, tiny_model: Path, speech: Path):
+def test_a_hub_that_is_gone_is_waited_for_and_then_exit_75(
+    tmp_path: Path, tiny_model: Path, speech: Path
+):
     with Hub() as hub:
         pass  # its port is closed
-    result = run(hub, tmp_path, command(tiny_model, speech, "out", max_network_wait_in_minutes=0.02))
-    assert result.returncode == 75 and "asking the Hub: no network for 0.02 minutes" in result.stderr
+    result = run(
+        hub, tmp_path, command(tiny_model, speech, "out", max_network_wait_in_minutes=0.02)
+    )
+    assert (
+        result.returncode == 75 and "asking the Hub: no network for 0.02 minutes" in result.stderr
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -249,7 +313,9 @@ def test_transcripts_of_private_data_in_a_public_repo_are_warned_about(
     hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
 ):
     hub.add_repo("dataset", "alice/private", speech, private=True)
-    words = command(tiny_model, "alice/private", "out", max_steps=1, push_predictions=True, hub_strategy="end")
+    words = command(
+        tiny_model, "alice/private", "out", max_steps=1, push_predictions=True, hub_strategy="end"
+    )
     result = run(hub, tmp_path, words)
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"transcripts of ['alice/private'], not public, go to {REPO}, public" in result.stderr
@@ -276,27 +342,43 @@ def test_the_preflight_finds_out_before_any_work(
     assert "parameters" not in result.stderr  # no model was loaded
 
 
-def test_a_preflight_that_had_to_wait_still_pushes(hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path):
+def test_a_preflight_that_had_to_wait_still_pushes(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+):
     for fault in ({"status": 503}, {"status": 429}, {"action": "drop"}):
         hub.add_fault(path_contains="/api/repos/create", **fault)
     hub.add_fault(path_contains="/api/whoami", status=503)
-    words = command(tiny_model, speech, "out", max_steps=1, hub_strategy="end", max_network_wait_in_minutes=1)
+    words = command(
+        tiny_model, speech, "out", max_steps=1, hub_strategy="end", max_network_wait_in_minutes=1
+    )
     result = run(hub, tmp_path, words)
     assert result.returncode == 0 and "asking the Hub" in result.stderr, result.stderr[-2000:]
     assert_same_weights(hub, tmp_path / "out")
 
 
-def test_another_machine_goes_on_from_the_hub(hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path):
+def test_another_machine_goes_on_from_the_hub(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+):
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
-    words = command(tiny_model, speech, "out", hub_strategy="checkpoint", lr_scheduler_type="constant")
-    whole = run(hub, tmp_path, [*words, "--output_dir", "whole", "--max_steps", "10", "--hub_model_id", "alice/other"])
+    words = command(
+        tiny_model, speech, "out", hub_strategy="checkpoint", lr_scheduler_type="constant"
+    )
+    whole = run(
+        hub,
+        tmp_path,
+        [*words, "--output_dir", "whole", "--max_steps", "10", "--hub_model_id", "alice/other"],
+    )
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert run(hub, tmp_path / "first", words).returncode == 0
-    again = run(hub, tmp_path / "second", [*words, "--resume_from_checkpoint", "hub", "--max_steps", "10"])
+    again = run(
+        hub, tmp_path / "second", [*words, "--resume_from_checkpoint", "hub", "--max_steps", "10"]
+    )
     assert again.returncode == 0, again.stderr[-3000:]
     assert "continues from out/checkpoint-6" in again.stderr
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "second/out"))
+    one, other = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "second/out")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -13,7 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
-import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.sources import load_source
+from speech_finetuning.data.stream import SpeechStream, group_by_length
+from speech_finetuning.model.windows import encoder_window
+from speech_finetuning.training.trainer import SpeechTrainer
 
 Train = Callable[[str], dict[str, float]]
 
@@ -22,13 +26,18 @@ def test_a_short_window_is_the_full_one_cut_and_leaves_no_trace(tiny_model: Path
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
     features = torch.randn(2, 80, 400)
     whole = model.get_encoder()(features).last_hidden_state
-    with script.encoder_window(model, 100):
+    with encoder_window(model, 100):
         short = model.get_encoder()(features[:, :, :100]).last_hidden_state
     assert short.shape == (2, 50, 16) and torch.isfinite(short).all()
     positions = model.get_encoder().embed_positions
-    assert model.config.max_source_positions == positions.num_embeddings == len(positions.weight) == 200
+    assert (
+        model.config.max_source_positions
+        == positions.num_embeddings
+        == len(positions.weight)
+        == 200
+    )
     assert torch.equal(model.get_encoder()(features).last_hidden_state, whole)
-    with pytest.raises(ZeroDivisionError), script.encoder_window(model, 100):
+    with pytest.raises(ZeroDivisionError), encoder_window(model, 100):
         _ = 1 / 0
     assert model.config.max_source_positions == 200
 
@@ -40,7 +49,10 @@ def test_torch_compile_meets_windows_of_every_length_with_one_graph(
     monkeypatch.setattr(torch._dynamo.config, "allow_unspec_int_on_nn_module", False)
     how = "--do_train --max_steps 12 --train_window longest --per_device_train_batch_size 2 --save_strategy no"
     losses = {}
-    for name, more in {"eager": "", "compiled": "--torch_compile True --torch_compile_backend eager"}.items():
+    for name, more in {
+        "eager": "",
+        "compiled": "--torch_compile True --torch_compile_backend eager",
+    }.items():
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         losses[name] = train(f"{how} --output_dir {tmp_path / name} {more}")["train_loss"]
@@ -52,21 +64,21 @@ def test_torch_compile_meets_windows_of_every_length_with_one_graph(
 def test_groups_have_like_lengths_whole_batches_and_every_row_once(num_rows: int, num_before: int):
     sizes = np.random.default_rng(0).permutation(num_rows).tolist()
     order = np.random.default_rng(1).permutation(num_rows).tolist()
-    grouped = script.group_by_length(order, sizes, num_before, 4, [1, 2, 3])
+    grouped = group_by_length(order, sizes, num_before, 4, [1, 2, 3])
     assert sorted(grouped) == sorted(order)
     begun = -num_before % 4
     assert grouped[:begun] == order[:begun]
     groups = [[sizes[i] for i in grouped[start : start + 4]] for start in range(begun, num_rows, 4)]
     ranges = sorted((min(group), max(group)) for group in groups)
     assert all(high < low for (_, high), (low, _) in itertools.pairwise(ranges))
-    assert script.group_by_length(order, sizes, num_before, 4, [1, 2, 3]) == grouped
+    assert group_by_length(order, sizes, num_before, 4, [1, 2, 3]) == grouped
 
 
 def test_like_lengths_meet_in_a_batch_and_the_place_is_kept(speech: Path, preparer):
-    source = script.load_source(str(speech), None, "train", (None, None), None, True, "")
+    source = load_source(str(speech), None, "train", (None, None), None, True, "")
     how = {"seed": 1, "block_size": 20, "micro_batch_size": 4, "num_threads": 2}
-    sets = (script.SpeechSet(source, preparer),)
-    plain, grouped = script.SpeechStream(sets, **how), script.SpeechStream(sets, **how, is_grouped=True)
+    sets = (SpeechDataset(source, preparer),)
+    plain, grouped = SpeechStream(sets, **how), SpeechStream(sets, **how, is_grouped=True)
     rows = {id(stream): list(itertools.islice(stream, 80)) for stream in (plain, grouped)}
     spread = {}
     for stream in (plain, grouped):
@@ -77,25 +89,34 @@ def test_like_lengths_meet_in_a_batch_and_the_place_is_kept(speech: Path, prepar
     assert sorted(ids[:40]) == sorted(example["id"] for _, example in rows[id(plain)][:40])
     # Nor does another batch size, or number of processes, skip or repeat a row of a block that is begun.
     position = rows[id(grouped)][9][0] | {"skip": 0}
-    rest = script.SpeechStream(sets, **how | {"micro_batch_size": 3}, is_grouped=True, position=position)
-    assert sorted(ids[:10] + [example["id"] for _, example in itertools.islice(rest, 30)]) == sorted(ids[:40])
+    rest = SpeechStream(sets, **how | {"micro_batch_size": 3}, is_grouped=True, position=position)
+    assert sorted(
+        ids[:10] + [example["id"] for _, example in itertools.islice(rest, 30)]
+    ) == sorted(ids[:40])
     for place in (1, 7, 33, 61):
         position = json.loads(json.dumps(rows[id(grouped)][place - 1][0] | {"skip": 0}))
-        rest = script.SpeechStream(sets, **how | {"num_threads": 1}, is_grouped=True, position=position)
+        rest = SpeechStream(sets, **how | {"num_threads": 1}, is_grouped=True, position=position)
         assert [example["id"] for _, example in itertools.islice(rest, 80 - place)] == ids[place:]
 
 
-@pytest.mark.parametrize("is_dealt", [False, True])
-def test_processes_have_the_full_window_at_the_same_time(is_dealt: bool):
+@pytest.mark.parametrize("is_sharded_by_rank", [False, True])
+def test_processes_have_the_full_window_at_the_same_time(is_sharded_by_rank: bool):
     trainer = SimpleNamespace(
         data_args=SimpleNamespace(train_window="longest", full_window_fraction=0.25),
         args=SimpleNamespace(data_seed=1, train_batch_size=4, world_size=2),
-        progress=SimpleNamespace(is_dealt=is_dealt),
+        progress=SimpleNamespace(is_sharded_by_rank=is_sharded_by_rank),
         window_in_frames=400,
     )
-    ends = [[4 * (step + 1 if is_dealt else 2 * step + rank + 1) for step in range(400)] for rank in (0, 1)]
-    windows = [[script.SpeechTrainer.window_of(trainer, [50], row) for row in rows] for rows in ends]
-    assert windows[0] == windows[1] and set(windows[0]) == {100, 400} and 70 < windows[0].count(400) < 130
+    ends = [
+        [4 * (step + 1 if is_sharded_by_rank else 2 * step + rank + 1) for step in range(400)]
+        for rank in (0, 1)
+    ]
+    windows = [[SpeechTrainer.window_of(trainer, [50], row) for row in rows] for rows in ends]
+    assert (
+        windows[0] == windows[1]
+        and set(windows[0]) == {100, 400}
+        and 70 < windows[0].count(400) < 130
+    )
 
 
 def test_short_windows_save_padding_and_change_nothing_that_is_saved(train: Train, tmp_path: Path):
@@ -104,10 +125,17 @@ def test_short_windows_save_padding_and_change_nothing_that_is_saved(train: Trai
     for how in ("full", "longest --full_window_fraction 0", "longest --full_window_fraction 1"):
         folder = tmp_path / how.replace(" ", "")
         train(f"{flags} {how} --output_dir {folder}")
-        history = json.loads((folder / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
-        padding[how] = np.mean([entry["padding_fraction"] for entry in history if "padding_fraction" in entry])
+        history = json.loads((folder / "checkpoint-8" / "trainer_state.json").read_text())[
+            "log_history"
+        ]
+        padding[how] = np.mean(
+            [entry["padding_fraction"] for entry in history if "padding_fraction" in entry]
+        )
         assert json.loads((folder / "config.json").read_text())["max_source_positions"] == 200
-        assert len(load_file(folder / "model.safetensors")["model.encoder.embed_positions.weight"]) == 200
+        assert (
+            len(load_file(folder / "model.safetensors")["model.encoder.embed_positions.weight"])
+            == 200
+        )
     full, short, share = padding.values()
     assert short < 0.35 < full and share == pytest.approx(full, abs=0.1)
 
@@ -121,7 +149,9 @@ def test_short_windows_save_padding_and_change_nothing_that_is_saved(train: Trai
         "--pack_utterances --timestamp_probability 0.5",
     ],
 )
-def test_a_continued_run_with_these_ends_with_the_same_weights(train: Train, tmp_path: Path, more: str):
+def test_a_continued_run_with_these_ends_with_the_same_weights(
+    train: Train, tmp_path: Path, more: str
+):
     common = f"--do_train --save_steps 3 --shuffle_buffer_size 9 {more} --max_steps 8"
     plain = train(f"{common.replace(more, '')} --output_dir {tmp_path / 'plain'}")
     assert train(f"{common} --output_dir {tmp_path / 'whole'}")["train_loss"] != plain["train_loss"]
@@ -134,12 +164,14 @@ def test_a_continued_run_with_these_ends_with_the_same_weights(train: Train, tmp
 
 
 def test_speeds_are_of_the_row_and_lose_no_clip(speech: Path, preparer):
-    source = script.load_source(str(speech), None, "train", (None, None), None, True, "")
+    source = load_source(str(speech), None, "train", (None, None), None, True, "")
     how = {"seed": 1, "block_size": 20, "micro_batch_size": 4}
-    sets = (script.SpeechSet(source, preparer),)
-    streams = [script.SpeechStream(sets, **how, num_threads=1)]
-    streams += [script.SpeechStream(sets, **how, num_threads=n, has_speeds=True) for n in (1, 4)]
-    plain, one, four = ([e["duration"] for _, e in itertools.islice(stream, 80)] for stream in streams)
+    sets = (SpeechDataset(source, preparer),)
+    streams = [SpeechStream(sets, **how, num_threads=1)]
+    streams += [SpeechStream(sets, **how, num_threads=n, has_speeds=True) for n in (1, 4)]
+    plain, one, four = (
+        [e["duration"] for _, e in itertools.islice(stream, 80)] for stream in streams
+    )
     assert one == four and plain[:40] != one[:40]
     speeds = np.array(plain) / np.array(one)
     assert 0.899 < speeds.min() < 0.93 and 1.07 < speeds.max() < 1.101
@@ -149,15 +181,19 @@ def test_a_clip_that_a_lower_speed_would_make_too_long_keeps_its_speed(tmp_path:
     tone = np.sin(np.arange(int(3.9 * 16_000)) / 20).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", tone, 16_000)
     assert preparer.prepare(str(tmp_path / "a.wav"), "uno", 0.9)["duration"] == 3.9
-    assert preparer.prepare(str(tmp_path / "a.wav"), "uno", 1.1)["duration"] == pytest.approx(3.9 / 1.1, abs=1e-3)
+    assert preparer.prepare(str(tmp_path / "a.wav"), "uno", 1.1)["duration"] == pytest.approx(
+        3.9 / 1.1, abs=1e-3
+    )
 
 
-def test_an_optimiser_step_in_plain_torch(train: Train, tmp_path: Path, speech: Path, preparer, tiny_model: Path):
+def test_an_optimiser_step_in_plain_torch(
+    train: Train, tmp_path: Path, speech: Path, preparer, tiny_model: Path
+):
     """Two steps of two micro-batches: features, shift, cross-entropy, clipping, AdamW and schedule written out."""
     flags = "--do_train --max_steps 2 --gradient_accumulation_steps 2 --learning_rate 1e-2 --max_grad_norm 0.5"
     train(f"{flags} --weight_decay 0.1 --warmup_steps 1 --save_steps 1 --seed 7")
-    source = script.load_source(str(speech), None, "train", (None, None), None, True, "")
-    stream = script.SpeechStream((script.SpeechSet(source, preparer),), 7, 500, 4, 1)
+    source = load_source(str(speech), None, "train", (None, None), None, True, "")
+    stream = SpeechStream((SpeechDataset(source, preparer),), 7, 500, 4, 1)
     rows = [example for _, example in itertools.islice(stream, 16)]
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
     model.model.encoder.embed_positions.requires_grad_(False)
@@ -165,7 +201,9 @@ def test_an_optimiser_step_in_plain_torch(train: Train, tmp_path: Path, speech: 
     others = [p for n, p in model.named_parameters() if "norm" in n or n.endswith("bias")]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.999), eps=1e-8)
-    history = json.loads((tmp_path / "output" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((tmp_path / "output" / "checkpoint-2" / "trainer_state.json").read_text())[
+        "log_history"
+    ]
     logged = [entry for entry in history if "loss" in entry]
     for step, rate in enumerate((0.0, 1e-2)):  # warm-up begins at 0
         losses, num_tokens = [], 0

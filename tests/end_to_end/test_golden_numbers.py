@@ -183,7 +183,9 @@ class Run:
         history = read_json(self.checkpoint() / "trainer_state.json")["log_history"]
         steps = [entry for entry in history if "loss" in entry]
         prefixes = tuple(LOGGED)
-        return [{name: entry[name] for name in entry if name.startswith(prefixes)} for entry in steps]
+        return [
+            {name: entry[name] for name in entry if name.startswith(prefixes)} for entry in steps
+        ]
 
     def weights(self) -> dict[str, Any]:
         """The sum of magnitudes and the norm of each saved tensor, and one hash of all."""
@@ -207,7 +209,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {
         "model": synthetic.make_model(folder / "model", **size, dropout=0.2),
         "steady_model": synthetic.make_model(folder / "steady", **size),
-        "small_model": synthetic.make_model(folder / "small", **size, **random, vocab_size=num_tokens),
+        "small_model": synthetic.make_model(
+            folder / "small", **size, **random, vocab_size=num_tokens
+        ),
         "speech": synthetic.make_speech(folder / "speech", {"train": 40}),
         "flawed_speech": make_flawed_speech(folder / "flawed_speech"),
         "one_sentence": make_one_sentence(folder / "one_sentence"),

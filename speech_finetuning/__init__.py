@@ -1,0 +1,17 @@
+"""What has to hold whatever the training script changes. Floors, each imports only what stands to its left:
+
+    base      errors, rejections, files, network, threads, shutdown: knows no speech
+    data      audio, text, manifests, sources, preprocessing, positions, stream, packing: bytes to examples
+    model     loading, adapters, windows, generation: the checkpoint, its language, its window
+    scoring   metrics, eval_sets, scores, predictions: rows to numbers that cannot flatter
+    training  loss, progress, checkpoints, callbacks, trainer, session: Seq2SeqTrainer, the few overrides
+    sharing   uploads, hub, model_card, run_info: what other people see
+    cli       flags, checks, console, exit_status, data_report, dry_run: what the terminal sees
+
+The script run_speech_recognition_seq2seq_streaming.py stands on all of them; nothing here imports it.
+"""
+
+import os
+
+# Threads of our own pool tokenise; a fork after that would only bring warnings.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,31 @@
+"""Rows that cannot be used: the reason, the counts, the list in rejected.jsonl."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from speech_finetuning.base.files import write_text
+
+
+class Rejection(Exception):
+    """Why a row cannot be used. Raised by the stages, returned as a value by Preprocessor, listed by the run."""
+
+    def __init__(self, reason: str, detail: str = "", row: str = "") -> None:
+        super().__init__(reason, detail, row)
+        self.reason, self.detail, self.row = reason, detail, row
+
+
+def describe_counts(counts: Counter) -> str:
+    """'3 text_empty, 1 audio_too_long', the commonest first."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
+
+
+def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -> None:
+    """Appends rejected rows to rejected.jsonl."""
+    lines = [
+        {"split": split, "row": item.row, "reason": item.reason, "detail": item.detail}
+        for item in rejections
+    ]
+    if lines:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(output_dir / "rejected.jsonl", text, "a")
