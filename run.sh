@@ -92,7 +92,7 @@ train() {
 # The demonstration model and data, made on the spot: TRAIN VALIDATION rows in FOLDER.
 make_demonstration() {
   echo "making a tiny model and synthetic speech in $1 ..."
-  "$python" "$project_dir/tests/synthetic.py" "$1" --train "$2" --validation "$3" --test "$3" 2>/dev/null
+  PYTHONPATH="$project_dir" "$python" -m speech_finetuning.cli.demonstration "$1" --train "$2" --validation "$3" --test "$3" 2>/dev/null
 }
 
 smoke() {
@@ -114,7 +114,7 @@ smoke() {
       --gradient_checkpointing \
       "$@"
   ) # a shell of its own: train may replace it
-  exec "$python" "$project_dir/tests/synthetic.py" "$folder" --transcribe "$folder/output"
+  PYTHONPATH="$project_dir" exec "$python" -m speech_finetuning.cli.demonstration "$folder" --transcribe "$folder/output"
 }
 
 learn() {

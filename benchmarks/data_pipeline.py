@@ -38,21 +38,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+sys.path[:0] = [
+    str(Path(__file__).parents[1]),
+    str(Path(__file__).parents[1] / "tests" / "support"),
+]
 
-import conftest
 import datasets
 import numpy as np
+import preprocessors
 import psutil
 import pyarrow.parquet as pq
 import soundfile
-import synthetic
 import torch
 from hub import Hub
 from transformers import WhisperProcessor
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import decode_audio, log_mel
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
@@ -135,7 +138,7 @@ def make_data(num_clips: int) -> Path:
         unfinished = Path(name) / "data"
         for shard in range(NUM_SHARDS):
             path = unfinished / "parquet" / f"train-{shard:05}-of-{NUM_SHARDS:05}.parquet"
-            synthetic.write_parquet(path, rows[shard::NUM_SHARDS])
+            demonstration.write_parquet(path, rows[shard::NUM_SHARDS])
         write_audio_folder(unfinished / "audiofolder" / "train", rows)
         write_tar(unfinished / "tar" / "train-00000.tar", rows)
         sizes = {
@@ -144,7 +147,7 @@ def make_data(num_clips: int) -> Path:
             "window_in_seconds": 30,
             "max_target_positions": 448,
         }
-        synthetic.make_model(unfinished / "model", **sizes)
+        demonstration.make_model(unfinished / "model", **sizes)
         unfinished.rename(folder)
     return folder
 
@@ -161,7 +164,7 @@ def read_clips(folder: Path) -> list[bytes]:
 # ------------------------------------------------------------------------------------------- contestants ----
 @functools.cache
 def load_preparer(folder: Path) -> Preprocessor:
-    return conftest.make_preprocessor(folder / "model")
+    return preprocessors.make_preprocessor(folder / "model")
 
 
 @functools.cache
@@ -400,8 +403,8 @@ def write_long_clips(folder: Path, num_rows: int) -> None:
     generator = np.random.default_rng(0)
     for shard in range(num_rows // ROWS_PER_GROUP):
         clips = [generator.normal(0, 0.1, 30 * 48_000) for _ in range(ROWS_PER_GROUP)]
-        rows = [(synthetic.encode(clip, "WAV", 48_000), "uno dos") for clip in clips]
-        synthetic.write_parquet(
+        rows = [(demonstration.encode(clip, "WAV", 48_000), "uno dos") for clip in clips]
+        demonstration.write_parquet(
             folder / f"train-{shard:05}.parquet", rows, row_group_size=ROWS_PER_GROUP
         )
 

@@ -36,17 +36,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+sys.path[:0] = [
+    str(Path(__file__).parents[1]),
+    str(Path(__file__).parents[1] / "tests" / "support"),
+]
 
 import datasets
 import jiwer
 import numpy as np
 import psutil
-import synthetic
 import torch
 import transformers
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ, decode_audio, read_audio
 from speech_finetuning.data.positions import FIRST_PLACE
 from speech_finetuning.data.preprocessing import SpeechDataset
@@ -398,13 +401,13 @@ def describe(flags: list[str]) -> str:
 def make_toy(folder: Path, num_rows: int, **sizes: int) -> Path:
     """A random English-only model whose timestamps are suppressed: they would send the library's generate() through
     the window again, and ours bans them."""
-    synthetic.make_model(folder / "model", multilingual=False, **sizes)
+    demonstration.make_model(folder / "model", multilingual=False, **sizes)
     path = folder / "model" / "generation_config.json"
     settings = json.loads(path.read_text())
     size = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
     settings["suppress_tokens"] = list(range(settings["no_timestamps_token_id"] + 1, size))
     path.write_text(json.dumps(settings))
-    return synthetic.make_speech(folder / "speech", {"validation": num_rows})
+    return demonstration.make_speech(folder / "speech", {"validation": num_rows})
 
 
 def write_short_clips(folder: Path, num_rows: int) -> None:
@@ -412,9 +415,9 @@ def write_short_clips(folder: Path, num_rows: int) -> None:
     generator, rows = np.random.default_rng(0), []
     for number in range(500):
         clip = generator.normal(0, 0.1, int(generator.uniform(0.3, 0.5) * SAMPLE_RATE_IN_HZ))
-        rows.append((synthetic.encode(clip, "WAV"), synthetic.WORDS[number % 10]))
+        rows.append((demonstration.encode(clip, "WAV"), demonstration.WORDS[number % 10]))
     for shard in range(num_rows // len(rows)):
-        synthetic.write_parquet(folder / f"validation-{shard:05}.parquet", rows)
+        demonstration.write_parquet(folder / f"validation-{shard:05}.parquet", rows)
 
 
 def measure_memory(folder: Path) -> None:

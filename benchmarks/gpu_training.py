@@ -28,16 +28,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+sys.path[:0] = [
+    str(Path(__file__).parents[1]),
+    str(Path(__file__).parents[1] / "tests" / "support"),
+]
 
 import numpy as np
-import synthetic
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.training import session
 from speech_finetuning.training.trainer import SpeechTrainer
@@ -190,10 +193,12 @@ def make_rows(
     """(mp3 bytes, text) pairs. A byte is a token here, so that the text is cut to the length wanted."""
     generator, rows = np.random.default_rng(0), []
     for _ in range(num_clips):
-        words = [str(word) for word in generator.choice(synthetic.WORDS, size=100)]
-        length = int(generator.uniform(*seconds) * synthetic.SAMPLE_RATE_IN_HZ)
-        waveform = synthetic.speak(words[: int(4 * seconds[1])], generator)[:length]
-        data = synthetic.encode(np.repeat(waveform, 3), "MP3", 3 * synthetic.SAMPLE_RATE_IN_HZ)
+        words = [str(word) for word in generator.choice(demonstration.WORDS, size=100)]
+        length = int(generator.uniform(*seconds) * demonstration.SAMPLE_RATE_IN_HZ)
+        waveform = demonstration.speak(words[: int(4 * seconds[1])], generator)[:length]
+        data = demonstration.encode(
+            np.repeat(waveform, 3), "MP3", 3 * demonstration.SAMPLE_RATE_IN_HZ
+        )
         rows.append((data, " ".join(words)[: generator.integers(*tokens)].strip()))
     return rows
 
@@ -204,7 +209,7 @@ def make_data(folder: Path) -> dict[str, float]:
     for name, how in {"long": (48, (25, 29.9), (80, 120)), "short": (96, (3, 6), (12, 24))}.items():
         rows = make_rows(*how) * ROWS_PER_CLIP
         for shard in range(4):
-            synthetic.write_parquet(
+            demonstration.write_parquet(
                 folder / name / f"train-{shard:05}-of-00004.parquet", rows[shard::4]
             )
         means[name] = statistics.mean(len(text) + PREFIX_TOKENS for _, text in rows)
@@ -224,7 +229,7 @@ def make_model(folder: Path, name: str) -> None:
         "vocab_size": g.vocabulary,
         "n_mels": g.n_mels,
     }
-    synthetic.make_model(folder / name, g.width, dtype="float16", **layers, **sizes)
+    demonstration.make_model(folder / name, g.width, dtype="float16", **layers, **sizes)
 
 
 def child(function: str, *words: str, **how: Any) -> subprocess.CompletedProcess:

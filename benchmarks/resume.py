@@ -24,12 +24,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+sys.path[:0] = [
+    str(Path(__file__).parents[1]),
+    str(Path(__file__).parents[1] / "tests" / "support"),
+]
 
-import conftest
-import synthetic
+import preprocessors
 from hub import Hub, Request
 
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.sources import ShardReader, load_source
 from speech_finetuning.data.stream import SpeechStream
@@ -92,9 +95,9 @@ def print_within_a_file(folder: Path, repetitions: int) -> None:
     """The second table."""
     clips = [
         (data, f"row {i}")
-        for i, (data, _) in enumerate(synthetic.make_rows(GROUP_SIZE, seed=0) * NUM_GROUPS)
+        for i, (data, _) in enumerate(demonstration.make_rows(GROUP_SIZE, seed=0) * NUM_GROUPS)
     ]
-    synthetic.write_parquet(folder / "train.parquet", clips, row_group_size=GROUP_SIZE)
+    demonstration.write_parquet(folder / "train.parquet", clips, row_group_size=GROUP_SIZE)
     size = (folder / "train.parquet").stat().st_size / 2**20
     print(f"\none file of {len(clips)} rows in row groups of {GROUP_SIZE}, {size:.0f} MB\n")
     print(
@@ -129,11 +132,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clips = synthetic.make_rows(500, seed=0)
+        clips = demonstration.make_rows(500, seed=0)
         for shard in range(args.rows // 500):
-            synthetic.write_parquet(folder / "data" / f"train-{shard:05}.parquet", clips)
-        preparer = conftest.make_preprocessor(
-            synthetic.make_model(folder / "model", d_model=16, num_layers=1)
+            demonstration.write_parquet(folder / "data" / f"train-{shard:05}.parquet", clips)
+        preparer = preprocessors.make_preprocessor(
+            demonstration.make_model(folder / "model", d_model=16, num_layers=1)
         )
         source = load_source(str(folder / "data"), None, "train", ("audio", "text"), None, True, "")
         stream = SpeechStream((SpeechDataset(source, preparer),), 1, 500, BATCH_SIZE, 2)

@@ -29,16 +29,16 @@ from pathlib import Path
 
 sys.path[:0] = [
     str(Path(__file__).parents[1]),
-    str(Path(__file__).parents[1] / "tests"),
+    str(Path(__file__).parents[1] / "tests" / "support"),
     str(Path(__file__).parent),
 ]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import data_pipeline
 import ranks
-import synthetic
 from hub import Hub
 
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.stream import SpeechStream
 
 NUM_STEPS, STEPS_PER_LINE, FIRST_LINES = 30, 5, 2  # the first lines of the log are not counted
@@ -52,8 +52,8 @@ CORES_PER_GPU = 8
 
 def make_data(folder: Path) -> None:
     sizes = {"d_model": 128, "num_layers": 2, "window_in_seconds": 4}
-    synthetic.make_model(folder / "model", **sizes)
-    synthetic.make_speech(folder / "speech", {"train": 400}, num_shards=4)
+    demonstration.make_model(folder / "model", **sizes)
+    demonstration.make_speech(folder / "speech", {"train": 400}, num_shards=4)
 
 
 def start(folder: Path, name: str, cores: list[int]) -> subprocess.Popen:

@@ -2,31 +2,28 @@
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
 import pytest
-import synthetic
+from preprocessors import make_preprocessor
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.preprocessing import Preprocessor
-from speech_finetuning.model.loading import load_processor
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Multilingual, width 16, one layer, a 4 s window, 64 target positions."""
-    return synthetic.make_model(tmp_path_factory.mktemp("model"), d_model=16, num_layers=1)
+    return demonstration.make_model(tmp_path_factory.mktemp("model"), d_model=16, num_layers=1)
 
 
 @pytest.fixture(scope="session")
 def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.make_model(
+    return demonstration.make_model(
         tmp_path_factory.mktemp("model.en"), d_model=16, num_layers=1, multilingual=False
     )
 
@@ -34,7 +31,7 @@ def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parquet: 40 training, 8 validation and 8 test rows, each split in two files."""
-    return synthetic.make_speech(
+    return demonstration.make_speech(
         tmp_path_factory.mktemp("speech"), {"train": 40, "validation": 8, "test": 8}
     )
 
@@ -66,18 +63,6 @@ def train(flags: list[str]) -> Callable[..., dict[str, float]]:
 
 def run_main(flags: list[str], more: str) -> dict[str, float]:
     return script.main([*flags, *more.split()])
-
-
-def make_preprocessor(model: Path, **changes: object) -> Preprocessor:
-    """The row-to-example stage of a saved tiny model."""
-    processor, _, config = load_processor(str(model), "main", None)
-    words = (
-        "--model_name_or_path m --dataset_name d --output_dir o --do_train --max_steps 1".split()
-    )
-    preparer = script.make_preprocessor(processor, config, script.parse_arguments(words)[1], "es")
-    for name, value in changes.items():
-        setattr(preparer, name, value)
-    return preparer
 
 
 @pytest.fixture

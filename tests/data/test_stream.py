@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import synthetic
 import torch
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, num_usable_cores, read_ahead
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.positions import FIRST_PLACE, position_after_resharding
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import SourceRow, SpeechSource, load_source
@@ -33,7 +33,7 @@ def make_folder(folder: Path, num_rows: int) -> Path:
     with open(folder / "train" / "metadata.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", "transcription"])
-        for i, (data, text) in enumerate(synthetic.make_rows(num_rows, seed=5)):
+        for i, (data, text) in enumerate(demonstration.make_rows(num_rows, seed=5)):
             (folder / "train" / f"{i}.flac").write_bytes(data)
             writer.writerow([f"{i}.flac", text])
     return folder
@@ -75,7 +75,7 @@ def test_train_and_validation_are_one_source_with_every_row_of_both(speech: Path
 
 @pytest.fixture(scope="module")
 def one_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.make_speech(tmp_path_factory.mktemp("one"), {"train": 23}, num_shards=1)
+    return demonstration.make_speech(tmp_path_factory.mktemp("one"), {"train": 23}, num_shards=1)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -138,7 +138,7 @@ def test_dealt_ranks_share_each_pass_and_open_their_own_files_only(
     tmp_path: Path, preparer, monkeypatch: pytest.MonkeyPatch
 ):
     source = load(
-        synthetic.make_speech(tmp_path, {"train": 50}, num_shards=5)
+        demonstration.make_speech(tmp_path, {"train": 50}, num_shards=5)
     )  # uneven: 2, 2 and 1 files
     opened: list[list[tuple[int, int]]] = []
     open_shard = SpeechSource.open_shard
@@ -176,7 +176,7 @@ def test_dealt_ranks_draw_sources_and_speeds_each_for_itself(speech: Path, prepa
 
 @pytest.mark.parametrize("seen", [1, 7, 19, 20, 21, 44])
 def test_a_dealt_position_continues_at_the_next_row(tmp_path: Path, preparer, seen: int):
-    source = load(synthetic.make_speech(tmp_path, {"train": 50}, num_shards=5))
+    source = load(demonstration.make_speech(tmp_path, {"train": 50}, num_shards=5))
     for rank in (0, 2):
         items = list(itertools.islice(deal(source, preparer, rank), 60))
         rest = deal(source, preparer, rank, position=items[seen - 1][0] | {"skip": 0})
@@ -186,7 +186,7 @@ def test_a_dealt_position_continues_at_the_next_row(tmp_path: Path, preparer, se
 def test_another_number_of_dealt_ranks_begins_the_pass_that_none_has_begun(
     tmp_path: Path, preparer
 ):
-    source = load(synthetic.make_speech(tmp_path, {"train": 50}, num_shards=5))
+    source = load(demonstration.make_speech(tmp_path, {"train": 50}, num_shards=5))
     ends = [list(itertools.islice(deal(source, preparer, rank), 25))[-1][0] for rank in range(3)]
     assert [end["sources"][0]["start"]["pass"] for end in ends] == [1, 1, 2]
     position = position_after_resharding(ends)
@@ -204,7 +204,7 @@ def test_files_are_dealt_where_each_rank_gets_one_and_all_rows_count(speech: Pat
 
 
 def test_a_rank_whose_only_file_is_damaged_goes_on_with_the_next_pass(tmp_path: Path, preparer):
-    folder = synthetic.make_speech(tmp_path, {"train": 30}, num_shards=3)
+    folder = demonstration.make_speech(tmp_path, {"train": 30}, num_shards=3)
     for file in folder.glob("train-00001*.parquet"):
         damage(file)
     for rank in range(3):
@@ -242,7 +242,7 @@ def test_a_position_opens_no_earlier_file(speech: Path, preparer, monkeypatch: p
 @pytest.mark.parametrize("seen", [13, 14, 15, 27])
 def test_a_position_reads_only_the_row_groups_that_remain(tmp_path: Path, preparer, seen: int):
     file = tmp_path / "data" / "train.parquet"
-    synthetic.write_parquet(file, synthetic.make_rows(30, seed=0), row_group_size=6)
+    demonstration.write_parquet(file, demonstration.make_rows(30, seed=0), row_group_size=6)
     items = list(itertools.islice(make_stream(load(file.parent), preparer), 60))
     position = items[seen - 1][0] | {"skip": 0}
     group = position["sources"][0]["start"]["shard_row"] // 6  # where the position's block begins
@@ -290,7 +290,7 @@ def test_rows_are_counted_without_reading_audio(speech: Path, tmp_path: Path):
 
 
 def test_a_damaged_file_is_a_rejection_and_nothing_else_is_lost(tmp_path: Path, preparer):
-    folder = synthetic.make_speech(tmp_path, {"train": 30}, num_shards=3)
+    folder = demonstration.make_speech(tmp_path, {"train": 30}, num_shards=3)
     damage(sorted(folder.glob("*.parquet"))[1])
     items = [item for _, item in itertools.islice(make_stream(load(folder), preparer), 21)]
     rejected = [item for item in items if isinstance(item, Rejection)]
@@ -302,7 +302,7 @@ def test_a_damaged_file_is_a_rejection_and_nothing_else_is_lost(tmp_path: Path, 
 def test_a_position_beside_a_damaged_file_continues_at_the_next_row(
     tmp_path: Path, preparer, block_size: int
 ):
-    folder = synthetic.make_speech(tmp_path, {"train": 15}, num_shards=3)
+    folder = demonstration.make_speech(tmp_path, {"train": 15}, num_shards=3)
     damage(sorted(folder.glob("*.parquet"))[1])
     stream = make_stream(load(folder), preparer, block_size=block_size)
     positions, whole = [position for position, _ in itertools.islice(stream, 22)], take(stream, 33)
@@ -378,7 +378,7 @@ def test_bad_sources_say_what_was_found(speech: Path, arguments: tuple, message:
 
 
 def test_an_empty_dataset_says_so(tmp_path: Path):
-    synthetic.write_parquet(tmp_path / "train-00000-of-00001.parquet", [])
+    demonstration.write_parquet(tmp_path / "train-00000-of-00001.parquet", [])
     with pytest.raises(UserError, match="split 'train' of .* is empty"):
         load(tmp_path)
 

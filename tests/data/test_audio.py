@@ -7,12 +7,12 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
-import synthetic
 import torch
 from transformers import WhisperFeatureExtractor
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import decode_audio, log_mel, pad_features
 from speech_finetuning.data.sources import SourceRow
 from speech_finetuning.data.text import encode_text, normalize_text
@@ -48,7 +48,7 @@ def test_decoding_gives_mono_16_khz(sampling_rate: int, audio_format: str):
     tone = 0.5 * np.sin(2 * np.pi * 440 * seconds)
     stereo = np.stack([tone, np.zeros_like(tone)], axis=1)
     decoded, found = decode_audio(
-        synthetic.encode(stereo, audio_format, sampling_rate), lambda seconds: None
+        demonstration.encode(stereo, audio_format, sampling_rate), lambda seconds: None
     )
     assert found == sampling_rate
     assert decoded.dtype == np.float32 and decoded.ndim == 1
@@ -74,11 +74,11 @@ def test_resampling_equals_librosa(sampling_rate: int):
     ("data", "reason", "detail"),
     [
         (b"", "audio_empty", ""),
-        (synthetic.encode(np.ones(1), "WAV", 48_000), "audio_empty", "no samples"),
+        (demonstration.encode(np.ones(1), "WAV", 48_000), "audio_empty", "no samples"),
         (b"this is not audio" * 20, "audio_unreadable", "Format not recognised"),
-        (synthetic.encode(np.zeros(0), "WAV"), "audio_empty", "no samples"),
+        (demonstration.encode(np.zeros(0), "WAV"), "audio_empty", "no samples"),
         (
-            synthetic.encode(np.random.default_rng(0).normal(0, 0.1, 16_000))[:4_000],
+            demonstration.encode(np.random.default_rng(0).normal(0, 0.1, 16_000))[:4_000],
             "audio_unreadable",
             "",
         ),
@@ -124,7 +124,7 @@ def test_duration_filters_and_never_cuts(
     for name, value in limits.items():
         setattr(preparer, name, value)
     clip = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
-    result = preparer(SourceRow("r", {"bytes": synthetic.encode(clip), "path": None}, "uno"))
+    result = preparer(SourceRow("r", {"bytes": demonstration.encode(clip), "path": None}, "uno"))
     assert (result.reason if isinstance(result, Rejection) else None) == reason
     if reason is None:
         assert result["duration"] == pytest.approx(seconds)

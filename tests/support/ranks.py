@@ -1,6 +1,6 @@
 """Runs trainings of several processes each, one after the other, and prints their exit codes.
 
-    python tests/ranks.py JOBS.json
+    python tests/support/ranks.py JOBS.json
 
 A job is {"words": flags, "log": path} and, if wanted, "world_size" (2), "signal" [rank, number, text]: sent to this
 rank alone when the log holds the text, "bad_rank": its data ends in a UserError after 10 rows, "full_rank": its disk
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 

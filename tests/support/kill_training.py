@@ -1,7 +1,7 @@
 """Kills a training run with SIGKILL at random instants, starts it again each time, and compares its weights with those
 of an undisturbed run.
 
-    python tests/kill_training.py FOLDER --kills 100
+    python tests/support/kill_training.py FOLDER --kills 100
 
 Every attempt is a process of its own, forked from this one, which has done the imports: a start costs a second. One
 checkpoint is kept (save_total_limit 1), dropout is on, evaluation and saving are frequent, so that kills meet them.
@@ -17,14 +17,14 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import synthetic
 import torch
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
 
 
@@ -139,8 +139,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    synthetic.make_speech(args.folder / "speech", {"train": 40, "validation": 6})
-    synthetic.make_model(args.folder / "model", d_model=16, num_layers=1, dropout=0.2)
+    demonstration.make_speech(args.folder / "speech", {"train": 40, "validation": 6})
+    demonstration.make_model(args.folder / "model", d_model=16, num_layers=1, dropout=0.2)
     print(json.dumps(run_with_kills(args.folder, args.kills, args.steps, args.seed)))
 
 

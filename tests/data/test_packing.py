@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import synthetic
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import log_mel
 from speech_finetuning.data.packing import (
     UtterancePacker,
@@ -90,7 +90,10 @@ def test_a_pack_ends_before_the_window_or_the_decoder_does():
 def tagged(preparer: Preprocessor) -> list[tuple[dict, dict]]:
     """Eight utterances of 1 s of two sources, as the stream delivers them."""
     cells = [
-        {"bytes": synthetic.encode(np.random.default_rng(i).normal(0, 0.1, 15_990)), "path": None}
+        {
+            "bytes": demonstration.encode(np.random.default_rng(i).normal(0, 0.1, 15_990)),
+            "path": None,
+        }
         for i in range(8)
     ]
     words = "uno dos tres cinco seis diez ocho once".split()
@@ -232,7 +235,7 @@ def test_what_concerns_training_only_needs_training(train: Train, flag: str):
 def test_a_model_trained_on_packs_has_true_timestamps_and_transcribes_a_minute(
     tmp_path: Path, train: Train
 ):
-    model = synthetic.make_model(tmp_path / "model", max_target_positions=96)
+    model = demonstration.make_model(tmp_path / "model", max_target_positions=96)
     speech = make_short_speech(tmp_path / "speech", 1500)
     minute = write_minute(tmp_path / "minute")
     common = f"--per_device_train_batch_size 16 --logging_steps 100 --model_name_or_path {model}"
@@ -254,17 +257,17 @@ def say(generator: np.random.Generator, max_words: int) -> tuple[np.ndarray, lis
     """An utterance with a pause at its end, so that the border of two can be heard; whole encoder positions long."""
     words = [
         str(word)
-        for word in generator.choice(synthetic.WORDS, size=generator.integers(1, max_words + 1))
+        for word in generator.choice(demonstration.WORDS, size=generator.integers(1, max_words + 1))
     ]
-    clip = synthetic.speak(words, generator)
+    clip = demonstration.speak(words, generator)
     return np.pad(clip, (0, 6_400 - len(clip) % 320)), words
 
 
 def make_short_speech(folder: Path, num_rows: int) -> Path:
     generator = np.random.default_rng(1)
     pairs = [say(generator, 2) for _ in range(num_rows)]
-    rows = [(synthetic.encode(clip), " ".join(words)) for clip, words in pairs]
-    synthetic.write_parquet(folder / "train-00000-of-00001.parquet", rows)
+    rows = [(demonstration.encode(clip), " ".join(words)) for clip, words in pairs]
+    demonstration.write_parquet(folder / "train-00000-of-00001.parquet", rows)
     return folder
 
 

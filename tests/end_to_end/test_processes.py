@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import ranks
-import synthetic
 import torch
 import transformers
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 from speech_finetuning.training.checkpoints import is_complete
 
 PROJECT = Path(script.__file__).parent
@@ -88,18 +88,18 @@ def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set in one file per split, which cannot be dealt; every fifth row is junk."""
     folder = tmp_path_factory.mktemp("one_file")
     for split, count in (("train", 40), ("validation", 5)):
-        rows = synthetic.make_rows(count, seed=count)
+        rows = demonstration.make_rows(count, seed=count)
         rows = [
             (b"junk", "uno") if split == "train" and i % 5 == 0 else row
             for i, row in enumerate(rows)
         ]
-        synthetic.write_parquet(folder / f"{split}-00000-of-00001.parquet", rows)
+        demonstration.write_parquet(folder / f"{split}-00000-of-00001.parquet", rows)
     return folder
 
 
 @pytest.fixture(scope="module")
 def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.make_model(
+    return demonstration.make_model(
         tmp_path_factory.mktemp("dropout"), d_model=16, num_layers=1, dropout=0.2
     )
 

@@ -21,7 +21,7 @@ SIZES = {"train": 7, "test": 3}
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `speech` (parquet) and `model`."""
-    from synthetic import make_model, make_speech
+    from speech_finetuning.cli.demonstration import make_model, make_speech
 
     folder = tmp_path_factory.mktemp("synthetic")
     make_speech(folder / "speech", SIZES)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import kill_training
 import pytest
-import synthetic
 import torch
 from hub import Hub
 from huggingface_hub.errors import HfHubHTTPError
@@ -29,6 +28,7 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base import network
 from speech_finetuning.base.errors import RunEnded
 from speech_finetuning.base.network import is_network_error, retry_on_network_error
+from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.sharing.uploads import HubUploads
 from speech_finetuning.training.checkpoints import find_checkpoint, is_complete
@@ -64,7 +64,7 @@ def output(flags: list[str]) -> Path:
 
 @pytest.fixture(scope="session")
 def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.make_model(
+    return demonstration.make_model(
         tmp_path_factory.mktemp("dropout"), d_model=16, num_layers=1, dropout=0.2
     )
 
@@ -151,9 +151,9 @@ def test_rejections_are_listed_once_after_a_resume(
 ):
     rows = [
         (b"junk", "uno") if i % 4 == 0 else row
-        for i, row in enumerate(synthetic.make_rows(24, seed=3))
+        for i, row in enumerate(demonstration.make_rows(24, seed=3))
     ]
-    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
+    demonstration.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
     common = f"--do_train --num_train_epochs 1 --save_steps 2 --dataset_name {tmp_path / 'data'}"
     train(common)
     listing = output(flags) / "rejected.jsonl"
@@ -241,10 +241,10 @@ def test_an_output_dir_that_vanishes_costs_only_what_was_in_it(
 ):
     rows = [
         (b"junk", "uno") if i % 4 == 0 else row
-        for i, row in enumerate(synthetic.make_rows(24, seed=3))
+        for i, row in enumerate(demonstration.make_rows(24, seed=3))
     ]
-    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
-    synthetic.write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", rows[1:4])
+    demonstration.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
+    demonstration.write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", rows[1:4])
     update = StreamProgress.update
 
     def vanish(self: StreamProgress, ride: dict) -> None:
@@ -456,7 +456,7 @@ def test_every_signal_saves_and_the_run_ends_with_the_same_weights(
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_during_evaluation(flags: list[str], tmp_path: Path):
     """A real terminal, which sends SIGINT to the whole foreground group; the evaluation would take minutes."""
-    folder = synthetic.make_speech(tmp_path / "data", {"train": 8, "validation": 400})
+    folder = demonstration.make_speech(tmp_path / "data", {"train": 8, "validation": 400})
     words = [
         *flags,
         "--do_train",
@@ -505,7 +505,7 @@ def read_terminal(terminal: int, until: str | None) -> str:
 
 @pytest.mark.slow
 def test_three_kills_change_nothing(tmp_path: Path):
-    """SIGKILL at random instants in a process that imports nothing; tests/kill_training.py takes any number."""
+    """SIGKILL at random instants in a process that imports nothing; tests/support/kill_training.py takes any number."""
     result = subprocess.run(
         [sys.executable, kill_training.__file__, tmp_path, "--kills", "3"],
         capture_output=True,

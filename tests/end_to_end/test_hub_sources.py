@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import synthetic
 from hub import Hub
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 
 pytestmark = pytest.mark.slow  # a process each
 
@@ -49,7 +49,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, speech: Path
         "train/metadata.csv": b"file_name,transcription\n",
         "validation/metadata.csv": b"file_name,transcription\n",
     }
-    for i, (data, text) in enumerate(synthetic.make_rows(8, seed=9)):
+    for i, (data, text) in enumerate(demonstration.make_rows(8, seed=9)):
         split = ("train", "validation")[i % 2]
         audio[f"{split}/{i}.flac"] = data
         audio[f"{split}/metadata.csv"] += f"{i}.flac,{text}\n".encode()

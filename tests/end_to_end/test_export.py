@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import synthetic
 import torch
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, WhisperForConditionalGeneration
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install -r requirements-test.txt")
 faster_whisper = pytest.importorskip(
@@ -26,7 +26,7 @@ EXPORT_PAGE = (Path(script.__file__).parent / "docs" / "export.md").read_text()
 
 def make_talkative_model(folder: Path) -> Path:
     """A random model with Whisper's limits, 30 s and 448 tokens; large weights give each clip an answer of its own."""
-    synthetic.make_model(
+    demonstration.make_model(
         folder, d_model=16, num_layers=1, window_in_seconds=30, max_target_positions=448
     )
     model = WhisperForConditionalGeneration.from_pretrained(folder)
@@ -77,7 +77,7 @@ def converted(trained: Path) -> Path:
 def clips() -> list[np.ndarray]:
     generator = np.random.default_rng(0)
     return [
-        synthetic.speak(list(generator.choice(synthetic.WORDS, size=size)), generator)
+        demonstration.speak(list(generator.choice(demonstration.WORDS, size=size)), generator)
         for size in (5, 15, 40)
     ]
 
@@ -90,7 +90,7 @@ def expected(trained: Path, clips: list[np.ndarray]) -> list[list[int]]:
         AutoModelForSpeechSeq2Seq.from_pretrained(trained),
     )
     features = processor.feature_extractor(
-        clips, sampling_rate=synthetic.SAMPLE_RATE_IN_HZ, return_tensors="pt"
+        clips, sampling_rate=demonstration.SAMPLE_RATE_IN_HZ, return_tensors="pt"
     )
     ids = model.generate(features.input_features, max_new_tokens=12).tolist()
     end = processor.tokenizer.eos_token_id
@@ -108,7 +108,7 @@ def test_ctranslate2_writes_the_same_tokens(
         ctranslate2.models.Whisper(str(converted)),
     )
     features = processor.feature_extractor(
-        clips, sampling_rate=synthetic.SAMPLE_RATE_IN_HZ, return_tensors="np"
+        clips, sampling_rate=demonstration.SAMPLE_RATE_IN_HZ, return_tensors="np"
     )
     view = ctranslate2.StorageView.from_array(features.input_features)
     prefix = processor.tokenizer.prefix_tokens
@@ -149,7 +149,7 @@ def test_the_python_of_the_page_runs(converted: Path, clips: list[np.ndarray]):
         for block in re.findall(r"```python\n(.*?)```", EXPORT_PAGE, re.S)
         if "faster_whisper" in block
     )
-    soundfile.write(converted.parent / "speech.flac", clips[0], synthetic.SAMPLE_RATE_IN_HZ)
+    soundfile.write(converted.parent / "speech.flac", clips[0], demonstration.SAMPLE_RATE_IN_HZ)
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=converted.parent, capture_output=True, text=True
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
 import torch
 from hub import Hub
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -98,7 +98,7 @@ def test_packing_is_tried_at_its_most_expensive(
 
     monkeypatch.setattr(script.SpeechCollator, "__call__", counted)
     roomy = {"window_in_seconds": 12, "max_target_positions": 200}
-    model = synthetic.make_model(tmp_path / "model", d_model=16, num_layers=1, **roomy)
+    model = demonstration.make_model(tmp_path / "model", d_model=16, num_layers=1, **roomy)
     words = f"--dry_run --do_train --max_steps 40 --per_device_train_batch_size 6 --pack_utterances {model}".split()
     words.insert(-1, "--model_name_or_path")
     assert exit_code_of(script.main, [*flags, *words]) == 0
@@ -130,8 +130,10 @@ def test_unusable_data_is_an_error(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture,
 ):
-    rows = [(synthetic.encode(np.zeros(8000), "WAV"), "" if i % 4 else "uno") for i in range(64)]
-    synthetic.write_parquet(tmp_path / "data" / "train-00000.parquet", rows)
+    rows = [
+        (demonstration.encode(np.zeros(8000), "WAV"), "" if i % 4 else "uno") for i in range(64)
+    ]
+    demonstration.write_parquet(tmp_path / "data" / "train-00000.parquet", rows)
     words = [
         *flags,
         "--dry_run",

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import synthetic
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import without_folders
 from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import read_audio
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.sources import SourceRow, load_source
@@ -26,7 +26,7 @@ from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.training.progress import StreamProgress
 
 Train = Callable[[str], dict[str, float]]
-ROWS = synthetic.make_rows(6, seed=11)
+ROWS = demonstration.make_rows(6, seed=11)
 TEXTS = [text for _, text in ROWS]
 
 
@@ -35,8 +35,10 @@ def write_clips(folder: Path, ending: str = "flac") -> list[str]:
     folder.mkdir(parents=True)
     for i, (data, _) in enumerate(ROWS):
         if ending == "mp3":
-            waveform = synthetic.speak(ROWS[i][1].split(), synthetic.np.random.default_rng(i))
-            data = synthetic.encode(waveform, "MP3")
+            waveform = demonstration.speak(
+                ROWS[i][1].split(), demonstration.np.random.default_rng(i)
+            )
+            data = demonstration.encode(waveform, "MP3")
         (folder / f"{i}.{ending}").write_bytes(data)
     return [f"{i}.{ending}" for i in range(len(ROWS))]
 
@@ -102,7 +104,7 @@ def audiofolder(folder: Path, metadata: str) -> Path:
             "\n".join(["file_name,transcription", *(",".join(row.values()) for row in rows)])
         )
     else:
-        synthetic.pq.write_table(synthetic.pa.Table.from_pylist(rows), path)
+        demonstration.pq.write_table(demonstration.pa.Table.from_pylist(rows), path)
     return folder
 
 
@@ -418,8 +420,8 @@ def test_the_report_tells_what_the_filters_reject(
     train: Train, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ):
     caplog.set_level("INFO")
-    rows = [(b"junk", "uno")] * 3 + synthetic.make_rows(9, seed=2)
-    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
+    rows = [(b"junk", "uno")] * 3 + demonstration.make_rows(9, seed=2)
+    demonstration.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
     train(f"--do_train --max_steps 1 --dataset_name {tmp_path / 'data'} --data_report_samples 10")
     assert "first 10 rows of" in caplog.text and "rejected: 3 audio_unreadable" in caplog.text
     assert "durations in s: 0 [" in caplog.text and "lower case, no punctuation" in caplog.text

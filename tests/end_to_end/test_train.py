@@ -13,7 +13,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import synthetic
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
@@ -27,6 +26,7 @@ from transformers import (
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.data.audio import decode_audio, pad_features, read_audio
 from speech_finetuning.data.positions import FIRST_PLACE
@@ -176,7 +176,7 @@ def test_the_loss_is_the_mean_over_target_tokens(
 def test_a_half_precision_checkpoint_trains_in_float32(
     train: Train, flags: list[str], tmp_path: Path
 ):
-    half = synthetic.make_model(tmp_path / "half", d_model=16, num_layers=1, dtype="float16")
+    half = demonstration.make_model(tmp_path / "half", d_model=16, num_layers=1, dtype="float16")
     train(f"--do_train --max_steps 1 --model_name_or_path {half}")
     assert {tensor.dtype for tensor in weights(output(flags)).values()} == {torch.float32}
 
@@ -194,7 +194,7 @@ def test_english_only_and_turbo(
     )
     # Turbo's shape: 128 mel bins, Cantonese, fewer decoder than encoder layers; and another window.
     shape = {"num_layers": 3, "num_decoder_layers": 1, "n_mels": 128, "window_in_seconds": 3}
-    v3 = synthetic.make_model(tmp_path / "v3", d_model=16, **shape)
+    v3 = demonstration.make_model(tmp_path / "v3", d_model=16, **shape)
     metrics = train(
         f"--do_train --do_eval --max_steps 1 --model_name_or_path {v3} --language yue --output_dir {v3}-out"
     )
@@ -217,18 +217,20 @@ def test_epochs_are_counted_in_rows(train: Train, flags: list[str]):
 def test_every_bad_row_is_counted_listed_and_nothing_else_is_lost(
     train: Train, flags: list[str], tmp_path: Path
 ):
-    good = synthetic.make_rows(12, seed=3)
+    good = demonstration.make_rows(12, seed=3)
     noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 5)
     bad = [
         (b"not audio at all", "uno"),
         (None, "uno"),
-        (synthetic.encode(noise), "dos"),
+        (demonstration.encode(noise), "dos"),
         (good[0][0], "  "),
         (good[0][0], None),
         (good[0][0], "uno " * 40),
     ]
-    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", good + bad)
-    synthetic.write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", good[:3] + bad)
+    demonstration.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", good + bad)
+    demonstration.write_parquet(
+        tmp_path / "data" / "validation-00000-of-00001.parquet", good[:3] + bad
+    )
     metrics = train(f"--do_train --do_eval --num_train_epochs 1 --dataset_name {tmp_path / 'data'}")
     assert (
         metrics["train_rows"] == 20
@@ -253,8 +255,8 @@ def test_every_bad_row_is_counted_listed_and_nothing_else_is_lost(
 
 
 def test_a_micro_batch_without_a_good_row_runs(train: Train, tmp_path: Path, flags: list[str]):
-    rows = [(b"junk", "uno")] * 4 + synthetic.make_rows(4, seed=1)
-    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
+    rows = [(b"junk", "uno")] * 4 + demonstration.make_rows(4, seed=1)
+    demonstration.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
     train(
         f"--do_train --max_steps 4 --shuffle_buffer_size 1 --dataset_name {tmp_path / 'data'} "
         "--max_rejected_fraction 0.9 --per_device_train_batch_size 4"
@@ -266,8 +268,8 @@ def test_a_micro_batch_without_a_good_row_runs(train: Train, tmp_path: Path, fla
 def test_too_many_rejections_end_the_run_with_the_reasons(
     train: Train, tmp_path: Path, flags: list[str]
 ):
-    rows = [(b"junk", "uno")] * 12 + synthetic.make_rows(8, seed=1)
-    synthetic.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
+    rows = [(b"junk", "uno")] * 12 + demonstration.make_rows(8, seed=1)
+    demonstration.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
     with pytest.raises(
         UserError, match=r"12 of the first 20 rows were rejected \(12 audio_unreadable\)"
     ):
@@ -335,7 +337,7 @@ def test_overlapping_splits_are_warned_about(train: Train, caplog: pytest.LogCap
 @pytest.mark.parametrize("more", ["", "--gradient_accumulation_steps 3 --num_decoding_threads 1"])
 def test_a_continued_run_ends_with_the_same_weights(train: Train, tmp_path: Path, more: str):
     how = {"dropout": 0.2, "apply_spec_augment": not more}
-    model = synthetic.make_model(tmp_path / "model", d_model=16, num_layers=1, **how)
+    model = demonstration.make_model(tmp_path / "model", d_model=16, num_layers=1, **how)
     common = f"--do_train --save_steps 5 --model_name_or_path {model} --shuffle_buffer_size 9 {more} --max_steps"
     train(f"{common} 14 --output_dir {tmp_path / 'whole'}")
     train(f"{common} 14 --output_dir {tmp_path / 'parts'}")

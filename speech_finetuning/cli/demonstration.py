@@ -1,6 +1,6 @@
 """A tiny Whisper and synthetic speech, made on the spot: nothing binary is committed, nothing is downloaded.
 
-    python tests/synthetic.py OUT_DIR --train 8 --validation 8 --test 8
+    python -m speech_finetuning.cli.demonstration OUT_DIR --train 8 --validation 8 --test 8
 
 writes OUT_DIR/model (a random two-layer Whisper of width 64 with a 4 s window) and OUT_DIR/speech (parquet shards
 whose Audio column holds FLAC bytes). Every word of the vocabulary is a distinct sound, so that the

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-import synthetic
 from transformers import GenerationConfig
 
 import demo
+from speech_finetuning.cli import demonstration
 
 PROJECT = Path(demo.__file__).parent
 WINDOW = 4 * demo.SAMPLE_RATE_IN_HZ  # the tiny models hear 4 s at once
@@ -33,8 +33,8 @@ def recogniser(tiny_model: Path) -> demo.Recogniser:
 @pytest.fixture
 def talker(tmp_path: Path) -> Path:
     """A random model that can say only letters, and only times within its window."""
-    folder = synthetic.make_model(tmp_path / "talker", d_model=16, num_layers=1)
-    tokens = synthetic.make_tokenizer().get_vocab()
+    folder = demonstration.make_model(tmp_path / "talker", d_model=16, num_layers=1)
+    tokens = demonstration.make_tokenizer().get_vocab()
     config = GenerationConfig.from_pretrained(folder)
     times = {f"<|{i * 0.02:.2f}|>" for i in range(201)}
     allowed = set("abcdefgh") | times | {"<|endoftext|>"}
@@ -51,7 +51,7 @@ def long_clip(tmp_path: Path) -> Path:
     """About 10 s, two and a half windows, 44.1 kHz stereo."""
     generator = np.random.default_rng(0)
     waveform = np.concatenate(
-        [synthetic.speak(["uno", "dos", "tres", "diez"], generator) for _ in range(6)]
+        [demonstration.speak(["uno", "dos", "tres", "diez"], generator) for _ in range(6)]
     )
     upsampled = soxr.resample(waveform, 16_000, 44_100)
     soundfile.write(tmp_path / "long.wav", np.stack([upsampled, upsampled], axis=1), 44_100)
@@ -137,7 +137,7 @@ def test_a_model_is_asked_only_for_what_it_has(recogniser: demo.Recogniser, engl
     english = demo.load("--model", str(english_model))
     assert demo.choose_prompt(english, window, "es", "translate") == {}
     segments, note = demo.transcribe(
-        english, synthetic.speak(["uno"], np.random.default_rng(0)), "es", "transcribe"
+        english, demonstration.speak(["uno"], np.random.default_rng(0)), "es", "transcribe"
     )
     assert "language: en" in note and isinstance(segments, list)
 
@@ -197,7 +197,7 @@ def test_silent_windows_are_left_out(recogniser: demo.Recogniser, monkeypatch: A
     monkeypatch.setattr(
         recogniser.model, "generate", lambda **_: lengths.append(1) or demo.torch.zeros(1, 1)
     )
-    waveform = synthetic.speak(["uno", "dos", "tres"], np.random.default_rng(0))
+    waveform = demonstration.speak(["uno", "dos", "tres"], np.random.default_rng(0))
     waveform = np.concatenate([waveform, np.zeros(2 * WINDOW - len(waveform), dtype=np.float32)])
     segments = demo.transcribe_windows(recogniser, waveform, {})
     assert len(segments) == len(lengths) == 1

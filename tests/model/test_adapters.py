@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.cli import demonstration
 from speech_finetuning.model.adapters import add_adapters, merged_weights
 
 Train = Callable[[str], dict[str, float]]
@@ -56,7 +56,7 @@ def test_a_frozen_encoder_gets_no_adapters(train: Train, tmp_path: Path, tiny_mo
 
 
 def test_a_continued_run_is_exact_and_keeps_its_rank(train: Train, tmp_path: Path):
-    model = synthetic.make_model(tmp_path / "model", d_model=16, num_layers=1, dropout=0.2)
+    model = demonstration.make_model(tmp_path / "model", d_model=16, num_layers=1, dropout=0.2)
     common = f"--do_train --max_steps 8 --save_steps 3 --model_name_or_path {model} --lora_rank 2 --label_smoothing 0.1"
     common = common.replace("label_smoothing", "label_smoothing_factor")
     for name in ("whole", "parts"):
