@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic
 import torch
 import transformers
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 
 IS_EXACT = os.environ.get("GOLDEN_EXACT") == "1"
 IS_RECORDING = os.environ.get("GOLDEN_RECORD") == "1"
@@ -202,17 +202,17 @@ class Run:
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Models with dropout, without, and without timestamp tokens (for a small checkpoint); speech."""
     folder = tmp_path_factory.mktemp("golden")
-    tokenizer = synthetic.make_tokenizer()
+    tokenizer = demonstration.make_tokenizer()
     num_tokens = tokenizer.convert_tokens_to_ids("<|0.00|>")  # the timestamps are the last ones
     size = {"d_model": 16, "num_layers": 1}
     random = {"dropout": 0.2, "apply_spec_augment": True}
     paths = {
-        "model": synthetic.make_model(folder / "model", **size, dropout=0.2),
-        "steady_model": synthetic.make_model(folder / "steady", **size),
-        "small_model": synthetic.make_model(
+        "model": demonstration.make_model(folder / "model", **size, dropout=0.2),
+        "steady_model": demonstration.make_model(folder / "steady", **size),
+        "small_model": demonstration.make_model(
             folder / "small", **size, **random, vocab_size=num_tokens
         ),
-        "speech": synthetic.make_speech(folder / "speech", {"train": 40}),
+        "speech": demonstration.make_speech(folder / "speech", {"train": 40}),
         "flawed_speech": make_flawed_speech(folder / "flawed_speech"),
         "one_sentence": make_one_sentence(folder / "one_sentence"),
     }
@@ -224,21 +224,21 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def make_flawed_speech(folder: Path) -> Path:
     """14 good rows and 2 bad ones to train on; 6 and 2, with capitals and full stops, to score."""
-    rows = synthetic.make_rows(22, seed=7)
+    rows = demonstration.make_rows(22, seed=7)
     bad = [(rows[20][0], " "), (None, rows[21][1])]
     scored = [(audio, f"{text.capitalize()}.") for audio, text in rows[14:20]]
-    synthetic.write_parquet(folder / "train-00000-of-00002.parquet", rows[:9])
-    synthetic.write_parquet(folder / "train-00001-of-00002.parquet", rows[9:14] + bad)
-    synthetic.write_parquet(folder / "validation-00000-of-00001.parquet", scored + bad)
+    demonstration.write_parquet(folder / "train-00000-of-00002.parquet", rows[:9])
+    demonstration.write_parquet(folder / "train-00001-of-00002.parquet", rows[9:14] + bad)
+    demonstration.write_parquet(folder / "validation-00000-of-00001.parquet", scored + bad)
     return folder
 
 
 def make_one_sentence(folder: Path) -> Path:
     """24 rows to train on, all with the same text; 8 ordinary ones to score."""
-    rows = [(audio, "Uno, dos tres.") for audio, _ in synthetic.make_rows(24, seed=8)]
-    scored = synthetic.make_rows(8, seed=9)
-    synthetic.write_parquet(folder / "train-00000-of-00001.parquet", rows)
-    synthetic.write_parquet(folder / "validation-00000-of-00001.parquet", scored)
+    rows = [(audio, "Uno, dos tres.") for audio, _ in demonstration.make_rows(24, seed=8)]
+    scored = demonstration.make_rows(8, seed=9)
+    demonstration.write_parquet(folder / "train-00000-of-00001.parquet", rows)
+    demonstration.write_parquet(folder / "validation-00000-of-00001.parquet", scored)
     return folder
 
 
