@@ -6,7 +6,8 @@
     scoring   metrics, eval_sets, scores, predictions: rows to numbers that cannot flatter
     training  loss, progress, checkpoints, callbacks, trainer, session: Seq2SeqTrainer, the few overrides
     sharing   uploads, hub, model_card, run_info: what other people see
-    cli       flags, checks, console, exit_status, data_report, dry_run: what the terminal sees
+    cli       flags, checks, console, exit_status, data_report, dry_run, demonstration: what the
+              terminal sees
 
 The script run_speech_recognition_seq2seq_streaming.py stands on all of them; nothing here imports it.
 """

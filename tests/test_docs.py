@@ -1,5 +1,6 @@
 """README.md, docs/ and CONTRIBUTING.md: the code accepts every command, flag, table and link in them."""
 
+import functools
 import json
 import re
 import shlex
@@ -10,15 +11,16 @@ from pathlib import Path
 import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
+import speech_finetuning
 from speech_finetuning.cli.flags import RETIRED_ARGUMENTS, ArgumentParser
 
 PROJECT = Path(script.__file__).parent
 SCRIPT_NAME = "run_speech_recognition_seq2seq_streaming.py"
+README = PROJECT / "README.md"
 MEMORY_PAGE = PROJECT / "docs" / "memory.md"
 MIGRATION_PAGE = PROJECT / "docs" / "migrating-from-2022.md"
-
-# README.md first, then one page a question.
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+QUESTION_PAGES = sorted((PROJECT / "docs").glob("*.md"))
+PAGES = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *QUESTION_PAGES]
 PAGE_NAMES = [str(page.relative_to(PROJECT)) for page in PAGES]
 
 # These need a GPU or a token before they can be parsed; everything else of a command is parsed and checked here.
@@ -69,6 +71,7 @@ def command_words(line: str) -> list[str]:
     return words
 
 
+@functools.cache
 def recipes() -> dict[str, list[str]]:
     """The flags of every recipe in run.sh by its name; the recipe without a name is the real one."""
     text = (PROJECT / "run.sh").read_text(encoding="utf-8").replace("\\\n", " ")
@@ -86,6 +89,7 @@ def script_parser() -> ArgumentParser:
     return ArgumentParser((script.TrainingArguments, script.ModelArguments, script.DataArguments))
 
 
+@functools.cache
 def script_flags() -> set[str]:
     return {option.removeprefix("--") for option in script_parser()._option_string_actions}
 
@@ -175,7 +179,7 @@ def test_the_pages_have_commands_of_their_own():
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
 def test_commands_within_a_sentence_are_accepted(page: Path):
     for span in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
-        is_ours = "run.sh" in span or "demo.py" in span or span.startswith("python benchmarks/")
+        is_ours = re.search(r"\b(run\.sh|demo\.py|python (benchmarks|tests)/)", span)
         if is_ours and " " in span:
             check_command(span)
 
@@ -246,6 +250,12 @@ def test_every_line_of_the_memory_table_is_a_command():
         )
 
 
+def test_the_readme_s_lines_of_the_memory_table_are_those_of_its_page():
+    lines = re.findall(r"^\| \d+ GB .*$", README.read_text(encoding="utf-8"), re.M)
+    assert len(lines) >= 5
+    assert set(lines) <= set(MEMORY_PAGE.read_text(encoding="utf-8").splitlines())
+
+
 @pytest.mark.parametrize(("code", "is_requeued"), [(0, False), (2, False), (75, True), (138, True)])
 def test_the_slurm_job_queues_again_only_when_that_helps(
     tmp_path: Path, code: int, is_requeued: bool
@@ -288,6 +298,31 @@ def test_the_table_of_retired_flags_is_the_script_s():
     )
 
 
+def modules_by_floor() -> dict[str, set[str]]:
+    modules: dict[str, set[str]] = defaultdict(set)
+    for path in (PROJECT / "speech_finetuning").glob("*/*.py"):
+        if path.name != "__init__.py":
+            modules[path.parent.name].add(path.stem)
+    return modules
+
+
+def floor_plan(text: str) -> dict[str, set[str]]:
+    """The modules between a floor's name and the colon after them, in README.md or in the package's docstring."""
+    plan = {}
+    for floor in modules_by_floor():
+        (names,) = re.findall(rf"^ +{floor}/? +([\w,\s]+):", text, re.M)
+        plan[floor] = set(re.findall(r"\w+", names))
+    return plan
+
+
+def test_the_readme_s_floor_plan_is_the_package():
+    assert floor_plan(README.read_text(encoding="utf-8")) == modules_by_floor()
+
+
+def test_the_package_s_floor_plan_is_the_package():
+    assert floor_plan(speech_finetuning.__doc__) == modules_by_floor()
+
+
 def heading_anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
@@ -307,10 +342,9 @@ def test_every_relative_link_leads_somewhere(page: Path):
 
 
 def test_every_page_is_reached_from_the_readme_and_leads_back():
-    readme = PAGES[0].read_text(encoding="utf-8")
-    pages = PAGES[1:]
-    assert len(pages) >= 10
-    for page in pages:
+    readme = README.read_text(encoding="utf-8")
+    assert len(QUESTION_PAGES) >= 10
+    for page in QUESTION_PAGES:
         assert f"](docs/{page.name})" in readme, page.name
         assert "](../README.md" in page.read_text(encoding="utf-8"), page.name
 

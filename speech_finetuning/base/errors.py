@@ -8,7 +8,7 @@ class UserError(ValueError):
 
 
 class RunEnded(Exception):
-    """The run ends early for a reason outside it; `code` is its exit code (the README has the table)."""
+    """The run ends early for a reason outside it; `code` is its exit code (docs/long-runs.md has the table)."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)
