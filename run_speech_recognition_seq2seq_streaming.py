@@ -933,11 +933,14 @@ def set_up(
         compute_loss_func=TokenWeightedLoss(args.label_smoothing_factor),
         compute_metrics=Scorecard(processor.tokenizer, readings),
         callbacks=[transformers.EarlyStoppingCallback(limit)] if limit else [],
-        data_args=data_args,
         progress=progress,
         stop=stop or StopSignals(),
         uploads=uploads,
+        train_window=data_args.train_window,
+        full_window_fraction=data_args.full_window_fraction,
+        max_train_time_in_hours=data_args.max_train_time_in_hours,
     )
+    trainer.data_args = data_args  # for run_job
     transformers.set_seed(
         args.seed + args.process_index
     )  # else all ranks would drop out and mask alike

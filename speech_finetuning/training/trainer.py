@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -54,16 +54,23 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
 
     def __init__(
         self,
-        data_args: Any,
+        *,
         progress: StreamProgress,
         stop: StopSignals,
-        uploads: Any,
-        **other: Any,
+        uploads: Any = None,
+        train_window: Literal["full", "longest"] = "full",
+        full_window_fraction: float = 1.0,
+        max_train_time_in_hours: float | None = None,
+        **trainer_arguments: Any,
     ) -> None:
-        super().__init__(**other)
-        self.data_args, self.progress, self.stop, self.uploads = data_args, progress, stop, uploads
+        super().__init__(**trainer_arguments)
+        self.progress = progress
+        self.stop = stop
+        self.uploads = uploads
+        self.train_window = train_window
+        self.full_window_fraction = full_window_fraction
+        self.deadline = time.monotonic() + 3600 * (max_train_time_in_hours or math.inf)
         self.window_in_frames = FRAMES_PER_POSITION * self.model.config.max_source_positions
-        self.deadline = time.monotonic() + 3600 * (data_args.max_train_time_in_hours or math.inf)
         self.checkpoint_to_resume: str | None = None
         self.unfinished: Path | None = None  # where a checkpoint is being written
         self.save_error: Exception | None = None
@@ -163,9 +170,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         """Frames that a training batch is padded to: its longest clip's, up to a whole second; for a seeded share of
         batches the full window, so that the model does not forget it. row: where the batch ends in the stream. Ranks
         draw alike for the batches that they train on at the same time: else most would wait for one at 30 s."""
-        fraction = (
-            1.0 if self.data_args.train_window == "full" else self.data_args.full_window_fraction
-        )
+        fraction = 1.0 if self.train_window == "full" else self.full_window_fraction
         rows_at_once = self.args.train_batch_size * (
             1 if self.progress.is_sharded_by_rank else self.args.world_size
         )

@@ -102,7 +102,8 @@ def test_like_lengths_meet_in_a_batch_and_the_place_is_kept(speech: Path, prepar
 @pytest.mark.parametrize("is_sharded_by_rank", [False, True])
 def test_processes_have_the_full_window_at_the_same_time(is_sharded_by_rank: bool):
     trainer = SimpleNamespace(
-        data_args=SimpleNamespace(train_window="longest", full_window_fraction=0.25),
+        train_window="longest",
+        full_window_fraction=0.25,
         args=SimpleNamespace(data_seed=1, train_batch_size=4, world_size=2),
         progress=SimpleNamespace(is_sharded_by_rank=is_sharded_by_rank),
         window_in_frames=400,
