@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,35 @@ def redacted(text: str) -> str:
 def without_folders(text: str) -> str:
     """The text with the last part only of every absolute path, for what is uploaded; addresses stay."""
     return re.sub(r"(?<![\w:/.])/(?:[\w.@+~-]+/)+|(?<=\d/)/(?:[\w.@+~-]+/)+", "", redacted(text))
+
+
+# Overrides of the writing direction, which make a text look like another one.
+DIRECTION_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def is_control(character: str) -> bool:
+    """Whether a terminal or an editor might obey the character instead of showing it."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or (
+        character in DIRECTION_MARKS
+    )
+
+
+def printable(text: str) -> str:
+    """Foreign text for a terminal or a text file: one line, control characters as \\x1b or \\u202e."""
+    if text.isprintable():  # all but a few
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if is_control(character) else character
+        for character in text
+    )
+
+
+def json_line(value: Any) -> str:
+    """One line of a .jsonl file, in letters of every alphabet; control characters are escaped, and
+    a reader gets them back."""
+    text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = "".join(
+            f"\\u{ord(character):04x}" if is_control(character) else character for character in text
+        )
+    return f"{text}\n"
