@@ -30,15 +30,12 @@ before they are decoded; a bad row becomes a Rejection with a reason and never e
 import copy
 import difflib
 import functools
-import itertools
 import json
 import logging
 import math
 import re
 import sys
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -53,13 +50,27 @@ from transformers.hf_argparser import HfArg
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import write_json
 from speech_finetuning.base.network import as_user_error, retry_on_network_error
-from speech_finetuning.base.rejections import Rejection, describe_counts, list_rejections
+from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
-from speech_finetuning.cli.checks import check_devices, check_optimizer, sharding_rules
+from speech_finetuning.cli.checks import (
+    check_adapters,
+    check_devices,
+    check_optimizer,
+    sharding_rules,
+)
 from speech_finetuning.cli.console import describe_run, set_up_logging
-from speech_finetuning.cli.data_report import report_data
-from speech_finetuning.cli.dry_run import estimate_needs, miniature_flags
+from speech_finetuning.cli.data_report import report_data, warn_of_overlap
+from speech_finetuning.cli.dry_run import (
+    check_hub_access,
+    check_sample,
+    conclude,
+    estimate_needs,
+    folder_size_in_bytes,
+    miniature_flags,
+    rehearse,
+    take_sample,
+)
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.cli.flags import (
     REFUSED_ARGUMENTS,
@@ -70,11 +81,8 @@ from speech_finetuning.cli.flags import (
 )
 from speech_finetuning.data.audio import (
     FRAMES_PER_POSITION,
-    HOP_LENGTH_IN_SAMPLES,
-    SAMPLE_RATE_IN_HZ,
     SILENCE,
 )
-from speech_finetuning.data.manifests import read_manifest
 from speech_finetuning.data.packing import UtterancePacker, build_packer
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
@@ -82,15 +90,17 @@ from speech_finetuning.data.stream import SpeechStream, can_shard_by_rank
 from speech_finetuning.data.text import IGNORED_LABEL, UNSPACED_LANGUAGES
 from speech_finetuning.model.adapters import add_adapters
 from speech_finetuning.model.loading import check_language, load_processor
-from speech_finetuning.scoring.eval_sets import join_eval_sets, prepare_eval_set
-from speech_finetuning.scoring.scores import Scorecard, last_scores, score_table
-from speech_finetuning.sharing.hub import base_licence, check_hub, make_uploads
+from speech_finetuning.scoring.eval_sets import prepare_eval_sets
+from speech_finetuning.scoring.scores import Scorecard, last_scores
+from speech_finetuning.sharing.hub import base_licence, make_uploads
 from speech_finetuning.sharing.model_card import model_card
+from speech_finetuning.sharing.reports import write_reports
 from speech_finetuning.sharing.run_info import check_output_dir, run_identity, run_info
+from speech_finetuning.sharing.uploads import HubUploads
 from speech_finetuning.training.checkpoints import find_checkpoint
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.progress import StreamProgress
-from speech_finetuning.training.session import train
+from speech_finetuning.training.session import final_scores, train, zero_shot_scores
 from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger("speech_finetuning.script")
@@ -246,6 +256,10 @@ class DataArguments:
         default=False, help="Tries the whole job in minutes and says what it needs; leaves nothing."
     )
 
+    @property
+    def max_network_wait_in_seconds(self) -> float:
+        return 60 * self.max_network_wait_in_minutes
+
 
 @dataclass
 class DataRecord(DataArguments):
@@ -320,6 +334,11 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
         # (RuntimeError in accelerate 1.15, data_loader.py:845).
         self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
         super().__post_init__()
+
+    @property
+    def rows_per_step(self) -> int:
+        """Of all processes together, rejected ones counted."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
 def data_records(data_args: DataArguments) -> list[DataRecord]:
@@ -569,464 +588,523 @@ class SpeechCollator:
         return {**batch, "ride": ride}
 
 
+# ---------------------------------------------------------------------------------- data ----
+@dataclass(kw_only=True)
+class Inputs:
+    """What is trained and scored, and read how; nothing large is loaded or decoded yet."""
+
+    processor: transformers.WhisperProcessor
+    config: transformers.WhisperConfig
+    languages: list[str | None]  # of each record; None: the model knows English only
+    readings: dict[str, tuple[str | None, bool]]  # of each record: language, normalised text leads
+    speech: dict[str, list[SpeechDataset]]  # by role: train, eval, test, predict
+
+    @property
+    def train_sets(self) -> tuple[SpeechDataset, ...]:
+        return tuple(self.speech.get("train", ()))
+
+
+def make_preprocessor(
+    processor: transformers.WhisperProcessor,
+    config: transformers.WhisperConfig,
+    data_args: DataArguments,
+    language: str | None,
+) -> Preprocessor:
+    """The row-to-example stage for this checkpoint's window, mel bins and decoder length, and for
+    this data's language and limits. Raises: UserError if feature extractor and model disagree."""
+    extractor = processor.feature_extractor
+    if extractor.feature_size != config.num_mel_bins:
+        raise UserError(
+            f"the checkpoint's feature extractor makes {extractor.feature_size} mel bins, its model "
+            f"reads {config.num_mel_bins}. Copy preprocessor_config.json from the model that it was "
+            "made from."
+        )
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
+    return Preprocessor(
+        tokenizer=tokenizer,
+        mel_filters=np.float32(extractor.mel_filters),
+        window_in_frames=FRAMES_PER_POSITION * config.max_source_positions,
+        max_label_length=config.max_target_positions,
+        min_duration_in_seconds=data_args.min_duration_in_seconds,
+        max_duration_in_seconds=data_args.max_duration_in_seconds,
+        do_lower_case=data_args.do_lower_case,
+        do_remove_punctuation=data_args.do_remove_punctuation,
+        max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
+    )
+
+
+def open_dataset(
+    role: str, split: str, record: DataRecord, preprocessor: Preprocessor, cache_dir: str | None
+) -> SpeechDataset:
+    """One split of one entry, undecoded. Rows to predict need no text; long clips are scored with
+    --long_form, but never trained on."""
+    needs_text = role != "predict"
+    # An empty name: no text column is needed.
+    text_column = record.text_column_name or (None if needs_text else "")
+    source = load_source(
+        record.dataset_name,
+        record.dataset_config_name,
+        split,
+        (record.audio_column_name, text_column),
+        cache_dir,
+        record.streaming,
+        record.name,
+    )
+    return SpeechDataset(
+        source=source,
+        preparer=replace(
+            preprocessor,
+            needs_text=needs_text,
+            takes_long_clips=record.long_form and role != "train",
+        ),
+        max_rows=record.max_train_samples if role == "train" else record.max_eval_samples,
+        weight=record.weight,
+    )
+
+
+def load_speech(
+    records: list[DataRecord],
+    preprocessors: list[Preprocessor],
+    training_args: TrainingArguments,
+    cache_dir: str | None,
+) -> dict[str, list[SpeechDataset]]:
+    """What this run reads, undecoded, by role: train, eval, test, predict. Raises: UserError."""
+    roles = [
+        ("train", training_args.do_train),
+        ("eval", training_args.do_eval),
+        ("test", True),
+        ("predict", training_args.do_predict),
+    ]
+    speech: dict[str, list[SpeechDataset]] = {}
+    for role, is_wanted in roles:
+        for record, preprocessor in zip(records, preprocessors, strict=True):
+            split = getattr(record, f"{role}_split_name")
+            if is_wanted and split:
+                dataset = open_dataset(role, split, record, preprocessor, cache_dir)
+                speech.setdefault(role, []).append(dataset)
+        if is_wanted and role in ("train", "eval") and role not in speech:
+            raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
+    warn_of_overlap(speech)
+    return speech
+
+
+# --------------------------------------------------------------------------------- model ----
 def load_model(
-    model_args: ModelArguments, data_args: DataArguments, language: str | None
+    model_args: ModelArguments, data_args: DataArguments, languages: list[str | None]
 ) -> transformers.WhisperForConditionalGeneration:
-    """The checkpoint in float32 (mixed precision comes from --fp16 or --bf16), told language and task.
-    Only the generation config carries language and task; forced_decoder_ids would contradict them."""
-    # Without dtype, transformers 5 loads float16 checkpoints as float16, whose gradients cannot be unscaled.
-    name, revision = model_args.model_name_or_path, model_args.model_revision
-    how = {"revision": revision, "cache_dir": model_args.cache_dir, "dtype": torch.float32}
+    """The checkpoint in float32 (mixed precision comes from --fp16 or --bf16), told language and
+    task. Only the generation config carries them; forced_decoder_ids would contradict it."""
+    name = model_args.model_name_or_path
+    load = functools.partial(
+        transformers.WhisperForConditionalGeneration.from_pretrained,
+        revision=model_args.model_revision,
+        cache_dir=model_args.cache_dir,
+        # Else transformers 5 loads float16 checkpoints as float16, whose gradients cannot be
+        # unscaled.
+        dtype=torch.float32,
+    )
     with as_user_error(OSError, where=f"--model_name_or_path {name}"):
-        model = transformers.WhisperForConditionalGeneration.from_pretrained(name, **how)
+        model = retry_on_network_error(
+            load,
+            name,
+            task=f"loading {name}",
+            limit_in_seconds=data_args.max_network_wait_in_seconds,
+        )
     # Whisper's sinusoids are constants, but transformers 5.23 loads them with requires_grad=True.
     model.model.encoder.embed_positions.requires_grad_(False)
     model.generation_config.forced_decoder_ids = None
     if getattr(model.generation_config, "is_multilingual", False):
         model.generation_config.task = data_args.task
-        model.generation_config.language = language  # None: detected
+        # Of several languages the saved model detects each.
+        language = languages[0] if len(set(languages)) == 1 else None
+        model.generation_config.language = language
     if model_args.freeze_encoder:
         model.freeze_encoder()
     if model_args.lora_rank:
-        add_adapters(
-            model, model_args.lora_rank, r".*decoder.*" if model_args.freeze_encoder else ".*"
-        )
-    # By the library, in training mode, on a batch of its own; its defaults mask time only.
+        adapted = r".*decoder.*" if model_args.freeze_encoder else ".*"
+        add_adapters(model, model_args.lora_rank, adapted)
     if data_args.apply_spec_augment:
+        # By the library, in training mode, on a batch of its own; its defaults mask time only.
         model.config.update({"apply_spec_augment": True, "mask_feature_prob": 0.05})
     return model
 
 
-def make_preprocessor(
-    processor: transformers.WhisperProcessor,
-    config: Any,
-    data_args: DataArguments,
-    language: str | None,
-) -> Preprocessor:
-    """The row-to-example stage for this checkpoint's window, mel bins and decoder length, and this data's language."""
-    extractor = processor.feature_extractor
-    if extractor.feature_size != config.num_mel_bins:
-        found = f"feature extractor makes {extractor.feature_size} mel bins, its model reads {config.num_mel_bins}"
-        advice = "Copy preprocessor_config.json from the model that it was made from."
-        raise UserError(f"the checkpoint's {found}. {advice}")
-    tokenizer = copy.deepcopy(processor.tokenizer)
-    tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
-    window, longest_label = (
-        FRAMES_PER_POSITION * config.max_source_positions,
-        config.max_target_positions,
-    )
-    limits = (data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
-    text = (data_args.do_lower_case, data_args.do_remove_punctuation)
-    mel_filters, wait = (
-        np.float32(extractor.mel_filters),
-        60 * data_args.max_network_wait_in_minutes,
-    )
-    return Preprocessor(tokenizer, mel_filters, window, longest_label, *limits, *text, wait)
-
-
-def open_sets(
-    records: list[DataRecord],
-    preparers: list[Preprocessor],
-    args: TrainingArguments,
-    cache_dir: str | None,
-) -> dict[str, list[SpeechDataset]]:
-    """What this run reads, by role: train, eval, test. Warns where scored rows are also trained on."""
-    wanted = {
-        "train": args.do_train,
-        "eval": args.do_eval,
-        "test": True,
-        "predict": args.do_predict,
-    }
-    sets: dict[str, list[SpeechDataset]] = {}
-    for role, (record, preparer) in itertools.product(wanted, zip(records, preparers, strict=True)):
-        split = getattr(record, f"{role}_split_name")
-        if wanted[role] and split:
-            needs_text = role != "predict"
-            columns = (
-                record.audio_column_name,
-                record.text_column_name or (None if needs_text else ""),
-            )
-            changes = {
-                "needs_text": needs_text,
-                "takes_long_clips": record.long_form and role != "train",
-            }
-            where = (record.dataset_name, record.dataset_config_name, split, columns)
-            source = load_source(*where, cache_dir, record.streaming, record.name)
-            max_rows = record.max_train_samples if role == "train" else record.max_eval_samples
-            item = SpeechDataset(source, replace(preparer, **changes), max_rows, record.weight)
-            sets.setdefault(role, []).append(item)
-    for role in ("train", "eval"):
-        if wanted[role] and role not in sets:
-            raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
-    trained = {url for item in sets.get("train", []) for url in item.source.data_files}
-    for role in ("eval", "test"):
-        shared = trained & {url for item in sets.get(role, []) for url in item.source.data_files}
-        if any(not Path(url).name.startswith("metadata.") for url in shared):
-            logger.warning(
-                "The %s split shares files with the training split: its score will flatter.", role
-            )
-    return sets
-
-
-def resolve_arguments(
-    args: TrainingArguments,
-    config: Any,
-    pass_rows: dict[str, int | None],
-    languages: list,
-    has_adapters: bool = False,
-) -> None:
-    """Fills in what depends on the model and the data: learning rate, and steps from --num_train_epochs passes.
-    pass_rows: rows of a pass of each training source. Raises: UserError if they have to be counted and cannot be."""
-    if has_adapters and (
-        args.fsdp or transformers.integrations.is_deepspeed_zero3_enabled()
-    ):  # one rank merges
-        raise UserError("--lora_rank: adapters take little memory. Leave out --fsdp or ZeRO-3.")
+def choose_learning_rate(config: transformers.WhisperConfig, has_adapters: bool) -> float:
+    """The default peak learning rate: by the model's width, or one for adapters of any size."""
+    if has_adapters:
+        return LORA_LEARNING_RATE
     width = max(limit for limit in LEARNING_RATE_BY_WIDTH if limit <= config.d_model)
-    args.learning_rate = args.learning_rate or (
-        LORA_LEARNING_RATE if has_adapters else LEARNING_RATE_BY_WIDTH[width]
-    )
-    if args.metric_for_best_model == "wer" and set(languages) <= set(UNSPACED_LANGUAGES):
-        args.metric_for_best_model = "cer"
+    return LEARNING_RATE_BY_WIDTH[width]
+
+
+def count_steps(training_args: TrainingArguments, train_sets: tuple[SpeechDataset, ...]) -> int:
+    """Steps of --num_train_epochs passes. Raises: UserError if they cannot be counted."""
+    if len(train_sets) > 1:
+        raise UserError(
+            "--num_train_epochs: the passes of a mix end at different times. Pass --max_steps N "
+            "instead."
+        )
+    num_rows = train_sets[0].rows_per_pass()
+    if num_rows is None:
+        raise UserError("--num_train_epochs: rows cannot be counted. Pass --max_steps N instead.")
+    return math.ceil(training_args.num_train_epochs * num_rows / training_args.rows_per_step)
+
+
+def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adapters: bool) -> None:
+    """Fills in what depends on the model and the data: learning rate, steps, the best model's
+    metric. Raises: UserError if rows must be counted and cannot be."""
+    check_adapters(training_args, has_adapters)
+    config, languages = inputs.config, inputs.languages
+    if not training_args.learning_rate:
+        training_args.learning_rate = choose_learning_rate(config, has_adapters)
+    if inputs.train_sets and training_args.max_steps <= 0:
+        training_args.max_steps = count_steps(training_args, inputs.train_sets)
+    # Schedule-free optimisers take the number as it is: no fraction.
+    training_args.warmup_steps = training_args.get_warmup_steps(training_args.max_steps)
+    training_args.num_train_epochs = (
+        training_args.num_train_epochs or 0.0
+    )  # the library compares it
+    if training_args.metric_for_best_model == "wer" and set(languages) <= set(UNSPACED_LANGUAGES):
+        training_args.metric_for_best_model = "cer"
         logger.warning(
             "no spaces between words in %s: the best model is the one of the lowest CER.", languages
         )
-    if (
-        args.ddp_find_unused_parameters is None
-    ):  # the library looks for them in every step; only layerdrop has any
-        args.ddp_find_unused_parameters = config.encoder_layerdrop + config.decoder_layerdrop > 0
-    args.data_seed = args.seed if args.data_seed is None else args.data_seed
-    args.ignore_data_skip = True  # the stream continues from its own position
-    if args.load_best_model_at_end and args.save_total_limit == 1:
-        args.save_total_limit = (
-            2  # the library would delete the last one for the best, and a restart train again
-        )
-    if pass_rows and args.max_steps <= 0:
-        if len(pass_rows) > 1 or None in pass_rows.values():
-            why = (
-                "the passes of a mix end at different times"
-                if len(pass_rows) > 1
-                else "rows cannot be counted"
-            )
-            raise UserError(f"--num_train_epochs: {why}. Pass --max_steps N instead.")
-        batch = (
-            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        )
-        args.max_steps = math.ceil(args.num_train_epochs * sum(pass_rows.values()) / batch)
-    args.warmup_steps = args.get_warmup_steps(
-        args.max_steps
-    )  # schedule-free optimisers take the number as it is
-    args.num_train_epochs = args.num_train_epochs or 0.0  # the library compares it with 0
+    if training_args.ddp_find_unused_parameters is None:
+        # The library looks for them in every step; only layerdrop has any.
+        layerdrop = config.encoder_layerdrop + config.decoder_layerdrop
+        training_args.ddp_find_unused_parameters = layerdrop > 0
+    if training_args.data_seed is None:
+        training_args.data_seed = training_args.seed
+    training_args.ignore_data_skip = True  # the stream continues from its own position
+    if training_args.load_best_model_at_end and training_args.save_total_limit == 1:
+        # The library would delete the last one for the best, and a restart train again.
+        training_args.save_total_limit = 2
 
 
-def prepare_eval_sets(
-    sets: dict, num_threads: int, args: TrainingArguments
-) -> dict[str, datasets.Dataset]:
-    """Every scored split, decoded once, with its rejections in the log and in rejected.jsonl."""
-    output_dir, joined = Path(args.output_dir), {}
-    for role in [role for role in ("eval", "test", "predict") if role in sets]:
-        prepared = {}
-        for item in sets[role]:
-            with args.main_process_first(local=False):  # the others find the finished cache
-                rows, rejections = prepare_eval_set(item, num_threads, output_dir / "_eval_cache")
-            prepared[item.source.record] = rows
-            listing = [str(path) for path in output_dir.glob("rejected.jsonl")]
-            listed = {
-                line.get("row") for line in read_manifest(listing)
-            }  # a kill may have torn the last one
-            news = [rejection for rejection in rejections if rejection.row not in listed]
-            list_rejections(output_dir, item.source.split, news if args.process_index == 0 else [])
-            found = (
-                len(rows) - len(rejections),
-                describe_counts(Counter(r.reason for r in rejections)),
-            )
-            logger.info(
-                "%s: %d rows to score, rejected: %s", f"{role} {item.source.record}".strip(), *found
-            )
-        joined[role] = join_eval_sets(prepared)
-    return joined
+# ------------------------------------------------------------------------------- the job ----
+@dataclass(kw_only=True)
+class Run:
+    """The output folder, and what it already has."""
+
+    output_dir: Path
+    identity: dict[str, Any]  # what makes two starts the same run
+    uploads: HubUploads | None  # None: nothing is pushed, or not by this process
+    checkpoint: Path | None  # to continue from
 
 
-def zero_shot_scores(
-    trainer: SpeechTrainer, output_dir: Path, checkpoint: Path | None
-) -> dict[str, float]:
-    """Scores of the untouched model; a continued run reads them from zero_shot.json."""
-    record = output_dir / "zero_shot.json"
-    if checkpoint is not None and record.is_file():
-        return json.loads(record.read_text(encoding="utf-8"))
-    metrics = trainer.evaluate(metric_key_prefix="zero_shot")
-    if trainer.is_world_process_zero():
-        write_json(record, metrics)
-    return metrics
+@dataclass(kw_only=True)
+class Job:
+    """What `run_job` needs: everything is opened, nothing is trained."""
+
+    run: Run
+    data_args: DataArguments
+    trainer: SpeechTrainer
+    run_info: dict[str, Any]
+    final_sets: dict[str, datasets.Dataset]  # scored once, at the end, by role: test, predict
+    write_card: Callable[..., str]  # (metrics=..., history=...) to the text of the model card
 
 
-def write_reports(
-    output_dir: Path, info: dict[str, Any], metrics: dict[str, float], card: str
-) -> None:
-    """all_results.json, scorecard.json, run_info.json with the end time, the card, and the score table in the log."""
-    roles = ("zero_shot", "eval", "test", "predict")
-    scores = {
-        name: metrics[name]
-        for name in metrics
-        if name.startswith(roles) and "preparation_time" not in name
-    }
-    ended = {"ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    for name, value in {
-        "all_results": metrics,
-        "scorecard": scores,
-        "run_info": info | ended,
-    }.items():
-        write_json(output_dir / f"{name}.json", value)
-    (output_dir / "README.md").write_text(card, encoding="utf-8")
-    if any(name.endswith("_wer") for name in metrics):
-        names = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
-        logger.info("scores\n%s", score_table(metrics, names))
-        for name in ["", *names]:
-            for kind in ("wer", "cer", "repetition_loops", "cut_outputs", "empty_outputs"):
-                keys = (f"{role}_{name}".rstrip("_") + f"_{kind}" for role in ("zero_shot", "eval"))
-                before, after = (metrics.get(key) for key in keys)
-                if before is not None and after is not None and after > before:
-                    found = (name or "the model", kind.replace("_", " "), after, before)
-                    logger.warning(
-                        "%s is worse than before training: %s %.2f %%, was %.2f %%.", *found
-                    )
-
-
-def run_job(
-    trainer: SpeechTrainer,
-    info: dict[str, Any],
-    final_sets: dict,
-    checkpoint: Path | None,
-    write_card: Callable,
-) -> dict[str, float]:
-    """Reports on the data, scores, trains, scores, reports and uploads, each if it is wanted. Returns all metrics."""
-    args, data_args, uploads = trainer.args, trainer.data_args, trainer.uploads
-    output_dir = Path(args.output_dir)
-    metrics: dict[str, float] = {}
-    if args.process_index == 0:
-        write_json(output_dir / "run_info.json", info)
-        if args.do_train and checkpoint is None and data_args.data_report_samples:
-            curves = output_dir / "runs" / "data" if "tensorboard" in args.report_to else None
-            report_data(trainer.train_dataset, data_args.data_report_samples, curves)
-    if data_args.eval_before_training:
-        metrics |= zero_shot_scores(trainer, output_dir, checkpoint)
-    if uploads is not None:
-        known = trainer.progress.totals
-        uploads.write_card = lambda log: write_card(
-            metrics=metrics | last_scores(log) | known(), history=log
-        )
-    if args.do_train:
-        metrics |= train(trainer, checkpoint)
-    if (
-        args.do_eval
-    ):  # of the weights that are saved; the last evaluation may have scored them already
-        # The best step of all may lie between two saves: what was loaded is the best checkpoint.
-        best = args.load_best_model_at_end and trainer.state.best_model_checkpoint
-        step = int(best.rpartition("-")[2]) if best else trainer.state.global_step
-        metrics |= last_scores(trainer.state.log_history, step) or trainer.evaluate()
-    for role, rows in final_sets.items():
-        metrics |= trainer.evaluate(rows, metric_key_prefix=role)
-    if args.process_index == 0:
-        write_reports(
-            output_dir,
-            info,
-            metrics,
-            write_card(metrics=metrics, history=trainer.state.log_history),
-        )
-    if uploads is not None:
-        uploads.submit(output_dir, trainer.state.log_history)
-        uploads.finish()
-    return metrics
-
-
-def set_up(
-    argv: list[str], stop: StopSignals | None
-) -> tuple[SpeechTrainer, dict, dict, Path | None, Callable]:
-    """From the command line to a trainer with its model and data: what `run_job` takes. Raises: UserError."""
-    model_args, data_args, args = parse_arguments(argv)
-    check_arguments(data_args, args)
-    records = data_records(data_args)
-    check_devices(args)
-    set_up_logging(args)
-    output_dir, identity = Path(args.output_dir), run_identity(model_args, records)
+def claim_run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    records: list[DataRecord],
+) -> Run:
+    """Proves that the folder and the Hub may be written, and finds the checkpoint to continue from.
+    Raises: UserError."""
+    output_dir = Path(training_args.output_dir)
+    identity = run_identity(model_args, records)
     check_output_dir(output_dir, identity)
-    data_args.num_decoding_threads = data_args.num_decoding_threads or num_usable_cores(
-        args.world_size
-    )
-    patience = {"limit_in_seconds": 60 * data_args.max_network_wait_in_minutes}
-    with args.main_process_first(local=False):  # it may fetch the checkpoint that all look for
+    with training_args.main_process_first(local=False):  # it may fetch the checkpoint for all
         uploads = retry_on_network_error(
-            make_uploads, records, args, task="asking the Hub", **patience
+            make_uploads,
+            records,
+            training_args,
+            task="asking the Hub",
+            limit_in_seconds=data_args.max_network_wait_in_seconds,
         )
-    args.push_to_hub = False  # from here on: the library's own push can hang for ever
-    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.do_train else None
+    training_args.push_to_hub = False  # from here on: the library's own push can hang for ever
+    checkpoint = None
+    if training_args.do_train:
+        checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return Run(output_dir=output_dir, identity=identity, uploads=uploads, checkpoint=checkpoint)
 
-    where = (model_args.model_name_or_path, model_args.model_revision, model_args.cache_dir)
-    processor, generation_config, config = retry_on_network_error(
-        load_processor, *where, task=f"loading {where[0]}", **patience
+
+def resume_progress(
+    run: Run,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    train_sets: tuple[SpeechDataset, ...],
+) -> StreamProgress:
+    """What has been trained so far, and so where the stream goes on: nothing yet, or what the
+    checkpoint says."""
+    progress = StreamProgress(
+        output_dir=run.output_dir,
+        max_rejected_fraction=data_args.max_rejected_fraction,
+        pass_rows={dataset.source.record: dataset.rows_per_pass() for dataset in train_sets},
+        rank=training_args.process_index,
+        world_size=training_args.world_size,
+        is_sharded_by_rank=can_shard_by_rank(train_sets, training_args.world_size),
     )
-    languages = [check_language(record.language, generation_config, where[0]) for record in records]
-    preparers = [
-        make_preprocessor(processor, config, *pair) for pair in zip(records, languages, strict=True)
+    if run.checkpoint is not None:
+        state = (run.checkpoint / "stream_state.json").read_text(encoding="utf-8")
+        progress.restore(json.loads(state))
+    return progress
+
+
+def load_inputs(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    records: list[DataRecord],
+) -> Inputs:
+    """Small files first, before anything large: processor, configs, languages; then the data."""
+    name = model_args.model_name_or_path
+    processor, generation_config, config = retry_on_network_error(
+        load_processor,
+        name,
+        model_args.model_revision,
+        model_args.cache_dir,
+        task=f"loading {name}",
+        limit_in_seconds=data_args.max_network_wait_in_seconds,
+    )
+    languages = [check_language(record.language, generation_config, name) for record in records]
+    preprocessors = [
+        make_preprocessor(processor, config, record, language)
+        for record, language in zip(records, languages, strict=True)
     ]
-    processor.tokenizer = preparers[0].tokenizer
-    sets = retry_on_network_error(
-        open_sets,
+    processor.tokenizer = preprocessors[0].tokenizer
+    speech = retry_on_network_error(
+        load_speech,
         records,
-        preparers,
-        args,
+        preprocessors,
+        training_args,
         model_args.cache_dir,
         task="opening the data",
-        **patience,
+        limit_in_seconds=data_args.max_network_wait_in_seconds,
     )
-    train_sets = tuple(sets.get("train", ()))
-    pass_rows = {item.source.record: item.rows_per_pass() for item in train_sets}
-
-    resolve_arguments(args, config, pass_rows, languages, model_args.lora_rank > 0)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    deal = (args.process_index, args.world_size, can_shard_by_rank(train_sets, args.world_size))
-    progress = StreamProgress(output_dir, data_args.max_rejected_fraction, pass_rows, *deal)
-    if checkpoint is not None:
-        progress.restore(json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8")))
-    sizes = (
-        data_args.shuffle_buffer_size,
-        args.per_device_train_batch_size,
-        data_args.num_decoding_threads,
-    )
-    order = (
-        args.data_seed,
-        *sizes,
-        progress.rank,
-        progress.world_size,
-        progress.position,
-        progress.is_sharded_by_rank,
-    )
-    eval_sets = prepare_eval_sets(sets, data_args.num_decoding_threads, args)
-    # Else the gradient of the decoder's positions differs in its last bit from run to run (torch 2.13, index_put).
-    torch.use_deterministic_algorithms(
-        args.full_determinism or args.device.type == "cpu", warn_only=True
-    )
-    language = (
-        languages[0] if len(set(languages)) == 1 else None
-    )  # of several the saved model detects each
-    transformers.set_seed(args.seed)  # new adapters begin alike on every rank
-    # Whole, in every process: transformers (5.23) cannot load a Whisper in ZeRO-3's parts. DeepSpeed splits it later.
-    transformers.integrations.unset_hf_deepspeed_config()
-    model = retry_on_network_error(
-        load_model, model_args, data_args, language, task=f"loading {where[0]}", **patience
-    )
-    ids = (config.decoder_start_token_id, processor.tokenizer.pad_token_id, config.num_mel_bins)
     readings = {
-        r.name: (spoken, r.do_normalize_eval) for r, spoken in zip(records, languages, strict=True)
+        record.name: (language, record.do_normalize_eval)
+        for record, language in zip(records, languages, strict=True)
     }
-    limit = data_args.early_stopping_patience
+    return Inputs(
+        processor=processor,
+        config=config,
+        languages=languages,
+        readings=readings,
+        speech=speech,
+    )
+
+
+def make_collator(inputs: Inputs, data_args: DataArguments, seed: int) -> SpeechCollator:
+    """Examples to batches for this checkpoint. seed: of the draw of windows with timestamps."""
+    return SpeechCollator(
+        decoder_start_token_id=inputs.config.decoder_start_token_id,
+        pad_token_id=inputs.processor.tokenizer.pad_token_id,
+        n_mels=inputs.config.num_mel_bins,
+        make_windows=build_packer(inputs.train_sets, inputs.readings, data_args, seed),
+    )
+
+
+def make_callbacks(data_args: DataArguments) -> list[transformers.TrainerCallback]:
+    """What a training does beside its steps, as far as flags decide it."""
+    patience = data_args.early_stopping_patience
+    return [transformers.EarlyStoppingCallback(patience)] if patience else []
+
+
+def make_run_info(
+    argv: list[str],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    inputs: Inputs,
+    run: Run,
+) -> dict[str, Any]:
+    """What is needed to understand and repeat the run."""
+    arguments = {**asdict(model_args), **asdict(data_args), **training_args.to_dict()}
+    info = run_info(argv, arguments, inputs.speech, run.identity)
+    info["base_licence"] = base_licence(model_args.model_name_or_path) if run.uploads else None
+    return info
+
+
+def make_card_writer(
+    model_args: ModelArguments, inputs: Inputs, run: Run, info: dict[str, Any]
+) -> Callable[..., str]:
+    """The model card as a function of metrics and history."""
+    name = model_args.model_index_name
+    if name is None:
+        name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
+    languages = [language or "en" for language in dict.fromkeys(inputs.languages)]
+    return functools.partial(model_card, info, languages, name)
+
+
+def make_reproducible(training_args: TrainingArguments) -> None:
+    """Seeds what is drawn before training, alike on every rank: new adapters."""
+    # Else the gradient of the decoder's positions differs in its last bit from run to run (torch
+    # 2.13, index_put).
+    on_cpu = training_args.device.type == "cpu"
+    torch.use_deterministic_algorithms(training_args.full_determinism or on_cpu, warn_only=True)
+    transformers.set_seed(training_args.seed)
+    # Whole, in every process: transformers (5.23) cannot load a Whisper in ZeRO-3's parts. DeepSpeed
+    # splits it later.
+    transformers.integrations.unset_hf_deepspeed_config()
+
+
+def make_stream(
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    train_sets: tuple[SpeechDataset, ...],
+    progress: StreamProgress,
+) -> SpeechStream:
+    """One exact order of rows, from where the training stands."""
+    # Packs are of consecutive rows, whatever their length.
     is_grouped = data_args.train_window == "longest" and not data_args.pack_utterances
-    stream = SpeechStream(train_sets, *order, is_grouped, data_args.speed_perturbation)
+    return SpeechStream(
+        sets=train_sets,
+        seed=training_args.data_seed,
+        block_size=data_args.shuffle_buffer_size,
+        micro_batch_size=training_args.per_device_train_batch_size,
+        num_threads=data_args.num_decoding_threads,
+        rank=progress.rank,
+        world_size=progress.world_size,
+        position=progress.position,
+        is_sharded_by_rank=progress.is_sharded_by_rank,
+        is_grouped=is_grouped,
+        has_speeds=data_args.speed_perturbation,
+    )
+
+
+def build_job(argv: list[str], stop: StopSignals | None) -> Job:
+    """From the command line to a trainer with its model and data. Raises: UserError."""
+    model_args, data_args, training_args = parse_arguments(argv)
+    check_arguments(data_args, training_args)
+    check_devices(training_args)
+    set_up_logging(training_args)
+    records = data_records(data_args)
+    if data_args.num_decoding_threads is None:
+        data_args.num_decoding_threads = num_usable_cores(training_args.world_size)
+    run = claim_run(model_args, data_args, training_args, records)
+
+    inputs = load_inputs(model_args, data_args, training_args, records)
+    resolve_arguments(training_args, inputs, has_adapters=model_args.lora_rank > 0)
+    progress = resume_progress(run, data_args, training_args, inputs.train_sets)
+    stream = make_stream(data_args, training_args, inputs.train_sets, progress)
+    eval_sets = prepare_eval_sets(inputs.speech, data_args.num_decoding_threads, training_args)
+
+    make_reproducible(training_args)
+    model = load_model(model_args, data_args, inputs.languages)
     trainer = SpeechTrainer(
         model=model,
-        args=args,
-        train_dataset=stream if args.do_train else None,
+        args=training_args,
+        train_dataset=stream if training_args.do_train else None,
         eval_dataset=eval_sets.pop("eval", None),
-        data_collator=SpeechCollator(
-            *ids, build_packer(train_sets, readings, data_args, stream.rank_seed())
-        ),
-        processing_class=processor,
-        compute_loss_func=TokenWeightedLoss(args.label_smoothing_factor),
-        compute_metrics=Scorecard(processor.tokenizer, readings),
-        callbacks=[transformers.EarlyStoppingCallback(limit)] if limit else [],
+        data_collator=make_collator(inputs, data_args, seed=stream.rank_seed()),
+        processing_class=inputs.processor,
+        compute_loss_func=TokenWeightedLoss(training_args.label_smoothing_factor),
+        compute_metrics=Scorecard(inputs.processor.tokenizer, inputs.readings),
+        callbacks=make_callbacks(data_args),
         progress=progress,
         stop=stop or StopSignals(),
-        uploads=uploads,
+        uploads=run.uploads,
         train_window=data_args.train_window,
         full_window_fraction=data_args.full_window_fraction,
         max_train_time_in_hours=data_args.max_train_time_in_hours,
     )
-    trainer.data_args = data_args  # for run_job
-    transformers.set_seed(
-        args.seed + args.process_index
-    )  # else all ranks would drop out and mask alike
-    info = run_info(
-        argv, {**asdict(model_args), **asdict(data_args), **args.to_dict()}, sets, identity
+    # From here on every rank draws dropout and masks of its own.
+    transformers.set_seed(training_args.seed + training_args.process_index)
+    describe_run(model, inputs.speech, training_args, run.checkpoint, progress.is_sharded_by_rank)
+    info = make_run_info(argv, model_args, data_args, training_args, inputs, run)
+    return Job(
+        run=run,
+        data_args=data_args,
+        trainer=trainer,
+        run_info=info,
+        final_sets=eval_sets,
+        write_card=make_card_writer(model_args, inputs, run, info),
     )
-    describe_run(model, sets, args, checkpoint, progress.is_sharded_by_rank)
-    info["base_licence"] = base_licence(where[0]) if uploads else None
-    name = model_args.model_index_name or (
-        uploads.repo_id if uploads else output_dir.resolve().name
-    )
-    write_card = functools.partial(
-        model_card, info, [code or "en" for code in dict.fromkeys(languages)], name
-    )
-    return trainer, info, eval_sets, checkpoint, write_card
+
+
+def run_job(job: Job) -> dict[str, float]:
+    """Reports on the data, scores, trains, scores, reports and uploads, each if it is wanted.
+    Returns all metrics."""
+    trainer, run, training_args = job.trainer, job.run, job.trainer.args
+    metrics: dict[str, float] = {}
+    if trainer.is_world_process_zero():
+        write_json(run.output_dir / "run_info.json", job.run_info)
+        report_on_data(job)
+    if job.data_args.eval_before_training:
+        metrics |= zero_shot_scores(trainer, run.output_dir, run.checkpoint)
+    if run.uploads is not None:
+        run.uploads.write_card = functools.partial(card_during_training, job, metrics)
+    if training_args.do_train:
+        metrics |= train(trainer, run.checkpoint)
+    if training_args.do_eval:
+        metrics |= final_scores(trainer)
+    for role, rows in job.final_sets.items():
+        metrics |= trainer.evaluate(rows, metric_key_prefix=role)
+    if trainer.is_world_process_zero():
+        card = job.write_card(metrics=metrics, history=trainer.state.log_history)
+        write_reports(run.output_dir, job.run_info, metrics, card)
+    if run.uploads is not None:
+        run.uploads.submit(run.output_dir, trainer.state.log_history)
+        run.uploads.finish()
+    return metrics
+
+
+def report_on_data(job: Job) -> None:
+    """The data report, once at the beginning of a training."""
+    num_rows = job.data_args.data_report_samples
+    if not job.trainer.args.do_train or job.run.checkpoint is not None or num_rows == 0:
+        return
+    curves = None
+    if "tensorboard" in job.trainer.args.report_to:
+        curves = job.run.output_dir / "runs" / "data"
+    report_data(job.trainer.train_dataset, num_rows, curves)
+
+
+def card_during_training(job: Job, metrics: dict[str, float], history: list[dict[str, Any]]) -> str:
+    """The card of a model that is still trained. metrics: those known before training."""
+    known = metrics | last_scores(history) | job.trainer.progress.totals()
+    return job.write_card(metrics=known, history=history)
 
 
 def dry_run(argv: list[str], stop: StopSignals | None) -> dict[str, float]:
-    """The whole job in miniature, in a temporary folder: 64 rows decoded, three steps of the row with most tokens, 8
-    rows scored, a checkpoint saved and loaded afresh. Logs a table of checks. Raises: UserError if one fails."""
-    _, data_args, wish = parse_arguments(argv)
-    check_arguments(data_args, wish)
-    checks = {"Hub": ("ok", "not asked for")}
-    if wish.push_to_hub:
-        name = wish.hub_model_id or Path(wish.output_dir).resolve().name
-        ask = functools.partial(check_hub, name, None, may_create=False)
-        checks["Hub"] = (
-            "ok",
-            f"{retry_on_network_error(ask, limit_in_seconds=60, task='asking the Hub')} may be written",
-        )
+    """The whole job in miniature, in a temporary folder: 64 rows decoded, three steps of the row
+    with most tokens, 8 rows scored, a checkpoint saved and loaded afresh. Logs a table of checks.
+    Raises: UserError if one fails."""
+    _, data_args, full_args = parse_arguments(argv)
+    check_arguments(data_args, full_args)
+    checks = {"Hub": check_hub_access(full_args)}
     with tempfile.TemporaryDirectory() as folder:
-        trainer, info, *job = set_up(miniature_flags(argv, wish, folder), stop)
-        stream = trainer.train_dataset
-        report_data(stream, 64, None)
-        rows = list(itertools.islice(stream, 64))
-        good = [(position, example) for position, example in rows if isinstance(example, dict)]
-        if not good:
-            raise UserError(
-                "--dry_run: none of the first 64 rows is usable, see the data report above."
-            )
-        at, longest = max(good, key=lambda row: (len(row[1]["labels"]), row[1]["duration"]))
-        batch = wish.per_device_train_batch_size * wish.gradient_accumulation_steps
-        # First a step whose utterances share no window, then, with --pack_utterances, two in which they do.
-        alone = longest | {
-            "duration": trainer.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
-        }
-        trainer.train_dataset, trainer.is_advised = (
-            [(at, alone)] * batch + [(at, longest)] * 2 * batch,
-            True,
-        )
-        metrics = run_job(trainer, info, *job)
-        size = sum(file.stat().st_size for file in Path(folder, "checkpoint-3").iterdir())
-    rejected = 1 - len(good) / len(rows)
-    state = (
-        "error"
-        if rejected > data_args.max_rejected_fraction
-        else "warning"
-        if rejected > 0.1
-        else "ok"
+        job = build_job(miniature_flags(argv, full_args, folder), stop)
+        report_data(job.trainer.train_dataset, 64, None)
+        sample = take_sample(job.trainer.train_dataset, 64)
+        rehearse(job.trainer, sample, full_args)
+        metrics = run_job(job)
+        checkpoint_in_bytes = folder_size_in_bytes(Path(folder, "checkpoint-3"))
+    checks["data"] = check_sample(sample, data_args.max_rejected_fraction)
+    checks |= estimate_needs(
+        trainer=job.trainer,
+        full_args=full_args,
+        data=job.run_info["data"],
+        max_eval_samples=data_args.max_eval_samples,
+        metrics=metrics,
+        checkpoint_in_bytes=checkpoint_in_bytes,
     )
-    checks["data"] = (
-        state,
-        f"{len(good)} of {len(rows)} rows usable; most tokens: {len(longest['labels'])}",
-    )
-    limit = data_args.max_eval_samples or sys.maxsize
-    scored = sum(min(limit, source["num_rows"] or 0) for source in info["data"].get("eval", []))
-    trained = sum(source["num_rows"] or 0 for source in info["data"]["train"])
-    checks |= estimate_needs(trainer, wish, (trained, scored), metrics, size)
-    for name, (state, found) in {
-        "versions": ("ok", json.dumps(info["versions"])),
-        **checks,
-    }.items():
-        logger.info("%-8s %-10s %s", state, name, found)
-    if failed := [
-        f"{name}: {found}" for name, (state, found) in checks.items() if state == "error"
-    ]:
-        raise UserError(f"--dry_run: {'; '.join(failed)}.")
+    conclude(checks, job.run_info["versions"])
     return metrics
 
 
 def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
-    """Trains and scores as the command line says. Returns all metrics. Raises: UserError for what can be mended."""
+    """Trains and scores as the command line says. Returns all metrics.
+    Raises: UserError for what the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
-    if parse_arguments(argv)[1].dry_run:
+    _, data_args, _ = parse_arguments(argv)
+    if data_args.dry_run:
         return dry_run(argv, stop)
-    return run_job(*set_up(argv, stop))
+    return run_job(build_job(argv, stop))
 
 
 if __name__ == "__main__":

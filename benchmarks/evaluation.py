@@ -58,7 +58,6 @@ from speech_finetuning.data.text import IGNORED_LABEL, normalize_text
 from speech_finetuning.model.loading import check_language, load_processor
 from speech_finetuning.scoring.metrics import collapse_spaces, text_normalizers
 from speech_finetuning.scoring.scores import Scorecard
-from speech_finetuning.training.trainer import SpeechTrainer
 
 Result = dict[str, Any]  # figures of one turn; "ids": {row: token ids}
 LIMIT_IN_SECONDS = 900  # for one turn
@@ -136,10 +135,9 @@ def prepare_watched(
         return prepare(*args)
 
 
-def evaluate_ours(
-    watch: MemoryWatch, result: Result, trainer: SpeechTrainer, *other: Any
-) -> dict[str, float]:
+def evaluate_ours(watch: MemoryWatch, result: Result, job: script.Job) -> dict[str, float]:
     """In place of the script's run_job: two evaluations."""
+    trainer = job.trainer
     for phase in ("first", "later"):
         with watch.watch(phase):
             metrics = trainer.evaluate()
@@ -238,7 +236,7 @@ def usual_trainer(flags: list[str]) -> tuple[transformers.Seq2SeqTrainer, Speech
     language = check_language(data_args.language, generation_config, name)
     preparer = script.make_preprocessor(processor, config, data_args, language)
     processor.tokenizer = preparer.tokenizer
-    item = script.open_sets(script.data_records(data_args), [preparer], args, None)["eval"][0]
+    item = script.load_speech(script.data_records(data_args), [preparer], args, None)["eval"][0]
     names = "output_dir per_device_eval_batch_size generation_max_length bf16 use_cpu".split()
     settings = {name: getattr(args, name) for name in names}
     usual = transformers.Seq2SeqTrainingArguments(
@@ -249,7 +247,7 @@ def usual_trainer(flags: list[str]) -> tuple[transformers.Seq2SeqTrainer, Speech
         disable_tqdm=True,
     )
     trainer = transformers.Seq2SeqTrainer(
-        model=script.load_model(model_args, data_args, language),
+        model=script.load_model(model_args, data_args, [language]),
         args=usual,
         data_collator=functools.partial(usual_collator, processor=processor),
         compute_metrics=UsualScore(processor.tokenizer, language),

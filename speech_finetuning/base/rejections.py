@@ -1,5 +1,6 @@
 """Rows that cannot be used: the reason, the counts, the list in rejected.jsonl."""
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -29,3 +30,16 @@ def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -
     if lines:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text(output_dir / "rejected.jsonl", text, "a")
+
+
+def list_new_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -> None:
+    """Appends those that rejected.jsonl does not list yet: a continued run prepares the same
+    evaluation rows again."""
+    listing = output_dir / "rejected.jsonl"
+    listed: set[str] = set()
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # a kill may have torn the last line
+                listed.add(json.loads(line)["row"])
+    news = [rejection for rejection in rejections if rejection.row not in listed]
+    list_rejections(output_dir, split, news)

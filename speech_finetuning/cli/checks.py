@@ -81,3 +81,10 @@ def check_optimizer(args: transformers.Seq2SeqTrainingArguments) -> None:
     ) as error:  # either, by optimiser (transformers 5.23, trainer_optimizer.py)
         if "install" in str(error):
             raise UserError(f"--optim {args.optim.value}: {one_line(error)}") from error
+
+
+def check_adapters(args: transformers.Seq2SeqTrainingArguments, has_adapters: bool) -> None:
+    """Raises UserError where adapters cannot be merged: one process would need the whole model."""
+    is_split = args.fsdp or transformers.integrations.is_deepspeed_zero3_enabled()
+    if has_adapters and is_split:
+        raise UserError("--lora_rank: adapters take little memory. Leave out --fsdp or ZeRO-3.")

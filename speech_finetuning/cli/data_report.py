@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.base.threads import map_in_order
 from speech_finetuning.data.positions import FIRST_PLACE
+from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.stream import SpeechStream, read_pass
 
 logger = logging.getLogger(__name__)
@@ -92,3 +93,14 @@ def report_data(stream: SpeechStream, num_rows: int, curves: Path | None) -> Non
         with SummaryWriter(curves) as writer:
             for label, values in figures.items():
                 writer.add_histogram(f"data/{label}", np.array(values), 0)
+
+
+def warn_of_overlap(speech: dict[str, list[SpeechDataset]]) -> None:
+    """Warns where scored rows are also trained on."""
+    trained = {url for dataset in speech.get("train", []) for url in dataset.source.data_files}
+    for role in ("eval", "test"):
+        scored = {url for dataset in speech.get(role, []) for url in dataset.source.data_files}
+        if any(not Path(url).name.startswith("metadata.") for url in trained & scored):
+            logger.warning(
+                "The %s split shares files with the training split: its score will flatter.", role
+            )

@@ -1,76 +1,219 @@
-"""The whole job in miniature."""
+"""The whole job in miniature: what it tries, what it finds, what the full run will need."""
 
+import itertools
+import json
+import logging
 import math
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.network import retry_on_network_error
+from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
+from speech_finetuning.data.stream import SpeechStream
+from speech_finetuning.sharing.hub import check_hub
 from speech_finetuning.training.trainer import SpeechTrainer
+
+logger = logging.getLogger(__name__)
+
+NUM_SCORED_ROWS = 8
+MAX_REJECTED_FRACTION_WITHOUT_WARNING = 0.1
+MAX_MEMORY_FRACTION_WITHOUT_WARNING = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the table. state: ok, warning, or error, which ends the dry run with code 2."""
+
+    state: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The first rows of the stream, as they would be trained."""
+
+    num_rows: int
+    num_usable_rows: int
+    longest: tuple[Any, dict[str, Any]]  # (position, example) of the row with most tokens
 
 
 def miniature_flags(
-    argv: list[str], wish: transformers.Seq2SeqTrainingArguments, folder: str
+    argv: list[str], full_args: transformers.Seq2SeqTrainingArguments, folder: str
 ) -> list[str]:
-    """The command line with three steps, eight rows to score, one save, nothing uploaded, all in `folder`."""
-    num_rows = 3 * wish.per_device_train_batch_size * wish.gradient_accumulation_steps
-    length = (
-        "--max_steps 3"
-        if wish.max_steps > 0
-        else f"--num_train_epochs 1 --max_train_samples {num_rows}"
+    """The command line with three steps, eight rows to score, one save, nothing uploaded, all in
+    `folder`."""
+    rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
+    changes = {
+        "dry_run": False,
+        "push_to_hub": False,
+        "push_predictions": False,
+        "eval_before_training": False,
+        "save_steps": 3,
+        "eval_steps": 3,
+        "logging_steps": 1,
+        "max_eval_samples": NUM_SCORED_ROWS,
+        "resume_from_checkpoint": "no",
+        "data_report_samples": 0,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "output_dir": folder,
+    }
+    if full_args.max_steps > 0:
+        changes["max_steps"] = 3
+    else:
+        changes["num_train_epochs"] = 1
+        changes["max_train_samples"] = 3 * rows_per_step
+    flags = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    return [*argv, *flags]
+
+
+def check_hub_access(full_args: transformers.Seq2SeqTrainingArguments) -> Check:
+    """Whether the Hub would take the model; creates nothing. Raises: UserError if it would not."""
+    if not full_args.push_to_hub:
+        return Check(state="ok", found="not asked for")
+    name = full_args.hub_model_id or Path(full_args.output_dir).resolve().name
+    repo_id = retry_on_network_error(
+        check_hub, name, None, False, limit_in_seconds=60, task="asking the Hub"
     )
-    changes = f"""--dry_run False --push_to_hub False --push_predictions False --eval_before_training False
-        --save_steps 3 --eval_steps 3 --logging_steps 1 --max_eval_samples 8 --resume_from_checkpoint no
-        --data_report_samples 0 --save_total_limit 2 --report_to none {length}"""
-    return [*argv, *changes.split(), "--output_dir", folder]
+    return Check(state="ok", found=f"{repo_id} may be written")
+
+
+def take_sample(stream: SpeechStream, num_rows: int) -> Sample:
+    """The first rows of the stream. Raises: UserError if none of them is usable."""
+    rows = list(itertools.islice(stream, num_rows))
+    usable = [(position, example) for position, example in rows if isinstance(example, dict)]
+    if not usable:
+        raise UserError(
+            f"--dry_run: none of the first {num_rows} rows is usable, see the data report above."
+        )
+    longest = max(usable, key=lambda row: (len(row[1]["labels"]), row[1]["duration"]))
+    return Sample(num_rows=len(rows), num_usable_rows=len(usable), longest=longest)
+
+
+def rehearse(
+    trainer: SpeechTrainer, sample: Sample, full_args: transformers.Seq2SeqTrainingArguments
+) -> None:
+    """Has the trainer take three steps of the row with most tokens."""
+    rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
+    position, longest = sample.longest
+    # First a step whose utterances share no window, then, with --pack_utterances, two in which they
+    # do.
+    window_in_seconds = trainer.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
+    alone = longest | {"duration": window_in_seconds}
+    trainer.train_dataset = [(position, alone)] * rows_per_step
+    trainer.train_dataset += [(position, longest)] * 2 * rows_per_step
+    trainer.is_advised = True  # what three steps wait for says nothing
+
+
+def folder_size_in_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def check_sample(sample: Sample, max_rejected_fraction: float) -> Check:
+    """Whether enough rows are usable."""
+    rejected_fraction = 1 - sample.num_usable_rows / sample.num_rows
+    state = "ok"
+    if rejected_fraction > MAX_REJECTED_FRACTION_WITHOUT_WARNING:
+        state = "warning"
+    if rejected_fraction > max_rejected_fraction:
+        state = "error"
+    usable = f"{sample.num_usable_rows} of {sample.num_rows} rows usable"
+    return Check(state=state, found=f"{usable}; most tokens: {len(sample.longest[1]['labels'])}")
+
+
+def check_device(device: torch.device) -> Check:
+    """Which GPU, and how much of its memory the three steps took."""
+    if device.type != "cuda":
+        return Check(state="warning", found="no GPU: training on the CPU")
+    peak_in_gib = torch.cuda.max_memory_reserved() / 2**30
+    whole_in_gib = torch.cuda.mem_get_info()[1] / 2**30
+    name = torch.cuda.get_device_name()
+    is_tight = peak_in_gib > MAX_MEMORY_FRACTION_WITHOUT_WARNING * whole_in_gib
+    return Check(
+        state="warning" if is_tight else "ok",
+        found=f"{name}, {peak_in_gib:.1f} of {whole_in_gib:.1f} GiB used at most",
+    )
+
+
+def check_disk(
+    full_args: transformers.Seq2SeqTrainingArguments, num_steps: int, checkpoint_in_bytes: int
+) -> Check:
+    """Whether the checkpoints that are kept, one being written and the model fit on the disk."""
+    save_steps = steps_between(full_args.save_steps, num_steps)
+    num_kept = num_steps // save_steps
+    if full_args.save_total_limit:
+        num_kept = min(num_kept, full_args.save_total_limit)
+    output_dir = Path(full_args.output_dir).resolve()
+    folder = next(path for path in (output_dir, *output_dir.parents) if path.exists())
+    need_in_gb = checkpoint_in_bytes * (num_kept + 2) / 1e9
+    free_in_gb = shutil.disk_usage(folder).free / 1e9
+    return Check(
+        state="ok" if need_in_gb < free_in_gb else "error",
+        found=f"{checkpoint_in_bytes / 1e9:.2f} GB a checkpoint, {need_in_gb:.1f} GB in all, "
+        f"{free_in_gb:.1f} GB free in {folder}",
+    )
+
+
+def steps_between(steps: float, num_steps: int) -> int:
+    """--eval_steps or --save_steps as a number of steps; below 1 it is a share of all."""
+    return int(steps) if steps >= 1 else math.ceil(steps * num_steps)
 
 
 def estimate_needs(
+    *,
     trainer: SpeechTrainer,
-    wish: transformers.Seq2SeqTrainingArguments,
-    rows: tuple[int, int],
+    full_args: transformers.Seq2SeqTrainingArguments,
+    data: dict[str, list[dict[str, Any]]],
+    max_eval_samples: int | None,
     metrics: dict[str, float],
-    size: int,
-) -> dict[str, tuple[str, str]]:
-    """What the full run will need, by three steps: {check: (ok, warning or error; what was found)}. rows: to train on
-    and to score; size: of a checkpoint in bytes."""
-    place = Path(wish.output_dir).resolve()
-    batch = wish.per_device_train_batch_size * wish.gradient_accumulation_steps
-    rates = [
-        entry["samples_per_second"]
-        for entry in trainer.state.log_history
-        if "samples_per_second" in entry
-    ]
-    steps = (
-        wish.max_steps if wish.max_steps > 0 else math.ceil(wish.num_train_epochs * rows[0] / batch)
-    )
-    every, save_every = (
-        n if n >= 1 else math.ceil(n * steps) for n in (wish.eval_steps, wish.save_steps)
-    )
-    seconds_per_clip = metrics.get("eval_runtime", 0.0) / 8
-    hours = (steps * batch / rates[-1] / 3600, steps / every * rows[1] * seconds_per_clip / 3600)
-    num_kept = (
-        min(steps // int(save_every), wish.save_total_limit or sys.maxsize) + 1
-    )  # one being written
-    folder = next(path for path in (place, *place.parents) if path.exists())
-    need, free = size * (num_kept + 1) / 1e9, shutil.disk_usage(folder).free / 1e9
-    checks = {"device": ("warning", "no GPU: training on the CPU")}
-    if trainer.args.device.type == "cuda":
-        peak, whole = torch.cuda.max_memory_reserved() / 2**30, torch.cuda.mem_get_info()[1] / 2**30
-        found = f"{torch.cuda.get_device_name()}, {peak:.1f} of {whole:.1f} GiB used at most"
-        checks["device"] = ("warning" if peak > 0.9 * whole else "ok", found)
+    checkpoint_in_bytes: int,
+) -> dict[str, Check]:
+    """What the full run will need, judging by three steps. data: sources by role, with num_rows."""
+    rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
+    num_train_rows = sum(source["num_rows"] or 0 for source in data["train"])
+    num_steps = full_args.max_steps
+    if num_steps <= 0:
+        num_steps = math.ceil(full_args.num_train_epochs * num_train_rows / rows_per_step)
+    limit = max_eval_samples or sys.maxsize
+    num_eval_rows = sum(min(limit, source["num_rows"] or 0) for source in data.get("eval", []))
+
+    history = trainer.state.log_history
+    rows_per_second = [entry["samples_per_second"] for entry in history if "loss" in entry][-1]
+    seconds_per_clip = metrics.get("eval_runtime", 0.0) / NUM_SCORED_ROWS
+    num_evaluations = num_steps / steps_between(full_args.eval_steps, num_steps)
+    train_hours = num_steps * rows_per_step / rows_per_second / 3600
+    eval_hours = num_evaluations * num_eval_rows * seconds_per_clip / 3600
+
     is_finite = math.isfinite(metrics["train_loss"]) and not trainer.progress.num_skipped_steps
-    found = f"loss {metrics['train_loss']:.3g}, {rates[-1]:.1f} rows/s"
-    checks["training"] = ("ok" if is_finite else "error", found)
-    checks["scoring"] = (
-        "ok",
-        f"{seconds_per_clip:.2f} s a clip" if wish.do_eval else "not asked for",
-    )
-    found = (
-        f"{size / 1e9:.2f} GB a checkpoint, {need:.1f} GB in all, {free:.1f} GB free in {folder}"
-    )
-    checks["disk"] = ("ok" if need < free else "error", found)
-    found = f"about {hours[0]:.1f} h of training and {hours[1]:.1f} h of scoring for {steps} steps"
-    return {**checks, "time": ("ok", found)}
+    scoring = f"{seconds_per_clip:.2f} s a clip" if full_args.do_eval else "not asked for"
+    return {
+        "device": check_device(trainer.args.device),
+        "training": Check(
+            state="ok" if is_finite else "error",
+            found=f"loss {metrics['train_loss']:.3g}, {rows_per_second:.1f} rows/s",
+        ),
+        "scoring": Check(state="ok", found=scoring),
+        "disk": check_disk(full_args, num_steps, checkpoint_in_bytes),
+        "time": Check(
+            state="ok",
+            found=f"about {train_hours:.1f} h of training and {eval_hours:.1f} h of scoring for "
+            f"{num_steps} steps",
+        ),
+    }
+
+
+def conclude(checks: dict[str, Check], versions: dict[str, str]) -> None:
+    """Logs the table. Raises: UserError if a check failed."""
+    logger.info("%-8s %-10s %s", "ok", "versions", json.dumps(versions))
+    for name, check in checks.items():
+        logger.info("%-8s %-10s %s", check.state, name, check.found)
+    failed = [f"{name}: {check.found}" for name, check in checks.items() if check.state == "error"]
+    if failed:
+        raise UserError(f"--dry_run: {'; '.join(failed)}.")

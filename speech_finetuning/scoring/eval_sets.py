@@ -1,5 +1,6 @@
 """Evaluation rows, decoded once."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -8,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import transformers
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.rejections import Rejection, describe_counts
+from speech_finetuning.base.rejections import Rejection, describe_counts, list_new_rejections
 from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.data.positions import FIRST_PLACE
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.stream import read_pass
+
+logger = logging.getLogger(__name__)
 
 
 def eval_set_key(item: SpeechDataset) -> str:
@@ -95,3 +99,34 @@ def join_eval_sets(sets: dict[str, datasets.Dataset]) -> datasets.Dataset:
     durations = rows["duration"]
     usable = [i for i, duration in enumerate(durations) if duration is not None]
     return rows.select(sorted(usable, key=lambda i: -durations[i]))
+
+
+def prepare_eval_sets(
+    speech: dict[str, list[SpeechDataset]],
+    num_threads: int,
+    training_args: transformers.Seq2SeqTrainingArguments,
+) -> dict[str, datasets.Dataset]:
+    """Every scored split by role, decoded once, its rejections in the log and in rejected.jsonl."""
+    output_dir = Path(training_args.output_dir)
+    eval_sets: dict[str, datasets.Dataset] = {}
+    for role in ("eval", "test", "predict"):
+        prepared: dict[str, datasets.Dataset] = {}
+        for dataset in speech.get(role, []):
+            with training_args.main_process_first(
+                local=False
+            ):  # the others find the finished cache
+                rows, rejections = prepare_eval_set(
+                    dataset, num_threads, output_dir / "_eval_cache"
+                )
+            prepared[dataset.source.record] = rows
+            if training_args.process_index == 0:
+                list_new_rejections(output_dir, dataset.source.split, rejections)
+            logger.info(
+                "%s: %d rows to score, rejected: %s",
+                f"{role} {dataset.source.record}".strip(),
+                len(rows) - len(rejections),
+                describe_counts(Counter(rejection.reason for rejection in rejections)),
+            )
+        if prepared:
+            eval_sets[role] = join_eval_sets(prepared)
+    return eval_sets

@@ -9,10 +9,12 @@ import torch
 import transformers
 
 from speech_finetuning.base.errors import RunEnded, UserError, one_line
+from speech_finetuning.base.files import write_json
 from speech_finetuning.base.rejections import describe_counts
 from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
 from speech_finetuning.model.adapters import merged_weights
 from speech_finetuning.model.generation import generate_ids
+from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.training.checkpoints import find_checkpoint, is_complete
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -145,3 +147,26 @@ def save_at_the_end(trainer: SpeechTrainer) -> None:
             "saved: %s. To go on, start the same command again.",
             newest or "nothing, no step was finished",
         )
+
+
+def zero_shot_scores(
+    trainer: SpeechTrainer, output_dir: Path, checkpoint: Path | None
+) -> dict[str, float]:
+    """Scores of the untouched model; a continued run reads them from zero_shot.json."""
+    record = output_dir / "zero_shot.json"
+    if checkpoint is not None and record.is_file():
+        return json.loads(record.read_text(encoding="utf-8"))
+    metrics = trainer.evaluate(metric_key_prefix="zero_shot")
+    if trainer.is_world_process_zero():
+        write_json(record, metrics)
+    return metrics
+
+
+def final_scores(trainer: SpeechTrainer) -> dict[str, float]:
+    """Scores of the weights that are saved; the last evaluation may have scored them already."""
+    step = trainer.state.global_step
+    # The best step of all may lie between two saves: what was loaded is the best checkpoint.
+    best_checkpoint = trainer.state.best_model_checkpoint
+    if trainer.args.load_best_model_at_end and best_checkpoint:
+        step = int(best_checkpoint.rpartition("-")[2])
+    return last_scores(trainer.state.log_history, step) or trainer.evaluate()

@@ -220,7 +220,7 @@ def test_packs_fill_windows_and_leave_rows_and_steps_as_they_are(train: Train, t
 @pytest.mark.parametrize(("more", "is_grouped"), [("", True), ("--pack_utterances", False)])
 def test_packs_are_of_the_plain_order(flags: list[str], more: str, is_grouped: bool):
     words = f"--do_train --max_steps 1 --train_window longest {more}".split()
-    assert script.set_up([*flags, *words], None)[0].train_dataset.is_grouped == is_grouped
+    assert script.build_job([*flags, *words], None).trainer.train_dataset.is_grouped == is_grouped
 
 
 @pytest.mark.parametrize(
