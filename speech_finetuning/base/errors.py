@@ -1,4 +1,4 @@
-"""How a run ends early: the user's mistakes and what happens outside it."""
+"""How a run ends early: mistakes that the user can mend, and what happens outside the run."""
 
 import pickle
 
@@ -8,11 +8,12 @@ class UserError(ValueError):
 
 
 class RunEnded(Exception):
-    """The run ends early for a reason outside it; `code` is its exit code (docs/long-runs.md has the table)."""
+    """The run ends early for a reason outside it. `code` is its exit code, see docs/long-runs.md."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)
-        self.code, self.reason = code, reason
+        self.code = code
+        self.reason = reason
 
 
 def one_line(error: Exception | str) -> str:
@@ -25,6 +26,6 @@ def portable(error: Exception) -> Exception:
     """The error itself if it survives pickling, else a RuntimeError that names its type."""
     try:
         pickle.loads(pickle.dumps(error))
-        return error
-    except Exception:  # any failure to pickle means the same
+    except Exception:  # whatever pickle raises, the error cannot cross a process border
         return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

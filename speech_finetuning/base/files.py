@@ -12,18 +12,29 @@ from speech_finetuning.base.errors import one_line
 
 logger = logging.getLogger(__name__)
 
+TOKEN = r"hf_\w{8,}"
+USER_AND_PASSWORD = r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
+FOLDERS = r"/(?:[\w.@+~-]+/)+"
+# Overrides of the writing direction, which make a text look like another one.
+DIRECTION_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is either the old or the new one, never half of it."""
+    """Replaces a file by `value` as JSON: the file holds the old value or the new, never half.
+
+    Raises: OSError.
+    """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(
-        json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    unfinished.write_text(f"{text}\n", encoding="utf-8")
     unfinished.replace(path)
 
 
 def write_text(path: Path, text: str, mode: str = "w") -> None:
-    """Writes or (mode "a") appends. What is only for reading later must not end a run: a full disk is a warning."""
+    """Writes (mode "w") or appends (mode "a") a text for later reading.
+
+    Such a file must not end a run: if it cannot be written, say on a full disk, that is a warning.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, mode, encoding="utf-8") as file:
@@ -34,27 +45,23 @@ def write_text(path: Path, text: str, mode: str = "w") -> None:
 
 def redacted(text: str) -> str:
     """The text without anything that looks like a token or like user:password@."""
-    return re.sub(r"hf_\w{8,}|(?<=://)[^/\s@]+:[^/\s@]+(?=@)", "REDACTED", text)
+    return re.sub(f"{TOKEN}|{USER_AND_PASSWORD}", "REDACTED", text)
 
 
 def without_folders(text: str) -> str:
-    """The text with the last part only of every absolute path, for what is uploaded; addresses stay."""
-    return re.sub(r"(?<![\w:/.])/(?:[\w.@+~-]+/)+|(?<=\d/)/(?:[\w.@+~-]+/)+", "", redacted(text))
-
-
-# Overrides of the writing direction, which make a text look like another one.
-DIRECTION_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    """The text with only the last part of every absolute path, for uploads; addresses stay."""
+    # The second alternative is a path after a row's id, such as test/0/0//home/alice/x.ogg.
+    return re.sub(rf"(?<![\w:/.]){FOLDERS}|(?<=\d/){FOLDERS}", "", redacted(text))
 
 
 def is_control(character: str) -> bool:
     """Whether a terminal or an editor might obey the character instead of showing it."""
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or (
-        character in DIRECTION_MARKS
-    )
+    category = unicodedata.category(character)
+    return category in ("Cc", "Cs", "Zl", "Zp") or character in DIRECTION_MARKS
 
 
 def printable(text: str) -> str:
-    """Foreign text for a terminal or a text file: one line, control characters as \\x1b or \\u202e."""
+    """Foreign text for a terminal or a text file: one line, with controls as \\x1b or \\u202e."""
     if text.isprintable():  # all but a few
         return text
     return "".join(
@@ -64,8 +71,10 @@ def printable(text: str) -> str:
 
 
 def json_line(value: Any) -> str:
-    """One line of a .jsonl file, in letters of every alphabet; control characters are escaped, and
-    a reader gets them back."""
+    """One line of a .jsonl file, in letters of every alphabet.
+
+    Control characters are escaped, and a reader gets them back.
+    """
     text = json.dumps(value, ensure_ascii=False)
     if not text.isprintable():
         text = "".join(

@@ -1,10 +1,10 @@
-"""What the network does is waited out; the user's mistakes are not."""
+"""Network failures are waited out; the user's mistakes are not."""
 
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -14,36 +14,48 @@ from speech_finetuning.base.errors import RunEnded, UserError, one_line
 
 logger = logging.getLogger(__name__)
 
+PERMANENT_STATUSES = (401, 403, 404)  # waiting does not help
+# Packages whose errors come from the network. `socket` stands for gaierror: no such host.
+NETWORK_PACKAGES = ("httpx", "httpcore", "requests", "urllib3", "aiohttp", "socket")
+LONGEST_PAUSE_IN_SECONDS = 60.0
 
-def is_network_error(error: BaseException) -> bool:
-    """Whether waiting may help: everything that the network or a server does but 401, 403 and 404."""
+
+def with_causes(error: BaseException) -> list[BaseException]:
+    """The error, its cause (or what was being handled when it was raised), the cause of that ..."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    statuses = [
-        e.response.status_code
-        for e in chain
-        if isinstance(e, HfHubHTTPError) and e.response is not None
-    ]
-    if HF_HUB_OFFLINE or any(status in (401, 403, 404) for status in statuses):
+    return chain
+
+
+def http_statuses(errors: list[BaseException]) -> list[int]:
+    """Of the errors that are a server's answers."""
+    answers = [error for error in errors if isinstance(error, HfHubHTTPError)]
+    return [answer.response.status_code for answer in answers if answer.response is not None]
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether waiting may help: for all that the network or a server does except 401, 403, 404."""
+    if HF_HUB_OFFLINE:
         return False
-    clients = (
-        "httpx",
-        "httpcore",
-        "requests",
-        "urllib3",
-        "aiohttp",
-        "socket",
-    )  # the last one: gaierror
-    kinds = (ConnectionError, TimeoutError)
-    return bool(statuses) or any(
-        isinstance(e, kinds) or type(e).__module__.startswith(clients) for e in chain
+    errors = with_causes(error)
+    statuses = http_statuses(errors)
+    if statuses:
+        return not any(status in PERMANENT_STATUSES for status in statuses)
+    return any(
+        isinstance(error, ConnectionError | TimeoutError)
+        or type(error).__module__.startswith(NETWORK_PACKAGES)
+        for error in errors
     )
 
 
 @contextlib.contextmanager
 def as_user_error(*kinds: type[Exception], where: str, advice: str = "") -> Iterator[None]:
-    """Raises: UserError that says where, in place of errors of these kinds; what the network did stays as it is."""
+    """Turns errors of these kinds into a UserError that says where; network errors stay.
+
+    where: what was being read, for example a flag with its value; advice: follows the message.
+    Raises: UserError, network errors.
+    """
     try:
         yield
     except kinds as error:
@@ -54,44 +66,55 @@ def as_user_error(*kinds: type[Exception], where: str, advice: str = "") -> Iter
 
 @dataclass
 class Backoff:
-    """Waits out network errors: 1, 2, 4 ... 60 s between tries, up to a limit that starts anew after each success."""
+    """Waits out network errors: 1, 2, 4 ... 60 s between tries, up to a limit.
+
+    The limit is of time without success; every success starts it anew (`reset`).
+    """
 
     limit_in_seconds: float
-    pause_in_seconds: float = 1.0
-    began: float | None = None
+    pause_in_seconds: float = field(default=1.0, init=False)
+    began: float | None = field(default=None, init=False)  # time.monotonic() of the first error
 
     def wait(self, error: Exception, task: str) -> None:
-        """Sleeps. Raises: the error if waiting cannot help, RunEnded(75) if it has lasted too long."""
+        """Sleeps before the next try. task: what failed, for the log, as in "reading audio".
+
+        Raises: the error (or a UserError from the Hub's answer) if waiting cannot help;
+        RunEnded(75) if the errors have lasted longer than the limit.
+        """
         if not is_network_error(error):
             if isinstance(error, HfHubHTTPError):
-                raise UserError(
-                    f"{task}: {one_line(error)} Check the name, and HF_TOKEN, and start again."
-                ) from error
+                advice = "Check the name, and HF_TOKEN, and start again."
+                raise UserError(f"{task}: {one_line(error)} {advice}") from error
             raise error
         now = time.monotonic()
-        self.began = self.began or now
-        left = self.began + self.limit_in_seconds - now
-        if left <= 0:
+        if self.began is None:
+            self.began = now
+        left_in_seconds = self.began + self.limit_in_seconds - now
+        reason = one_line(error)[:300]
+        if left_in_seconds <= 0:
             minutes = self.limit_in_seconds / 60
-            raise RunEnded(
-                75, f"{task}: no network for {minutes:g} minutes ({one_line(error)[:300]})"
-            ) from error
-        pause = min(self.pause_in_seconds, left)
-        logger.warning("%s: %s Trying again in %.0f s.", task, one_line(error)[:300], pause)
-        time.sleep(pause)
-        self.pause_in_seconds = min(2 * self.pause_in_seconds, 60.0)
+            raise RunEnded(75, f"{task}: no network for {minutes:g} minutes ({reason})") from error
+        pause_in_seconds = min(self.pause_in_seconds, left_in_seconds)
+        logger.warning("%s: %s Trying again in %.0f s.", task, reason, pause_in_seconds)
+        time.sleep(pause_in_seconds)
+        self.pause_in_seconds = min(2 * self.pause_in_seconds, LONGEST_PAUSE_IN_SECONDS)
 
     def reset(self) -> None:
-        self.pause_in_seconds, self.began = 1.0, None
+        """After a success: the next error begins a new wait."""
+        self.pause_in_seconds = 1.0
+        self.began = None
 
 
 def retry_on_network_error(
     function: Callable[..., Any], *args: Any, limit_in_seconds: float, task: str
 ) -> Any:
-    """function(*args), again after network errors. Raises: its other errors, RunEnded(75) past the limit."""
-    patience = Backoff(limit_in_seconds)
+    """function(*args), called again after network errors.
+
+    Raises: its other errors; UserError and RunEnded(75) as `Backoff.wait`.
+    """
+    backoff = Backoff(limit_in_seconds)
     while True:
         try:
             return function(*args)
         except Exception as error:
-            patience.wait(error, task)
+            backoff.wait(error, task)

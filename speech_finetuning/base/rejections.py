@@ -5,41 +5,54 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from speech_finetuning.base.files import write_text
+from speech_finetuning.base.files import json_line, write_text
 
 
 class Rejection(Exception):
-    """Why a row cannot be used. Raised by the stages, returned as a value by Preprocessor, listed by the run."""
+    """Why one row cannot be used.
+
+    The stages raise it, Preprocessor returns it as a value, and the run counts and lists it.
+    reason: a short name such as audio_too_long; detail: what was found; row: the row's id.
+    """
 
     def __init__(self, reason: str, detail: str = "", row: str = "") -> None:
         super().__init__(reason, detail, row)
-        self.reason, self.detail, self.row = reason, detail, row
+        self.reason = reason
+        self.detail = detail
+        self.row = row
 
 
 def describe_counts(counts: Counter) -> str:
-    """'3 text_empty, 1 audio_too_long', the commonest first."""
+    """'3 text_empty, 1 audio_too_long', the most frequent first; 'none' if there are none."""
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
 
 
 def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -> None:
-    """Appends rejected rows to rejected.jsonl."""
-    lines = [
-        {"split": split, "row": item.row, "reason": item.reason, "detail": item.detail}
-        for item in rejections
-    ]
-    if lines:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(output_dir / "rejected.jsonl", text, "a")
+    """Appends rejected rows to rejected.jsonl, one line each; without any, it stays."""
+    if not rejections:
+        return
+    lines = []
+    for rejection in rejections:
+        line = {
+            "split": split,
+            "row": rejection.row,
+            "reason": rejection.reason,
+            "detail": rejection.detail,
+        }
+        lines.append(json_line(line))
+    write_text(output_dir / "rejected.jsonl", "".join(lines), mode="a")
 
 
 def list_new_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -> None:
-    """Appends those that rejected.jsonl does not list yet: a continued run prepares the same
-    evaluation rows again."""
+    """Appends the rejections whose rows rejected.jsonl does not list yet.
+
+    A continued run prepares the same evaluation rows again.
+    """
     listing = output_dir / "rejected.jsonl"
     listed: set[str] = set()
     if listing.is_file():
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # a kill may have torn the last line
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # a kill may have torn the last line, anywhere
                 listed.add(json.loads(line)["row"])
     news = [rejection for rejection in rejections if rejection.row not in listed]
     list_rejections(output_dir, split, news)

@@ -3,45 +3,56 @@
 import os
 import signal
 import sys
+from types import TracebackType
 from typing import Any
 
 from speech_finetuning.base.errors import RunEnded
 
 STOP_SIGNALS = [
-    getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n)
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
 ]
+SAVING_TIME_IN_SECONDS = 120  # what a worker gives its parent to write a checkpoint
 
 
 class StopSignals:
-    """Turns SIGTERM, SIGINT, SIGHUP and SIGUSR1 into RunEnded(128 + n), at once or, while `is_deferred` (inside a step
-    or a save), at the next `check`. A second Ctrl-C ends the process at once. Use as a context manager."""
+    """Turns SIGTERM, SIGINT, SIGHUP and SIGUSR1 into RunEnded(128 + n). Use as a context manager.
+
+    RunEnded is raised at once or, while `is_deferred` (inside a step or a save), at the next
+    `check`. A second Ctrl-C ends the process at once.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.is_deferred = False
-        self.before: dict[int, Any] = {}
+        self.handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        self.before = {number: signal.signal(number, self.handle) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            self.handlers_before[number] = signal.signal(number, self.handle)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.handlers_before.items():
             signal.signal(number, handler)
 
     def handle(self, number: int, frame: Any) -> None:
+        """The signal handler. Raises: RunEnded unless deferred."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if self.received is None:
-            self.received = number
-            # Not through the logger: the signal may have come in the middle of a write to stderr, which then raises.
-            os.write(
-                2, f"\n{signal.Signals(number).name} received: saving and stopping.\n".encode()
-            )
-            if not self.is_deferred:
-                self.check()
+        if self.received is not None:
+            return
+        self.received = number
+        # Not through the logger: the signal may have interrupted a write to stderr, whose buffer
+        # then refuses a second one.
+        message = f"\n{signal.Signals(number).name} received: saving and stopping.\n"
+        os.write(2, message.encode())
+        if not self.is_deferred:
+            self.check()
 
     def ending(self) -> RunEnded:
-        """What the signal that has come means."""
+        """How the run ends after the signal that has come."""
+        assert self.received is not None
         return RunEnded(128 + self.received, f"ended by {signal.Signals(self.received).name}")
 
     def check(self) -> None:
@@ -51,14 +62,30 @@ class StopSignals:
 
 
 def ignore_signals(worker_id: int) -> None:
-    """For the reading worker: a terminal or Slurm signals the whole group, but the parent decides. SIGTERM, which the
-    DataLoader itself uses at its end, gives the parent two minutes to save; a second one ends the worker at once."""
+    """For the reading worker: a terminal or Slurm signals the whole group, but the parent decides.
+
+    SIGTERM, which the DataLoader itself sends at its end, gives the parent two minutes to save; a
+    second one ends the worker at once.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(
-        signal.SIGTERM,
-        lambda *_: (signal.alarm(120), signal.signal(signal.SIGTERM, signal.SIG_DFL)),
-    )
-    sys.excepthook = lambda *_: (
-        None
-    )  # of a parent that leaves while it fetches a batch; our errors travel as data
+    signal.signal(signal.SIGTERM, end_in_two_minutes)
+    sys.excepthook = report_unless_parent_left
+
+
+def end_in_two_minutes(number: int, frame: Any) -> None:
+    """The worker's first SIGTERM; the next one has its usual effect."""
+    signal.alarm(SAVING_TIME_IN_SECONDS)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def report_unless_parent_left(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """sys.excepthook of the worker: the usual one, but silent about a parent that has gone.
+
+    multiprocessing's resource_sharer, a thread of the worker, meets a closed connection when the
+    parent ends while it fetches a batch. Errors of the rows are not affected: they travel as data.
+    """
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, traceback)

@@ -8,16 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 MAX_BLOCK_IN_BYTES = 512 * 2**20  # bounds the shuffle block's memory, whatever the rows' size
+MAX_DEFAULT_THREADS = 8
 
 
 def read_ahead(iterator: Iterator[Any], size_of: Callable[[Any], int]) -> Iterator[Any]:
-    """The same items, fetched by a thread while earlier ones are used: one ahead, or two while they are small. With
-    one, the short last block of a pass would be used up long before the next pass's first has come over a network."""
+    """The same items, fetched by a thread while earlier ones are used.
+
+    One item ahead, or two while items are small: with only one, the short last block of a pass
+    would be used up long before the first block of the next pass has come over a network.
+    size_of: the memory that an item takes, in bytes. Raises: the iterator's errors.
+    """
     reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
     pending = deque([reader.submit(next, iterator, None)])
     try:
         while (item := pending.popleft().result()) is not None:
-            while len(pending) < (2 if size_of(item) < MAX_BLOCK_IN_BYTES // 4 else 1):
+            num_ahead = 2 if size_of(item) < MAX_BLOCK_IN_BYTES // 4 else 1
+            while len(pending) < num_ahead:
                 pending.append(reader.submit(next, iterator, None))
             yield item
     finally:
@@ -27,7 +33,10 @@ def read_ahead(iterator: Iterator[Any], size_of: Callable[[Any], int]) -> Iterat
 def map_in_order(
     function: Callable[[Any], Any], items: Iterable[tuple], num_threads: int
 ) -> Iterator[tuple]:
-    """(tag, function(item)) for (tag, item) in order, computed by threads with a bounded number in flight."""
+    """(tag, function(item)) for every (tag, item), in order, computed by threads.
+
+    At most 4 items a thread are in flight, which bounds the memory. Raises: the function's errors.
+    """
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
         submitted = ((tag, pool.submit(function, item)) for tag, item in items)
         pending = deque(itertools.islice(submitted, 4 * num_threads))
@@ -38,10 +47,13 @@ def map_in_order(
 
 
 def num_usable_cores(world_size: int) -> int:
-    """This process's share of the cores that it may run on, at least 1 and at most 8."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(
-        1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
-    )  # those of this machine
+    """This process's share of the cores that it may run on: at least 1 and at most 8.
+
+    world_size: of processes; those on this machine share its cores (torchrun says how many).
+    """
+    if hasattr(os, "sched_getaffinity"):
+        num_cores = len(os.sched_getaffinity(0))
+    else:
+        num_cores = os.cpu_count() or 1
+    num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return max(1, min(MAX_DEFAULT_THREADS, num_cores // num_local_processes))

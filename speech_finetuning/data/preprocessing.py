@@ -2,10 +2,11 @@
 
 import math
 import sys
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+import torch
 import transformers
 
 from speech_finetuning.base.network import retry_on_network_error
@@ -21,9 +22,20 @@ from speech_finetuning.data.sources import SourceRow, SpeechSource
 from speech_finetuning.data.text import encode_text, normalize_text
 
 
-@dataclass
+class Example(TypedDict):
+    """A row that is ready for a batch. A dict, because evaluation sets keep such rows in Arrow."""
+
+    id: NotRequired[str]
+    features: torch.Tensor  # log-mel of the real frames, (n_mels, n_frames) float32
+    labels: list[int]  # token ids with prefix and end, see `encode_text`
+    text: str  # as trained
+    duration: float  # in seconds, of the decoded clip
+    sampling_rate: int  # in Hz, of the file
+
+
+@dataclass(kw_only=True)
 class Preprocessor:
-    """One source row to one training example; cheap checks first. Pickles; threads share it."""
+    """One source row to one training example, the cheap checks first. Pickles; threads share it."""
 
     tokenizer: transformers.WhisperTokenizer
     mel_filters: np.ndarray  # (201, n_mels)
@@ -34,54 +46,69 @@ class Preprocessor:
     do_lower_case: bool
     do_remove_punctuation: bool
     max_network_wait_in_seconds: float
-    needs_text: bool = True  # else rows without are transcribed all the same
-    takes_long_clips: bool = False  # beyond the window, for long-form generation
+    needs_text: bool = True  # else rows without a text are transcribed all the same
+    takes_long_clips: bool = False  # longer than the window, for long-form generation
 
     def check_duration(self, seconds: float) -> None:
-        """Raises: Rejection outside the limits."""
+        """Raises: Rejection(audio_too_long, audio_too_short) outside the limits."""
         window_in_seconds = self.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
-        limit = (
-            math.inf
-            if self.takes_long_clips
-            else min(self.max_duration_in_seconds, window_in_seconds)
-        )
-        if seconds > limit:
-            raise Rejection("audio_too_long", f"{seconds:.2f} s, the limit is {limit:g} s")
-        if seconds < self.min_duration_in_seconds:
-            raise Rejection(
-                "audio_too_short",
-                f"{seconds:.2f} s, the limit is {self.min_duration_in_seconds:g} s",
-            )
+        longest = min(self.max_duration_in_seconds, window_in_seconds)
+        if self.takes_long_clips:
+            longest = math.inf
+        shortest = self.min_duration_in_seconds
+        if seconds > longest:
+            raise Rejection("audio_too_long", f"{seconds:.2f} s, the limit is {longest:g} s")
+        if seconds < shortest:
+            raise Rejection("audio_too_short", f"{seconds:.2f} s, the limit is {shortest:g} s")
 
-    def prepare(
-        self, audio: str | dict[str, Any] | None, text: str | None, speed: float = 1.0
-    ) -> dict[str, Any]:
-        """Features (n_mels, n_frames), label ids, text as trained and duration. Raises: Rejection."""
-        if audio is None and text is None and self.needs_text:
-            raise Rejection("row_unreadable", "neither audio nor text")
+    def prepare_text(self, text: str | None) -> tuple[str, list[int]]:
+        """(text as trained, token ids). Raises: Rejection(text_empty, label_too_long)."""
         text = normalize_text(text or "", self.do_lower_case, self.do_remove_punctuation)
         if self.needs_text and not text:
             raise Rejection("text_empty")
-        labels = encode_text(
-            text, self.tokenizer, sys.maxsize if self.takes_long_clips else self.max_label_length
-        )
+        # A long clip has no loss, so its labels may be cut; its reference is the text.
+        max_length = sys.maxsize if self.takes_long_clips else self.max_label_length
+        labels = encode_text(text, self.tokenizer, max_length)
+        return text, labels[: self.max_label_length + 1]
+
+    def prepare_audio(
+        self, audio: str | dict[str, Any] | None, speed: float
+    ) -> tuple[np.ndarray, int]:
+        """((n_samples,) float32 at 16 kHz, sampling rate of the file in Hz). Raises: Rejection."""
         data = retry_on_network_error(
             read_audio,
             audio,
             limit_in_seconds=self.max_network_wait_in_seconds,
             task="reading audio",
         )
-        waveform, sampling_rate = decode_audio(data, self.check_duration, speed)
-        seconds = len(waveform) / SAMPLE_RATE_IN_HZ
-        num_frames = (
-            math.ceil(len(waveform) / HOP_LENGTH_IN_SAMPLES) if self.takes_long_clips else 0
-        )
-        features = log_mel(waveform, self.mel_filters, max(self.window_in_frames, num_frames))
-        # A long clip has no loss, so that its labels may be cut; its reference is the text.
-        texts = {"labels": labels[: self.max_label_length + 1], "text": text}
-        return {"features": features, **texts, "duration": seconds, "sampling_rate": sampling_rate}
+        return decode_audio(data, self.check_duration, speed)
 
-    def __call__(self, row: SourceRow, speed: float = 1.0) -> dict[str, Any] | Rejection:
+    def prepare(
+        self, audio: str | dict[str, Any] | None, text: str | None, speed: float = 1.0
+    ) -> Example:
+        """An example without its id. Raises: Rejection, network errors that lasted too long."""
+        if audio is None and text is None and self.needs_text:
+            raise Rejection("row_unreadable", "neither audio nor text")
+        text, labels = self.prepare_text(text)
+        waveform, sampling_rate = self.prepare_audio(audio, speed)
+        window_in_frames = self.window_in_frames
+        if self.takes_long_clips:
+            num_frames = math.ceil(len(waveform) / HOP_LENGTH_IN_SAMPLES)
+            window_in_frames = max(window_in_frames, num_frames)
+        return {
+            "features": log_mel(waveform, self.mel_filters, window_in_frames),
+            "labels": labels,
+            "text": text,
+            "duration": len(waveform) / SAMPLE_RATE_IN_HZ,
+            "sampling_rate": sampling_rate,
+        }
+
+    def __call__(self, row: SourceRow, speed: float = 1.0) -> Example | Rejection:
+        """Whatever is wrong with the row becomes a Rejection with its id.
+
+        speed: of playing the clip, see `decode_audio`.
+        Raises: errors of the network that lasted too long.
+        """
         if row.rejection is not None:
             return row.rejection
         try:
@@ -92,14 +119,17 @@ class Preprocessor:
 
 @dataclass(frozen=True)
 class SpeechDataset:
-    """A source with the way its rows are prepared; max_rows: its first ones only; weight: in the draw of a mix."""
+    """A source, and how its rows are prepared."""
 
     source: SpeechSource
     preparer: Preprocessor
-    max_rows: int | None = None
-    weight: float = 1.0
+    _: KW_ONLY
+    max_rows: int | None = None  # only the first ones
+    weight: float = 1.0  # in the draw of a mix
 
     def rows_per_pass(self) -> int | None:
-        return self.source.num_rows and min(
-            self.source.num_rows, self.max_rows or self.source.num_rows
-        )
+        """None when only reading everything would tell."""
+        num_rows = self.source.num_rows
+        if num_rows is None or self.max_rows is None:
+            return num_rows
+        return min(num_rows, self.max_rows)

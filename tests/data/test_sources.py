@@ -279,7 +279,7 @@ def mixed_stream(mix: Path, preparer, **changes: object) -> SpeechStream:
     sets = []
     for record in script.data_records(arguments):
         where = (record.dataset_name, None, "train", (None, None), None, True, record.name)
-        sets.append(SpeechDataset(load_source(*where), preparer, None, record.weight))
+        sets.append(SpeechDataset(load_source(*where), preparer, weight=record.weight))
     return make_stream(*sets, **changes)
 
 

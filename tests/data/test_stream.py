@@ -48,7 +48,8 @@ def damage(file: Path) -> None:
 def make_stream(source: SpeechSource, preparer: Preprocessor, **changes: object):
     settings = {"seed": 1, "block_size": 7, "micro_batch_size": 2, "num_threads": 2}
     max_rows = changes.pop("max_rows", None)
-    return SpeechStream((SpeechDataset(source, preparer, max_rows),), **{**settings, **changes})
+    item = SpeechDataset(source, preparer, max_rows=max_rows)
+    return SpeechStream((item,), **{**settings, **changes})
 
 
 def take(stream: SpeechStream, count: int) -> list[str]:
