@@ -37,9 +37,9 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -53,12 +53,7 @@ from speech_finetuning.base.network import as_user_error, retry_on_network_error
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
-from speech_finetuning.cli.checks import (
-    check_adapters,
-    check_devices,
-    check_optimizer,
-    sharding_rules,
-)
+from speech_finetuning.cli.checks import check_adapters, check_devices, check_flags, check_optimizer
 from speech_finetuning.cli.console import describe_run, set_up_logging
 from speech_finetuning.cli.data_report import report_data, warn_of_overlap
 from speech_finetuning.cli.dry_run import (
@@ -73,7 +68,6 @@ from speech_finetuning.cli.dry_run import (
 )
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.cli.flags import (
-    REFUSED_ARGUMENTS,
     RETIRED_ARGUMENTS,
     ArgumentParser,
     as_flags,
@@ -203,14 +197,16 @@ class DataArguments:
     language: str | None = HfArg(
         default=None, help="Language spoken, a code or an English name; not for .en models."
     )
-    task: str = HfArg(default="transcribe", help="'transcribe', or 'translate' (into English).")
+    task: Literal["transcribe", "translate"] = HfArg(
+        default="transcribe", help="What the model writes; a translation is into English."
+    )
     shuffle_buffer_size: int = HfArg(
         default=500, help="Rows of a shuffle block, undecoded; 1 keeps the files' order."
     )
     data_report_samples: int = HfArg(
         default=500, help="Rows of each source in the data report; 0: no report."
     )
-    train_window: str = HfArg(
+    train_window: Literal["full", "longest"] = HfArg(
         default="full", help="'longest' pads to a batch's longest clip, not 30 s: far faster."
     )
     full_window_fraction: float = HfArg(
@@ -295,7 +291,7 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     report_to: str = HfArg(
         default="tensorboard", help="Where the curves go: tensorboard, wandb, none."
     )
-    eval_strategy: str = HfArg(
+    eval_strategy: Literal["steps", "no"] = HfArg(
         default="steps", help="When --do_eval scores: steps, or no (at the end only)."
     )
     dataloader_num_workers: int = HfArg(
@@ -408,125 +404,12 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     return model_args, data_args, training_args
 
 
-def check_arguments(data_args: DataArguments, args: TrainingArguments) -> None:
-    """Raises UserError for everything that can be known to be wrong before any download or GPU work."""
-    defaults = {f.name: f.default for f in fields(args)}
-    training, scoring, workers = args.do_train, args.do_eval, args.dataloader_num_workers
-    shortest, longest = data_args.min_duration_in_seconds, data_args.max_duration_in_seconds
-    is_timed = args.max_steps > 0 or args.num_train_epochs is not None
-    from_hub, wait = (
-        args.resume_from_checkpoint == "hub",
-        60 * data_args.max_network_wait_in_minutes,
-    )
-    for_training = "train_window pack_utterances timestamp_probability apply_spec_augment speed_perturbation".split()
-    idle = [
-        f"--{name}"
-        for name in for_training
-        if getattr(data_args, name) not in (0, "full") and not training
-    ]
-    fractions = ("max_rejected_fraction", "full_window_fraction", "timestamp_probability")
-    is_odd_fraction = data_args.train_window == "full" and data_args.full_window_fraction not in (
-        0.1,
-        1,
-    )
-    best = {
-        name: getattr(data_args, name)
-        for name in ("early_stopping_patience", "eval_before_training")
-    }
-    best["load_best_model_at_end"] = args.load_best_model_at_end
-    rules = [
-        (getattr(args, n) != defaults[n], f"--{n} is refused: {why}.")
-        for n, why in REFUSED_ARGUMENTS.items()
-    ]
-    rules += [
-        (on and not (training and scoring), f"--{n} needs --do_train and --do_eval.")
-        for n, on in best.items()
-    ]
-    rules += [
-        (not 0 <= getattr(data_args, name) <= 1, f"--{name} must lie between 0 and 1.")
-        for name in fractions
-    ]
-    rules += [
-        (
-            not (training or scoring or args.do_predict),
-            "nothing to do. Pass --do_train, --do_eval or --do_predict.",
-        ),
-        (
-            data_args.long_form and not (scoring or args.do_predict),
-            "--long_form needs --do_eval or --do_predict.",
-        ),
-        (not args.output_dir, "--output_dir is missing. Pass --output_dir FOLDER."),
-        (
-            not args.predict_with_generate,
-            "--predict_with_generate False: WER needs real generation. Leave it out.",
-        ),
-        (data_args.dry_run and not training, "--dry_run needs --do_train."),
-        (
-            data_args.dry_run and args.world_size > 1,
-            "--dry_run tries one process: start it without torchrun.",
-        ),
-        (
-            workers > 1,
-            f"--dataloader_num_workers {workers}: one worker reads. Use --num_decoding_threads {workers}.",
-        ),
-        (
-            "epoch" in (args.eval_strategy, args.save_strategy),
-            "a stream has no epochs. Use the strategy steps.",
-        ),
-        (
-            data_args.task not in ("transcribe", "translate"),
-            f"--task {data_args.task}: use transcribe or translate.",
-        ),
-        (
-            shortest >= longest,
-            f"--min_duration_in_seconds {shortest} is not below the longest, {longest}.",
-        ),
-        (
-            data_args.shuffle_buffer_size < 1,
-            "--shuffle_buffer_size must be at least 1 (1 keeps the files' order).",
-        ),
-        ((data_args.num_decoding_threads or 1) < 1, "--num_decoding_threads must be at least 1."),
-        (data_args.train_window not in ("full", "longest"), "--train_window: use full or longest."),
-        (idle, f"{' and '.join(idle)}: of no effect without --do_train."),
-        (
-            is_odd_fraction,
-            "--full_window_fraction needs --train_window longest: 'full' is a fraction of 1.",
-        ),
-        (
-            args.max_steps > 0 and args.num_train_epochs,
-            "pass --max_steps or --num_train_epochs, not both.",
-        ),
-        (
-            data_args.push_predictions and not args.push_to_hub,
-            "--push_predictions needs --push_to_hub.",
-        ),
-        (
-            args.hub_always_push,
-            "--hub_always_push is refused: the newest save always follows a running upload.",
-        ),
-        (
-            from_hub and not args.hub_model_id,
-            "--resume_from_checkpoint hub needs --hub_model_id USER/NAME.",
-        ),
-        (
-            bool(data_args.dataset_name) == bool(data_args.data_mix),
-            "pass either --dataset_name or --data_mix FILE.",
-        ),
-        (
-            args.world_size > 1 and wait >= args.ddp_timeout,
-            f"--ddp_timeout must exceed {wait:g} s, the network wait.",
-        ),
-        (
-            training and not is_timed,
-            "how long to train? Pass --max_steps N (or --num_train_epochs N).",
-        ),
-    ]
-    for message in (
-        message for is_broken, message in rules + sharding_rules(data_args, args) if is_broken
-    ):
-        raise UserError(message)
-    if training:
-        check_optimizer(args)
+def check_arguments(data_args: DataArguments, training_args: TrainingArguments) -> None:
+    """Raises UserError for all that can be known to be wrong before any download or GPU work."""
+    check_flags(data_args, training_args)
+    check_devices(training_args)
+    if training_args.do_train:
+        check_optimizer(training_args)
 
 
 @dataclass
@@ -980,7 +863,6 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     """From the command line to a trainer with its model and data. Raises: UserError."""
     model_args, data_args, training_args = parse_arguments(argv)
     check_arguments(data_args, training_args)
-    check_devices(training_args)
     set_up_logging(training_args)
     records = data_records(data_args)
     if data_args.num_decoding_threads is None:

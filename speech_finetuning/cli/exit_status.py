@@ -56,7 +56,8 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
         is_first = write_exit_status(argv if not is_dry else [], code, reason)
     code = 2 if is_dry and 0 < code < 128 else code
     if code and is_first:
-        sys.stderr.write(f"error: {reason}\n")
+        for line in reason.splitlines():
+            sys.stderr.write(f"error: {line}\n")
     return code
 
 

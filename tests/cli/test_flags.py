@@ -122,7 +122,8 @@ def test_harmful_flags_are_refused(name: str):
         ("--do_train --max_steps 1 --early_stopping_patience 2", "needs --do_train and --do_eval"),
         ("--do_train --max_steps 1 --eval_before_training", "needs --do_train and --do_eval"),
         ("--do_train --max_steps 1 --save_strategy epoch", "no epochs"),
-        ("--do_train --max_steps 1 --task dictate", "transcribe or translate"),
+        ("--do_train --max_steps 1 --eval_strategy epoch", "invalid choice: 'epoch'"),
+        ("--do_train --max_steps 1 --task dictate", "invalid choice: 'dictate'"),
         ("--do_train --max_steps 1 --min_duration_in_seconds 40", "is not below"),
         ("--do_train --max_steps 1 --shuffle_buffer_size 0", "at least 1"),
         ("--do_train --max_steps 1 --max_rejected_fraction 2", "between 0 and 1"),
@@ -146,10 +147,23 @@ def test_harmful_flags_are_refused(name: str):
         ("--do_train --max_steps 1 --output_dir", "--output-dir: expected one argument"),
     ],
 )
-def test_bad_flags_are_one_line(flags: str, message: str, capsys: pytest.CaptureFixture):
+def test_every_bad_flag_is_one_line(flags: str, message: str, capsys: pytest.CaptureFixture):
     assert exit_code_of(script.main, [*REQUIRED, *flags.split()]) == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and message in error and "\n" not in error
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert all(line.startswith("error: ") for line in lines)
+    assert [message in line for line in lines].count(True) == 1
+
+
+def test_all_bad_flags_are_told_at_once(capsys: pytest.CaptureFixture):
+    words = "--do_train --save_strategy epoch --shuffle_buffer_size 0 --push_predictions".split()
+    assert exit_code_of(script.main, [*REQUIRED, *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "how",
+        "a",
+        "--shuffle_buffer_size",
+        "--push_predictions",
+    ]
 
 
 @pytest.mark.parametrize(
