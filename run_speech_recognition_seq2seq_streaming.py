@@ -523,16 +523,16 @@ def open_dataset(
     """One split of one entry, undecoded. Rows to predict need no text; long clips are scored with
     --long_form, but never trained on."""
     needs_text = role != "predict"
-    # An empty name: no text column is needed.
-    text_column = record.text_column_name or (None if needs_text else "")
     source = load_source(
         record.dataset_name,
-        record.dataset_config_name,
-        split,
-        (record.audio_column_name, text_column),
-        cache_dir,
-        record.streaming,
-        record.name,
+        config_name=record.dataset_config_name,
+        split=split,
+        audio_column=record.audio_column_name,
+        text_column=record.text_column_name,
+        text_required=needs_text,
+        cache_dir=cache_dir,
+        streaming=record.streaming,
+        record=record.name,
     )
     return SpeechDataset(
         source=source,

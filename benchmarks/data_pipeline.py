@@ -177,7 +177,7 @@ def make_stream(
     place: str, columns: tuple[str, str], num_threads: int, folder: Path
 ) -> SpeechStream:
     """The script's stream over a Hub id or a folder. columns: (audio, text)."""
-    source = load_source(place, None, "train", columns, None, True, "")
+    source = load_source(place, split="train", audio_column=columns[0], text_column=columns[1])
     item = SpeechDataset(source, load_preparer(folder))
     return SpeechStream((item,), 1, SHUFFLE_ROWS, BATCH_SIZE, num_threads)
 

@@ -34,7 +34,8 @@ from hub import Hub, Request
 
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.preprocessing import SpeechDataset
-from speech_finetuning.data.sources import ShardReader, load_source
+from speech_finetuning.data.shards import ShardReader
+from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import SpeechStream
 
 BATCH_SIZE = 16
@@ -72,11 +73,11 @@ def read_again(stream: SpeechStream, num_rows: int) -> tuple[float, str]:
 def time_within(name: str, num_rows: int, kind: str, repetitions: int) -> None:
     """In a child: prints the median of the seconds to the row after num_rows of a source's only file. kind: "parquet",
     or another one, whose files are read from their beginning."""
-    source = load_source(name, None, "train", ("audio", "text"), None, True, "")
+    source = load_source(name, split="train")
     source, times = replace(source, kind=kind), []
     for _ in range(repetitions):
         began = time.perf_counter()
-        row = next(iter(ShardReader(source, (0, 0), num_rows, 0.0)))
+        row = next(iter(ShardReader(source, (0, 0), num_rows=num_rows, wait_in_seconds=0.0)))
         times.append(time.perf_counter() - began)
         assert row.text == f"row {num_rows}", row.text
     print(statistics.median(times), flush=True)
@@ -138,7 +139,7 @@ def main() -> None:
         preparer = preprocessors.make_preprocessor(
             demonstration.make_model(folder / "model", d_model=16, num_layers=1)
         )
-        source = load_source(str(folder / "data"), None, "train", ("audio", "text"), None, True, "")
+        source = load_source(str(folder / "data"), split="train")
         stream = SpeechStream((SpeechDataset(source, preparer),), 1, 500, BATCH_SIZE, 2)
         print(f"{source.num_rows} rows in {len(source.shards())} files\n")
         print("| step | seek, s (median of each) | read again, s | ratio |\n|---|---|---|---|")

@@ -28,7 +28,8 @@ def describe_run(
         place = " ".join(
             filter(None, (source.record, source.name, source.config_name, source.split))
         )
-        found = f"{source.kind}, {len(source.shards())} files, {rows}; {source.audio_column}, {source.text_column}"
+        columns = f"{source.audio_column}, {source.text_column or 'no text'}"
+        found = f"{source.kind}, {len(source.shards())} files, {rows}; {columns}"
         logger.info("%s data: %s (%s)", role, place, found)
     if args.do_train:
         sizes = (

@@ -18,7 +18,8 @@ from speech_finetuning.data.audio import (
     log_mel,
     read_audio,
 )
-from speech_finetuning.data.sources import SourceRow, SpeechSource
+from speech_finetuning.data.shards import SourceRow
+from speech_finetuning.data.sources import SpeechSource
 from speech_finetuning.data.text import encode_text, normalize_text
 
 

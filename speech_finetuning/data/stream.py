@@ -14,7 +14,8 @@ from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, map_in_order, read_ahead
 from speech_finetuning.data.positions import FIRST_PLACE
 from speech_finetuning.data.preprocessing import SpeechDataset
-from speech_finetuning.data.sources import ShardReader, SourceRow, SpeechSource
+from speech_finetuning.data.shards import ShardReader, SourceRow
+from speech_finetuning.data.sources import SpeechSource
 
 
 @dataclass
@@ -56,7 +57,12 @@ def read_pass(
     block, number, num_rows = None, start["block"], start["rows"]
     for shard_number in range(start["shard"], len(order)):
         first = start["shard_row"] if shard_number == start["shard"] else 0
-        reader = ShardReader(item.source, order[shard_number], first, wait_in_seconds)
+        reader = ShardReader(
+            item.source,
+            order[shard_number],
+            num_rows=first,
+            wait_in_seconds=wait_in_seconds,
+        )
         for row in reader:
             if max_rows is not None and num_rows >= max_rows:
                 break

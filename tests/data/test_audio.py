@@ -14,7 +14,7 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import decode_audio, log_mel, pad_features
-from speech_finetuning.data.sources import SourceRow
+from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.text import encode_text, normalize_text
 
 
@@ -87,7 +87,7 @@ def test_resampling_equals_librosa(sampling_rate: int):
     ],
 )
 def test_bad_audio_is_rejected_with_a_reason(preparer, data: bytes, reason: str, detail: str):
-    row = SourceRow("a row", {"bytes": data, "path": None}, "uno")
+    row = SourceRow(id="a row", audio={"bytes": data, "path": None}, text="uno")
     descriptors = Path("/proc/self/fd")  # of Linux, where a clip has one
     before = len(list(descriptors.glob("*")))
     rejection = preparer(row)
@@ -124,7 +124,9 @@ def test_duration_filters_and_never_cuts(
     for name, value in limits.items():
         setattr(preparer, name, value)
     clip = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
-    result = preparer(SourceRow("r", {"bytes": demonstration.encode(clip), "path": None}, "uno"))
+    result = preparer(
+        SourceRow(id="r", audio={"bytes": demonstration.encode(clip), "path": None}, text="uno")
+    )
     assert (result.reason if isinstance(result, Rejection) else None) == reason
     if reason is None:
         assert result["duration"] == pytest.approx(seconds)
@@ -137,7 +139,10 @@ def test_text_is_checked_before_audio_is_decoded(preparer, monkeypatch: pytest.M
         ("  \n", "text_empty"),
         ("uno " * 40, "label_too_long"),
     ):
-        assert preparer(SourceRow("r", {"bytes": b"x", "path": None}, text)).reason == reason
+        assert (
+            preparer(SourceRow(id="r", audio={"bytes": b"x", "path": None}, text=text)).reason
+            == reason
+        )
 
 
 def test_labels_have_the_prefix_once_and_fit_exactly(preparer):

@@ -143,9 +143,7 @@ def test_texts_of_a_pack_are_joined_within_a_source(preparer: Preprocessor, tagg
 def test_texts_are_separated_as_their_language_is_written(
     preparer: Preprocessor, speech: Path, task: str, languages: str, separators: tuple[str, str]
 ):
-    sources = [
-        load_source(str(speech), None, "train", (None, None), None, True, name) for name in "ab"
-    ]
+    sources = [load_source(str(speech), split="train", record=name) for name in "ab"]
     sets = tuple(SpeechDataset(source, preparer) for source in sources)
     readings = {name: (code, True) for name, code in zip("ab", languages.split(), strict=True)}
     words = f"--model_name_or_path m --dataset_name d --output_dir o --do_train --max_steps 1 --task {task}".split()

@@ -21,7 +21,8 @@ from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import read_audio
 from speech_finetuning.data.preprocessing import SpeechDataset
-from speech_finetuning.data.sources import SourceRow, load_source
+from speech_finetuning.data.shards import SourceRow
+from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.training.progress import StreamProgress
 
@@ -140,7 +141,7 @@ def make_stream(*items: SpeechDataset, **changes: object) -> SpeechStream:
 def test_every_kind_of_source(kind: str, tmp_path: Path, preparer):
     make, config_name, name, num_rows, texts = SOURCES[kind]
     where = make(tmp_path / "data")
-    source = load_source(str(where), config_name, "train", (None, None), None, True, "")
+    source = load_source(str(where), config_name=config_name, split="train")
     assert (source.kind, source.num_rows) == (name, num_rows)
     stream = make_stream(SpeechDataset(source, preparer))
     total = num_rows or 6
@@ -161,9 +162,7 @@ def test_every_kind_of_source(kind: str, tmp_path: Path, preparer):
 
 
 def test_unreadable_manifest_lines_are_rejected(tmp_path: Path, preparer):
-    source = load_source(
-        str(nemo_manifest(tmp_path / "data")), None, "train", (None, None), None, True, ""
-    )
+    source = load_source(str(nemo_manifest(tmp_path / "data")), split="train")
     items = [item for _, item in itertools.islice(make_stream(SpeechDataset(source, preparer)), 8)]
     assert [item.reason for item in items if isinstance(item, Rejection)] == ["row_unreadable"] * 2
 
@@ -171,7 +170,7 @@ def test_unreadable_manifest_lines_are_rejected(tmp_path: Path, preparer):
 def test_a_first_clip_that_is_missing_does_not_hide_the_others(tmp_path: Path, preparer):
     where = common_voice(tmp_path / "cv")
     (where / "es" / "clips" / "0.mp3").unlink()
-    source = load_source(str(where), "es", "train", (None, None), None, True, "")
+    source = load_source(str(where), config_name="es", split="train")
     items = [item for _, item in itertools.islice(make_stream(SpeechDataset(source, preparer)), 4)]
     assert [item.reason for item in items if isinstance(item, Rejection)] == ["audio_missing"]
 
@@ -179,7 +178,7 @@ def test_a_first_clip_that_is_missing_does_not_hide_the_others(tmp_path: Path, p
 def test_other_files_are_no_manifests(tmp_path: Path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="--dataset_name"):
-        load_source(str(tmp_path / "train.parquet"), None, "train", (None, None), None, True, "")
+        load_source(str(tmp_path / "train.parquet"), split="train")
 
 
 def test_a_mix_is_judged_over_all_its_rows(tmp_path: Path):
@@ -226,7 +225,7 @@ def test_a_common_voice_download_trains_and_scores(train: Train, flags: list[str
 def test_formats_without_a_reader_say_how_to_convert(ending: str, tmp_path: Path, preparer):
     head = {"m4a": b"\0\0\0\x20ftypM4A ", "webm": b"\x1aE\xdf\xa3"}[ending]
     (tmp_path / f"a.{ending}").write_bytes(head + bytes(200))
-    rejection = preparer(SourceRow("r", str(tmp_path / f"a.{ending}"), "uno"))
+    rejection = preparer(SourceRow(id="r", audio=str(tmp_path / f"a.{ending}"), text="uno"))
     assert rejection.reason == "audio_unreadable" and f"ffmpeg -i IN.{ending}" in rejection.detail
 
 
@@ -235,10 +234,10 @@ def test_columns_that_are_named_must_be_there(tmp_path: Path):
     with pytest.raises(
         UserError, match="--text_column_name text: no such column .*Found: path, sentence"
     ):
-        load_source(where, None, "train", (None, "text"), None, True, "")
+        load_source(where, split="train", text_column="text")
     (tmp_path / "data" / "train.csv").write_text("clip,words\n")
     with pytest.raises(UserError, match="--audio_column_name is missing.*Found: "):
-        load_source(where, None, "train", (None, None), None, True, "")
+        load_source(where, split="train")
 
 
 # ---------------------------------------------------------------------------------------------------------- the mix
@@ -278,8 +277,8 @@ def mixed_stream(mix: Path, preparer, **changes: object) -> SpeechStream:
     )[1]
     sets = []
     for record in script.data_records(arguments):
-        where = (record.dataset_name, None, "train", (None, None), None, True, record.name)
-        sets.append(SpeechDataset(load_source(*where), preparer, weight=record.weight))
+        source = load_source(record.dataset_name, split="train", record=record.name)
+        sets.append(SpeechDataset(source, preparer, weight=record.weight))
     return make_stream(*sets, **changes)
 
 

@@ -19,12 +19,13 @@ from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, num_usable_cores,
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.positions import FIRST_PLACE, position_after_resharding
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
-from speech_finetuning.data.sources import SourceRow, SpeechSource, load_source
+from speech_finetuning.data.shards import SourceRow
+from speech_finetuning.data.sources import SpeechSource, load_source
 from speech_finetuning.data.stream import SpeechStream, can_shard_by_rank, read_pass, shard_order
 
 
 def load(folder: Path, split: str = "train", record: str = "") -> SpeechSource:
-    return load_source(str(folder), None, split, (None, None), None, True, record)
+    return load_source(str(folder), split=split, record=record)
 
 
 def make_folder(folder: Path, num_rows: int) -> Path:
@@ -315,7 +316,7 @@ def test_a_position_beside_a_damaged_file_continues_at_the_next_row(
 
 
 def test_a_missing_clip_is_a_rejection(tmp_path: Path, preparer):
-    row = SourceRow("r", str(tmp_path / "gone.flac"), "uno")
+    row = SourceRow(id="r", audio=str(tmp_path / "gone.flac"), text="uno")
     assert preparer(row).reason == "audio_missing"
 
 
@@ -372,10 +373,14 @@ def test_a_pass_without_a_usable_row_ends_with_the_reasons(speech: Path, prepare
 )
 def test_bad_sources_say_what_was_found(speech: Path, arguments: tuple, message: str):
     with pytest.raises(UserError, match=message):
-        name, config_name, split, *columns = (
-            str(speech) if value == "SPEECH" else value for value in arguments
+        name, config_name, split, audio_column, text_column = arguments
+        load_source(
+            str(speech) if name == "SPEECH" else name,
+            config_name=config_name,
+            split=split,
+            audio_column=audio_column,
+            text_column=text_column,
         )
-        load_source(name, config_name, split, tuple(columns), None, True, "")
 
 
 def test_an_empty_dataset_says_so(tmp_path: Path):

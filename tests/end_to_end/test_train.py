@@ -160,7 +160,7 @@ def test_the_loss_is_the_mean_over_target_tokens(
 ):
     train("--do_train --max_steps 1 --per_device_train_batch_size 40 --shuffle_buffer_size 1")
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
-    source = load_source(str(speech), None, "train", ("audio", "text"), None, True, "")
+    source = load_source(str(speech), split="train")
     blocks = read_pass(SpeechDataset(source, preparer), FIRST_PLACE["start"], None, 40)
     examples = [preparer(row) for block in blocks for row in block.rows]
     total, count = 0.0, 0

@@ -75,7 +75,7 @@ def test_groups_have_like_lengths_whole_batches_and_every_row_once(num_rows: int
 
 
 def test_like_lengths_meet_in_a_batch_and_the_place_is_kept(speech: Path, preparer):
-    source = load_source(str(speech), None, "train", (None, None), None, True, "")
+    source = load_source(str(speech), split="train")
     how = {"seed": 1, "block_size": 20, "micro_batch_size": 4, "num_threads": 2}
     sets = (SpeechDataset(source, preparer),)
     plain, grouped = SpeechStream(sets, **how), SpeechStream(sets, **how, is_grouped=True)
@@ -165,7 +165,7 @@ def test_a_continued_run_with_these_ends_with_the_same_weights(
 
 
 def test_speeds_are_of_the_row_and_lose_no_clip(speech: Path, preparer):
-    source = load_source(str(speech), None, "train", (None, None), None, True, "")
+    source = load_source(str(speech), split="train")
     how = {"seed": 1, "block_size": 20, "micro_batch_size": 4}
     sets = (SpeechDataset(source, preparer),)
     streams = [SpeechStream(sets, **how, num_threads=1)]
@@ -193,7 +193,7 @@ def test_an_optimiser_step_in_plain_torch(
     """Two steps of two micro-batches: features, shift, cross-entropy, clipping, AdamW and schedule written out."""
     flags = "--do_train --max_steps 2 --gradient_accumulation_steps 2 --learning_rate 1e-2 --max_grad_norm 0.5"
     train(f"{flags} --weight_decay 0.1 --warmup_steps 1 --save_steps 1 --seed 7")
-    source = load_source(str(speech), None, "train", (None, None), None, True, "")
+    source = load_source(str(speech), split="train")
     stream = SpeechStream((SpeechDataset(source, preparer),), 7, 500, 4, 1)
     rows = [example for _, example in itertools.islice(stream, 16)]
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)

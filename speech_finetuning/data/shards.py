@@ -1,0 +1,106 @@
+"""The undecoded rows of one file; after a network error, reading goes on at the same row."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow
+
+from speech_finetuning.base.errors import one_line
+from speech_finetuning.base.network import Backoff
+from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.builders import rows_of_groups
+from speech_finetuning.data.sources import SpeechSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRow:
+    """One undecoded row.
+
+    audio: an encoded file as {"bytes", "path"}, or the path of one.
+    rejection: set when the file of rows could not be read from here on.
+    """
+
+    id: str
+    audio: str | dict[str, Any] | None
+    text: str | None
+    rejection: Rejection | None = None
+
+    def size_in_bytes(self) -> int:
+        """Size of the encoded audio; 0 if it lies on another machine."""
+        cell = self.audio if isinstance(self.audio, dict) else {"path": self.audio}
+        data = cell.get("bytes")
+        if data is not None:
+            return len(data)
+        path = cell.get("path") or ""
+        return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+class ShardReader:
+    """The rows of one file of a source, without its first `num_rows`.
+
+    Network errors are waited out and reading goes on at the same row. A damaged file ends in one
+    rejected row that says so. `num_rows` counts the rows before the one that was yielded last.
+    """
+
+    def __init__(
+        self,
+        source: SpeechSource,
+        place: tuple[int, int],
+        *,
+        num_rows: int,
+        wait_in_seconds: float,
+    ) -> None:
+        self.source = source
+        self.place = place
+        self.num_rows = num_rows
+        self.patience = Backoff(wait_in_seconds)
+        self.id = "/".join(filter(None, [source.record, source.split, *map(str, place)]))
+
+    def __iter__(self) -> Iterator[SourceRow]:
+        while True:
+            try:
+                for row in self.rows_left():
+                    self.patience.reset()
+                    yield self.source_row(row)
+                    self.num_rows += 1
+                return
+            except Exception as error:
+                if is_damage(error):
+                    rejection = Rejection("file_damaged", one_line(error)[:200], self.id)
+                    yield SourceRow(id=self.id, audio=None, text=None, rejection=rejection)
+                    return
+                self.patience.wait(error, f"reading {self.source.name} {self.id}")
+
+    def rows_left(self) -> Iterator[dict[str, Any]]:
+        """The rows after the first `num_rows`: from a parquet file only the row groups that contain
+        them are read, other files are read from their beginning."""
+        shard = self.source.open_shard(*self.place)
+        num_rows_to_skip = self.num_rows
+        if num_rows_to_skip == 0 or self.source.kind != "parquet":
+            yield from shard.skip(num_rows_to_skip)
+            return
+        sizes = rows_of_groups(self.source.url(*self.place))
+        groups = shard.reshard()  # one shard for each row group
+        for number, size in enumerate(sizes):
+            if num_rows_to_skip < size:
+                group = groups.shard(num_shards=len(sizes), index=number)
+                yield from group.skip(num_rows_to_skip)
+            num_rows_to_skip = max(0, num_rows_to_skip - size)
+
+    def source_row(self, row: dict[str, Any]) -> SourceRow:
+        audio = row[self.source.audio_column]
+        text_column = self.source.text_column
+        text = None if text_column is None else row.get(text_column)
+        path = audio.get("path") if isinstance(audio, dict) else audio
+        return SourceRow(id=f"{self.id}/{path or ''}", audio=audio, text=text)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error of reading means that the file itself is damaged.
+
+    pyarrow's "Corrupt snappy compressed data" is a bare OSError; the disk's have a number."""
+    is_of_the_content = type(error) in (pyarrow.ArrowInvalid, OSError, tarfile.ReadError)
+    return is_of_the_content and getattr(error, "errno", None) is None
