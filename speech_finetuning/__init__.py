@@ -1,7 +1,8 @@
 """What has to hold whatever the training script changes. Floors, each imports only what stands to its left:
 
     base      errors, rejections, files, network, threads, shutdown: knows no speech
-    data      audio, text, manifests, sources, preprocessing, positions, stream, packing: bytes to examples
+    data      audio, text, columns, manifests, builders, sources, shards, preprocessing, positions,
+              stream, packing: bytes to examples
     model     loading, adapters, windows, generation: the checkpoint, its language, its window
     scoring   metrics, eval_sets, scores, predictions: rows to numbers that cannot flatter
     training  loss, progress, checkpoints, callbacks, trainer, session: Seq2SeqTrainer, the few overrides
