@@ -1,5 +1,6 @@
 """README.md, docs/ and CONTRIBUTING.md: the code accepts every command, flag, table and link in them."""
 
+import ast
 import functools
 import json
 import re
@@ -296,6 +297,41 @@ def test_the_table_of_retired_flags_is_the_script_s():
     assert migration_table() in MIGRATION_PAGE.read_text(encoding="utf-8"), (
         write_migration_table.__doc__
     )
+
+
+def table_cells(page: Path, heading: str) -> list[str]:
+    """The first cell of every line of the table under a heading, without the table's own two lines."""
+    section = page.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| (.*?) \|", section, re.M)[1:]
+
+
+def test_the_table_of_metrics_is_complete():
+    """The golden scores are of a mix: without a mix there are no names of sets between eval_ and the metric."""
+    scores = json.loads((PROJECT / "tests" / "golden" / "scores.json").read_text())
+    produced = {name for name in scores if re.fullmatch(r"eval_(?!clean_|flawed_).*", name)}
+    cells = table_cells(PROJECT / "docs" / "metrics.md", "Metrics")
+    assert set(re.findall(r"`(\w+)`", " ".join(cells))) == produced
+
+
+def exit_codes_in_the_code() -> set[int]:
+    """The numbers given to RunEnded, and those from 70 that exit_status.py has of its own."""
+    package = PROJECT / "speech_finetuning"
+    found = set()
+    for path in [PROJECT / SCRIPT_NAME, *package.glob("*/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_call = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RunEnded"
+            if is_call and node.args and isinstance(node.args[0], ast.Constant):
+                found.add(node.args[0].value)
+            is_number = isinstance(node, ast.Constant) and type(node.value) is int
+            if path.name == "exit_status.py" and is_number and 70 <= node.value < 80:
+                found.add(node.value)
+    return found
+
+
+def test_the_table_of_exit_codes_is_complete():
+    cells = table_cells(PROJECT / "docs" / "long-runs.md", "Exit codes")
+    documented = {int(cell) for cell in cells if cell.isdigit()}
+    assert documented == {0, 1, 2} | exit_codes_in_the_code()
 
 
 def modules_by_floor() -> dict[str, set[str]]:
