@@ -85,7 +85,9 @@ from speech_finetuning.data.text import IGNORED_LABEL, UNSPACED_LANGUAGES
 from speech_finetuning.model.adapters import add_adapters
 from speech_finetuning.model.loading import check_language, load_processor
 from speech_finetuning.scoring.eval_sets import prepare_eval_sets
-from speech_finetuning.scoring.scores import Scorecard, last_scores
+from speech_finetuning.scoring.readings import ScoringTarget
+from speech_finetuning.scoring.scorecard import Scorecard
+from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.sharing.hub import base_licence, make_uploads
 from speech_finetuning.sharing.model_card import model_card
 from speech_finetuning.sharing.reports import write_reports
@@ -479,7 +481,7 @@ class Inputs:
     processor: transformers.WhisperProcessor
     config: transformers.WhisperConfig
     languages: list[str | None]  # of each record; None: the model knows English only
-    readings: dict[str, tuple[str | None, bool]]  # of each record: language, normalised text leads
+    targets: dict[str, ScoringTarget]  # by the record's name
     speech: dict[str, list[SpeechDataset]]  # by role: train, eval, test, predict
 
     @property
@@ -768,26 +770,31 @@ def load_inputs(
         task="opening the data",
         limit_in_seconds=data_args.max_network_wait_in_seconds,
     )
-    readings = {
-        record.name: (language, record.do_normalize_eval)
+    targets = {
+        record.name: ScoringTarget(
+            language=language,
+            leads_normalized=record.do_normalize_eval,
+            is_translated=data_args.task == "translate",
+        )
         for record, language in zip(records, languages, strict=True)
     }
     return Inputs(
         processor=processor,
         config=config,
         languages=languages,
-        readings=readings,
+        targets=targets,
         speech=speech,
     )
 
 
 def make_collator(inputs: Inputs, data_args: DataArguments, seed: int) -> SpeechCollator:
     """Examples to batches for this checkpoint. seed: of the draw of windows with timestamps."""
+    languages = {name: (target.text_language, True) for name, target in inputs.targets.items()}
     return SpeechCollator(
         decoder_start_token_id=inputs.config.decoder_start_token_id,
         pad_token_id=inputs.processor.tokenizer.pad_token_id,
         n_mels=inputs.config.num_mel_bins,
-        make_windows=build_packer(inputs.train_sets, inputs.readings, data_args, seed),
+        make_windows=build_packer(inputs.train_sets, languages, data_args, seed),
     )
 
 
@@ -885,7 +892,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         data_collator=make_collator(inputs, data_args, seed=stream.rank_seed()),
         processing_class=inputs.processor,
         compute_loss_func=TokenWeightedLoss(training_args.label_smoothing_factor),
-        compute_metrics=Scorecard(inputs.processor.tokenizer, inputs.readings),
+        compute_metrics=Scorecard(tokenizer=inputs.processor.tokenizer, targets=inputs.targets),
         callbacks=make_callbacks(data_args),
         progress=progress,
         stop=stop or StopSignals(),

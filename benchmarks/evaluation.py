@@ -56,8 +56,8 @@ from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.stream import read_pass
 from speech_finetuning.data.text import IGNORED_LABEL, normalize_text
 from speech_finetuning.model.loading import check_language, load_processor
-from speech_finetuning.scoring.metrics import collapse_spaces, text_normalizers
-from speech_finetuning.scoring.scores import Scorecard
+from speech_finetuning.scoring.readings import NORM, read_text, text_normalizers
+from speech_finetuning.scoring.scorecard import Scorecard
 
 Result = dict[str, Any]  # figures of one turn; "ids": {row: token ids}
 LIMIT_IN_SECONDS = 900  # for one turn
@@ -143,7 +143,7 @@ def evaluate_ours(watch: MemoryWatch, result: Result, job: script.Job) -> dict[s
             metrics = trainer.evaluate()
     card, pad = trainer.compute_metrics, trainer.processing_class.tokenizer.pad_token_id
     pairs = zip(card.outputs.label_ids, card.outputs.predictions[0], strict=True)
-    result["ids"] = {card.rows[int(index)]["id"]: strip(ids, pad) for index, ids in pairs}
+    result["ids"] = {card.rows[int(index)].id: strip(ids, pad) for index, ids in pairs}
     result |= {"wer": metrics["eval_wer"], "loss": metrics["eval_loss"]}
     return metrics
 
@@ -215,7 +215,7 @@ class UsualScore:
 
     def __init__(self, tokenizer: transformers.WhisperTokenizer, language: str | None) -> None:
         self.tokenizer, self.ids = tokenizer, np.empty(0)
-        self.normalize = text_normalizers(language, True, tokenizer)[""]
+        self.normalize = text_normalizers(language or "en", tokenizer)[NORM]
 
     def __call__(self, outputs: transformers.EvalPrediction) -> dict[str, float]:
         self.ids = outputs.predictions
@@ -223,7 +223,7 @@ class UsualScore:
         for ids in (outputs.label_ids, outputs.predictions):
             ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            pairs.append([collapse_spaces(self.normalize(text)) for text in texts])
+            pairs.append([read_text(text, self.normalize) for text in texts])
         kept = [(said, heard) for said, heard in zip(*pairs, strict=True) if said]
         return {"wer": 100 * jiwer.wer(*(list(texts) for texts in zip(*kept, strict=True)))}
 

@@ -4,7 +4,7 @@
     data      audio, text, columns, manifests, builders, sources, shards, preprocessing, positions,
               stream, packing: bytes to examples
     model     loading, adapters, windows, generation: the checkpoint, its language, its window
-    scoring   metrics, eval_sets, scores, predictions: rows to numbers that cannot flatter
+    scoring   readings, metrics, eval_sets, scores, scorecard, predictions: rows to numbers that cannot flatter
     training  loss, progress, checkpoints, callbacks, trainer, session: Seq2SeqTrainer, the few overrides
     sharing   uploads, hub, model_card, run_info: what other people see
     cli       flags, checks, console, exit_status, data_report, dry_run, demonstration: what the

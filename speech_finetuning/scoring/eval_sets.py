@@ -1,10 +1,12 @@
-"""Evaluation rows, decoded once."""
+"""Evaluation rows, decoded once and kept in a memory-mapped file."""
 
+import hashlib
+import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,93 +14,241 @@ import datasets
 import transformers
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import printable
 from speech_finetuning.base.rejections import Rejection, describe_counts, list_new_rejections
 from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.data.positions import FIRST_PLACE
 from speech_finetuning.data.preprocessing import SpeechDataset
-from speech_finetuning.data.stream import read_pass
+from speech_finetuning.data.sources import SourceRow
+from speech_finetuning.data.stream import Block, read_pass
 
 logger = logging.getLogger(__name__)
 
+CACHE_VERSION = 2  # rises when the same rows are prepared otherwise than before
+ROWS_PER_BLOCK = 100
+ROWS_PER_WRITE = 16  # of unpadded features: some 10 MB
+NUM_EXAMPLES = 3  # of rejected rows, in an error
 
-def eval_set_key(item: SpeechDataset) -> str:
-    """Changes with whatever changes the prepared rows: the files, the model's limits, the prefix, the text options."""
-    source, preparer = item.source, item.preparer
-    stats = [
-        (url, os.path.getmtime(url), os.path.getsize(url))
-        for url in source.data_files
-        if os.path.exists(url)
-    ]
-    others = ("tokenizer", "mel_filters", "max_network_wait_in_seconds", "parts", "data_files")
-    settings = {
-        f.name: getattr(o, f.name)
-        for o in (source, preparer)
-        for f in fields(o)
-        if f.name not in others
-    }
-    prefix = [
-        preparer.mel_filters.shape[1],
-        len(preparer.tokenizer),
-        preparer.tokenizer.prefix_tokens,
-    ]
-    return datasets.fingerprint.Hasher.hash([stats, settings, prefix, item.max_rows])
-
-
-def eval_rows(item: SpeechDataset, num_threads: int) -> Iterator[dict[str, Any]]:
-    """The prepared rows of a split, features (n_mels, n_frames) as bytes; rejected ones with a reason instead."""
-    blocks = read_ahead(
-        read_pass(item, FIRST_PLACE["start"], None, 100), lambda block: block.size_in_bytes
-    )
-    rows = ((None, row) for block in blocks for row in block.rows)
-    for _, example in map_in_order(item.preparer, rows, num_threads):
-        if isinstance(example, Rejection):
-            nothing = dict.fromkeys(("duration", "labels", "features"))
-            yield {"id": example.row, "reason": example.reason, "text": example.detail, **nothing}
-        else:
-            del example["sampling_rate"]
-            yield {**example, "features": example["features"].numpy().tobytes(), "reason": None}
-
-
-def prepare_eval_set(
-    item: SpeechDataset, num_threads: int, folder: Path
-) -> tuple[datasets.Dataset, list[Rejection]]:
-    """Decodes an evaluation split once; `datasets` keeps it, with the rejected rows, in a memory-mapped file.
-    Raises: UserError if no row is usable, and the errors of the reader."""
-    texts = {name: datasets.Value("string") for name in ("id", "text", "reason")}
-    numbers = {
-        "duration": datasets.Value("float64"),
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "text": datasets.Value("string"),  # of a rejected row: the detail
+        "reason": datasets.Value("string"),  # of the rejection; None: the row is usable
+        "duration": datasets.Value("float64"),  # in seconds
         "labels": datasets.List(datasets.Value("int32")),
+        "features": datasets.Value("large_binary"),  # (n_mels, n_frames) float32
     }
-    features = datasets.Features({**texts, **numbers, "features": datasets.Value("large_binary")})
-    what = {
-        "gen_kwargs": {"item": item, "num_threads": num_threads},
-        "fingerprint": eval_set_key(item),
-    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """A prepared split: all its rows, and those that cannot be used."""
+
+    rows: datasets.Dataset  # rejected ones have a reason and no features
+    rejections: list[Rejection]
+
+    @property
+    def num_usable(self) -> int:
+        return len(self.rows) - len(self.rejections)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileState:
+    """What changes with the content of a local file."""
+
+    path: str
+    modified_at: float
+    size_in_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSetKey:
+    """Everything that changes the prepared rows."""
+
+    cache_version: int
+    files: tuple[FileState, ...]  # local ones; those of the Hub have a revision
+    # the source
+    record: str
+    name: str
+    config_name: str | None
+    split: str
+    kind: str
+    revision: str | None
+    audio_column: str
+    text_column: str | None
+    num_rows: int | None
+    max_rows: int | None
+    # how its rows are prepared
+    window_in_frames: int
+    num_mel_bins: int
+    max_label_length: int
+    min_duration_in_seconds: float
+    max_duration_in_seconds: float
+    do_lower_case: bool
+    do_remove_punctuation: bool
+    needs_text: bool
+    takes_long_clips: bool
+    num_tokens: int
+    prefix_tokens: tuple[int, ...]
+
+    def fingerprint(self) -> str:
+        """A name for the cached file."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
+
+
+def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
+    """The key of a split as it is now."""
+    source = dataset.source
+    preprocessor = dataset.preparer
+    return EvalSetKey(
+        cache_version=CACHE_VERSION,
+        files=tuple(file_states(dataset)),
+        record=source.record,
+        name=source.name,
+        config_name=source.config_name,
+        split=source.split,
+        kind=source.kind,
+        revision=source.revision,
+        audio_column=source.audio_column,
+        text_column=source.text_column,
+        num_rows=source.num_rows,
+        max_rows=dataset.max_rows,
+        window_in_frames=preprocessor.window_in_frames,
+        num_mel_bins=preprocessor.mel_filters.shape[1],
+        max_label_length=preprocessor.max_label_length,
+        min_duration_in_seconds=preprocessor.min_duration_in_seconds,
+        max_duration_in_seconds=preprocessor.max_duration_in_seconds,
+        do_lower_case=preprocessor.do_lower_case,
+        do_remove_punctuation=preprocessor.do_remove_punctuation,
+        needs_text=preprocessor.needs_text,
+        takes_long_clips=preprocessor.takes_long_clips,
+        num_tokens=len(preprocessor.tokenizer),
+        prefix_tokens=tuple(preprocessor.tokenizer.prefix_tokens),
+    )
+
+
+def file_states(dataset: SpeechDataset) -> Iterator[FileState]:
+    """Of the local files of a split, and of the audio that a list names: missing clips that have
+    been put in their place must not stay rejected."""
+    paths = list(dataset.source.data_files)
+    if dataset.source.kind == "manifest":
+        for block in read_split(dataset):
+            for row in block.rows:
+                path = row.audio.get("path") if isinstance(row.audio, dict) else row.audio
+                paths.append(path or "")
+    for path in paths:
+        if os.path.exists(path):
+            yield FileState(
+                path=path,
+                modified_at=os.path.getmtime(path),
+                size_in_bytes=os.path.getsize(path),
+            )
+
+
+def read_split(dataset: SpeechDataset) -> Iterator[Block]:
+    """The undecoded rows of a split in the order of its files."""
+    return read_pass(dataset, FIRST_PLACE["start"], seed=None, block_size=ROWS_PER_BLOCK)
+
+
+def tagged_rows(dataset: SpeechDataset) -> Iterator[tuple[None, SourceRow]]:
+    """The rows as `map_in_order` takes them."""
+    for block in read_ahead(read_split(dataset), size_of=block_size_in_bytes):
+        for row in block.rows:
+            yield None, row
+
+
+def block_size_in_bytes(block: Block) -> int:
+    return block.size_in_bytes
+
+
+def eval_rows(dataset: SpeechDataset, num_threads: int) -> Iterator[dict[str, Any]]:
+    """The rows of a split as FEATURES says."""
+    for _, example in map_in_order(dataset.preparer, tagged_rows(dataset), num_threads):
+        if isinstance(example, Rejection):
+            yield {
+                "id": storable(example.row),
+                "text": storable(example.detail),
+                "reason": example.reason,
+                "duration": None,
+                "labels": None,
+                "features": None,
+            }
+        else:
+            yield {
+                "id": storable(example["id"]),
+                "text": storable(example["text"]),
+                "reason": None,
+                "duration": example["duration"],
+                "labels": example["labels"],
+                "features": example["features"].numpy().tobytes(),
+            }
+
+
+def storable(text: str) -> str:
+    """Arrow takes only UTF-8: a file name in another encoding has lone surrogates."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def prepare_eval_set(dataset: SpeechDataset, *, num_threads: int, folder: Path) -> EvalSet:
+    """Decodes a split once; `datasets` keeps it in `folder`, rejected rows included.
+
+    Raises: the errors of the reader.
+    """
     try:
         rows = datasets.Dataset.from_generator(
-            eval_rows, features, str(folder), writer_batch_size=16, **what
+            eval_rows,
+            features=FEATURES,
+            cache_dir=str(folder),
+            gen_kwargs={"dataset": dataset, "num_threads": num_threads},
+            fingerprint=eval_set_key(dataset).fingerprint(),
+            writer_batch_size=ROWS_PER_WRITE,
         )
     except datasets.exceptions.DatasetGenerationError as error:
         raise error.__cause__ or error from None
-    rejected = rows.select([i for i, reason in enumerate(rows["reason"]) if reason is not None])
-    rejections = [Rejection(row["reason"], row["text"], row["id"]) for row in rejected]
-    if len(rejections) == len(rows):
-        reasons = describe_counts(Counter(rows["reason"]))
-        raise UserError(
-            f"no usable row in split '{item.source.split}' of {item.source.name}. Rejected: {reasons}."
-        )
-    return rows, rejections
+    rejected = [place for place, reason in enumerate(rows["reason"]) if reason is not None]
+    rejections = []
+    for row in rows.select(rejected):
+        rejections.append(Rejection(row["reason"], row["text"], row["id"]))
+    return EvalSet(rows=rows, rejections=rejections)
+
+
+def check_usable(dataset: SpeechDataset, eval_set: EvalSet) -> None:
+    """Raises: UserError with the reasons and three examples if no row of the split can be scored."""
+    if eval_set.num_usable > 0:
+        return
+    source = dataset.source
+    counts = Counter(rejection.reason for rejection in eval_set.rejections)
+    examples = []
+    for rejection in eval_set.rejections[:NUM_EXAMPLES]:
+        example = f"{rejection.row}: {rejection.reason}"
+        if rejection.detail and rejection.detail not in rejection.row:
+            example += f" ({rejection.detail})"
+        examples.append(printable(example))
+    shown = f" For example {'; '.join(examples)}." if examples else ""
+    raise UserError(
+        f"no usable row in split '{source.split}' of {source.name}. "
+        f"Rejected: {describe_counts(counts)}.{shown}"
+    )
 
 
 def join_eval_sets(sets: dict[str, datasets.Dataset]) -> datasets.Dataset:
-    """One set of all usable rows, longest clips first, each with its set's name and its index in the order of the
-    files. Rows are selected last: columns added to a selection would make `datasets` write all features once more."""
-    names = [name for name, rows in sets.items() for _ in range(len(rows))]
-    rows = datasets.concatenate_datasets(list(sets.values())).add_column("set", names)
-    rows = rows.add_column("index", list(range(len(rows))))
-    durations = rows["duration"]
-    usable = [i for i, duration in enumerate(durations) if duration is not None]
-    return rows.select(sorted(usable, key=lambda i: -durations[i]))
+    """One set of all usable rows, longest clips first, by the name of the set.
+
+    Each row has its set's name and its index in the order of the files. Rows are selected last:
+    columns added to a selection would make `datasets` write all features once more.
+    """
+    set_names = []
+    for set_name, rows in sets.items():
+        set_names += [set_name] * len(rows)
+    joined = datasets.concatenate_datasets(list(sets.values()))
+    joined = joined.add_column("set", set_names)
+    joined = joined.add_column("index", list(range(len(joined))))
+    durations = list(joined["duration"])
+    usable = [place for place, duration in enumerate(durations) if duration is not None]
+    usable.sort(key=lambda place: -durations[place])
+    return joined.select(usable)
 
 
 def prepare_eval_sets(
@@ -106,26 +256,29 @@ def prepare_eval_sets(
     num_threads: int,
     training_args: transformers.Seq2SeqTrainingArguments,
 ) -> dict[str, datasets.Dataset]:
-    """Every scored split by role, decoded once, its rejections in the log and in rejected.jsonl."""
+    """Every scored split by role, decoded once, its rejections in the log and in rejected.jsonl.
+
+    Raises: UserError if no row of a split is usable, and the errors of the reader.
+    """
     output_dir = Path(training_args.output_dir)
     eval_sets: dict[str, datasets.Dataset] = {}
     for role in ("eval", "test", "predict"):
         prepared: dict[str, datasets.Dataset] = {}
         for dataset in speech.get(role, []):
-            with training_args.main_process_first(
-                local=False
-            ):  # the others find the finished cache
-                rows, rejections = prepare_eval_set(
-                    dataset, num_threads, output_dir / "_eval_cache"
+            # The other processes find the finished file.
+            with training_args.main_process_first(local=False):
+                eval_set = prepare_eval_set(
+                    dataset, num_threads=num_threads, folder=output_dir / "_eval_cache"
                 )
-            prepared[dataset.source.record] = rows
+            prepared[dataset.source.record] = eval_set.rows
             if training_args.process_index == 0:
-                list_new_rejections(output_dir, dataset.source.split, rejections)
+                list_new_rejections(output_dir, dataset.source.split, eval_set.rejections)
+            check_usable(dataset, eval_set)
             logger.info(
                 "%s: %d rows to score, rejected: %s",
                 f"{role} {dataset.source.record}".strip(),
-                len(rows) - len(rejections),
-                describe_counts(Counter(rejection.reason for rejection in rejections)),
+                eval_set.num_usable,
+                describe_counts(Counter(item.reason for item in eval_set.rejections)),
             )
         if prepared:
             eval_sets[role] = join_eval_sets(prepared)

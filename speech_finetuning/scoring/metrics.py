@@ -1,95 +1,128 @@
-"""Word and character error rates that cannot flatter."""
+"""Word and character error rates that cannot flatter, and what else is wrong with a transcript."""
 
 import math
-import unicodedata
 import zlib
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import evaluate
 import jiwer
 import numpy as np
-import transformers
-from transformers.models.whisper.english_normalizer import (
-    BasicTextNormalizer,
-    EnglishTextNormalizer,
-)
+
+# Whisper's own test for repetition (openai/whisper, transcribe.py, compression_ratio_threshold).
+MAX_COMPRESSION_RATIO = 2.4
+WINDOW_IN_SECONDS = 30
+MIN_REPETITIONS = 4  # at the end of a transcript that was cut
+MAX_REPEATED_CHARACTERS = 250  # far beyond: compression tells
 
 
-def collapse_spaces(text: str) -> str:
-    """jiwer separates words at plain spaces only, so every kind of white space becomes one."""
-    return " ".join(text.split())
+@dataclass(frozen=True, kw_only=True)
+class WordCounts:
+    """How the words of a prediction are aligned with those of its reference."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    hits: int
+
+    @property
+    def num_errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def num_reference_words(self) -> int:
+        return self.substitutions + self.deletions + self.hits
+
+    @property
+    def wer(self) -> float:
+        """Word error rate in percent, of at least one word in the reference."""
+        return 100 * (self.num_errors / self.num_reference_words)
 
 
-def clean_symbols(text: str) -> str:
-    """transformers' remove_symbols without its loss: category M (vowel signs, tone marks) stays."""
-    normalized = unicodedata.normalize("NFKC", text)
-    return "".join(
-        " " if unicodedata.category(character)[0] in "SP" else character for character in normalized
+def count_words(reference: str, prediction: str) -> WordCounts:
+    """The counts of one row; words are separated by single spaces."""
+    alignment = jiwer.process_words([reference], [prediction])
+    return WordCounts(
+        substitutions=alignment.substitutions,
+        deletions=alignment.deletions,
+        insertions=alignment.insertions,
+        hits=alignment.hits,
     )
 
 
-def text_normalizers(
-    language: str | None, do_normalize: bool, tokenizer: transformers.WhisperTokenizer
-) -> dict[str, Callable[[str], str]]:
-    """The readings of a text by the suffix of their metrics: as written, Whisper's normaliser, its basic one with
-    marks kept; and without suffix the leading one."""
-    keep_marks = BasicTextNormalizer()
-    keep_marks.clean = clean_symbols
-    is_english = language in (None, "en")
-    english = (
-        EnglishTextNormalizer(tokenizer.english_spelling_normalizer or {}) if is_english else None
+def total_counts(rows: list[WordCounts]) -> WordCounts:
+    """The sums over all rows."""
+    return WordCounts(
+        substitutions=sum(row.substitutions for row in rows),
+        deletions=sum(row.deletions for row in rows),
+        insertions=sum(row.insertions for row in rows),
+        hits=sum(row.hits for row in rows),
     )
-    readings = {
-        "_ortho": collapse_spaces,
-        "_norm": english or BasicTextNormalizer(),
-        "_norm_marks": keep_marks,
-    }
-    return {"": readings["_norm" if do_normalize else "_ortho"], **readings}
 
 
 class SpeechErrors(evaluate.Metric):
-    """Word and character errors of a corpus by jiwer, as an `evaluate` metric that needs no network: rates in percent,
-    counts of words, and the counts of each row."""
+    """Word and character errors of a corpus by jiwer, as an `evaluate` metric without network.
+
+    compute(references=[...], predictions=[...]) returns wer and cer in percent, `counts` of words
+    (WordCounts), and the `rows` that they are the sum of. References must not be empty.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
-        texts = {name: datasets.Value("string") for name in ("predictions", "references")}
-        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(texts))
+        features = datasets.Features(
+            {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+        )
+        return evaluate.MetricInfo(description="", citation="", features=features)
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
-        aligned = [
-            jiwer.process_words([said], [heard])
-            for said, heard in zip(references, predictions, strict=True)
-        ]
-        names = ("substitutions", "deletions", "insertions", "hits")
-        rows = [{name: getattr(words, name) for name in names} for words in aligned]
-        counts = {name: sum(row[name] for row in rows) for name in names}
-        rates = {"wer": word_error_rate(counts), "cer": 100 * jiwer.cer(references, predictions)}
-        return {**rates, **counts, "rows": rows}
+        rows = []
+        for reference, prediction in zip(references, predictions, strict=True):
+            rows.append(count_words(reference, prediction))
+        counts = total_counts(rows)
+        cer = 100 * jiwer.cer(references, predictions)
+        return {"wer": counts.wer, "cer": cer, "counts": counts, "rows": rows}
 
 
-def word_error_rate(counts: dict[str, int]) -> float:
-    """WER in percent from the four counts of a row with a reference."""
-    errors = counts["substitutions"] + counts["deletions"] + counts["insertions"]
-    return 100 * (errors / (counts["substitutions"] + counts["deletions"] + counts["hits"]))
+def bootstrap_interval(rows: list[WordCounts], num_draws: int = 1_000) -> tuple[float, float]:
+    """95 % interval of the WER in percent: rows drawn with replacement, seeded.
 
-
-def has_loop(text: bytes, seconds: float) -> bool:
-    """Whether what stands for some 30 s compresses better than 2.4 to 1: Whisper's own test for repetition
-    (openai/whisper, transcribe.py), which looks at windows as well: any long text compresses."""
-    size = max(1, math.ceil(len(text) / math.ceil(seconds / 30)))
-    parts = (text[start : start + size] for start in range(0, len(text), size))
-    return any(len(part) > 2.4 * len(zlib.compress(part)) for part in parts)
-
-
-def bootstrap_interval(rows: list[dict[str, int]], num_draws: int = 1_000) -> tuple[float, float]:
-    """95 % interval of the WER in percent: rows drawn with replacement, seeded (Bisani and Ney, ICASSP 2004)."""
-    table, generator = np.array([list(row.values()) for row in rows]), np.random.default_rng(0)
-    draws = (
-        table[generator.integers(len(table), size=len(table))].sum(axis=0) for _ in range(num_draws)
-    )
-    low, high = np.percentile(
-        [word_error_rate(dict(zip(rows[0], draw, strict=True))) for draw in draws], [2.5, 97.5]
-    )
+    Source: Bisani and Ney, ICASSP 2004.
+    """
+    errors = np.array([row.num_errors for row in rows])
+    words = np.array([row.num_reference_words for row in rows])
+    generator = np.random.default_rng(0)
+    rates = []
+    for _ in range(num_draws):
+        drawn = generator.integers(len(rows), size=len(rows))
+        rates.append(100 * (errors[drawn].sum() / words[drawn].sum()))
+    low, high = np.percentile(rates, [2.5, 97.5])
     return float(low), float(high)
+
+
+def has_loop(text: str, seconds: float) -> bool:
+    """Whether the transcript of some 30 s compresses better than 2.4 to 1, as repetitions do.
+
+    Whisper looks at windows as well: any long text compresses.
+    """
+    encoded = text.encode("utf-8", errors="replace")
+    num_windows = max(1, math.ceil(seconds / WINDOW_IN_SECONDS))
+    size = max(1, math.ceil(len(encoded) / num_windows))
+    for start in range(0, len(encoded), size):
+        part = encoded[start : start + size]
+        if len(part) > MAX_COMPRESSION_RATIO * len(zlib.compress(part)):
+            return True
+    return False
+
+
+def ends_in_loop(text: str) -> bool:
+    """Whether a text ends with the same characters four times over.
+
+    For transcripts that were cut at the length limit: a dozen tokens of "aaaa" are too short for
+    zlib, whose header alone has 11 bytes. Speech may end with "no no no no", but it ends.
+    """
+    longest = min(len(text) // MIN_REPETITIONS, MAX_REPEATED_CHARACTERS)
+    for length in range(1, longest + 1):
+        unit = text[-length:]
+        if text.endswith(unit * MIN_REPETITIONS):
+            return True
+    return False

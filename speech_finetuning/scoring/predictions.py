@@ -1,38 +1,74 @@
 """Every scored row, and the worst ones, as files."""
 
-import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jiwer
 
-from speech_finetuning.base.files import write_text
-from speech_finetuning.scoring.metrics import word_error_rate
+from speech_finetuning.base.files import json_line, printable, write_text
+from speech_finetuning.scoring.scorecard import ScoredRow
+
+logger = logging.getLogger(__name__)
+
+NUM_WORST_ROWS = 20
 
 
-def write_predictions(folder: Path, prefix: str, rows: list[dict[str, Any]]) -> None:
-    """predictions_<set>.jsonl with every row of an evaluation, and worst_<set>.txt with the worst 20, aligned."""
-    for name in sorted({row["set"] for row in rows}):
-        mine, label = [row for row in rows if row["set"] == name], f"{prefix}_{name}".rstrip("_")
-        scored = [
-            row | {"wer": word_error_rate(row)} for row in mine if "hits" in row
-        ]  # the others: no reference
-        names = (
-            "id reference prediction wer substitutions deletions insertions duration set".split()
-        )
-        rest = [row for row in mine if "hits" not in row]
-        lines = [{key: row[key] for key in names if key in row} for row in scored + rest]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(folder / f"predictions_{label}.jsonl", text)
-        kinds = ("substitutions", "deletions", "insertions")
-        if not scored:
-            continue
-        worst = sorted(scored, key=lambda row: -sum(row[kind] for kind in kinds))[:20]
-        aligned = jiwer.process_words(*([row["pairs"][""][i] for row in worst] for i in (0, 1)))
-        ids = "".join(
-            f"{i + 1}: {row['id']}, WER {row['wer']:.0f} %\n" for i, row in enumerate(worst)
-        )
-        write_text(
-            folder / f"worst_{label}.txt",
-            f"{ids}\n{jiwer.visualize_alignment(aligned, show_measures=False)}",
-        )
+def log_examples(rows: Sequence[ScoredRow]) -> None:
+    """References and transcripts side by side; only transcripts where there is no reference."""
+    for row in rows:
+        if row.row.reference:
+            logger.info("reference:   %s", printable(row.row.reference))
+        logger.info("transcribed: %s", printable(row.prediction))
+
+
+def write_predictions(output_dir: Path, role: str, rows: list[ScoredRow]) -> list[Path]:
+    """predictions_<set>.jsonl with every row, worst_<set>.txt with the worst 20, aligned.
+
+    Returns the paths of the first kind, one for each set.
+    """
+    paths = []
+    for set_name in sorted({row.row.set_name for row in rows}):
+        label = f"{role}_{set_name}" if set_name else role
+        of_set = [row for row in rows if row.row.set_name == set_name]
+        with_counts = [row for row in of_set if row.counts is not None]
+        without_counts = [row for row in of_set if row.counts is None]
+        lines = [as_json_line(row) for row in with_counts + without_counts]
+        path = output_dir / f"predictions_{label}.jsonl"
+        write_text(path, "".join(lines))
+        paths.append(path)
+        if with_counts:
+            write_text(output_dir / f"worst_{label}.txt", describe_worst(with_counts))
+    return paths
+
+
+def as_json_line(row: ScoredRow) -> str:
+    """One line of predictions_<set>.jsonl; rows without a reference have no error counts."""
+    line: dict[str, Any] = {
+        "id": row.row.id,
+        "reference": row.row.reference,
+        "prediction": row.prediction,
+    }
+    if row.counts is not None:
+        line["wer"] = row.counts.wer
+        line["substitutions"] = row.counts.substitutions
+        line["deletions"] = row.counts.deletions
+        line["insertions"] = row.counts.insertions
+    line["duration"] = row.row.duration_in_seconds
+    line["set"] = row.row.set_name
+    return json_line(line)
+
+
+def describe_worst(rows: list[ScoredRow]) -> str:
+    """The rows with most errors, aligned word by word."""
+    worst = sorted(rows, key=lambda row: -row.counts.num_errors)[:NUM_WORST_ROWS]
+    headings = []
+    for number, row in enumerate(worst, 1):
+        headings.append(f"{number}: {printable(row.row.id)}, WER {row.counts.wer:.0f} %\n")
+    aligned = jiwer.process_words(
+        [printable(row.leading.reference) for row in worst],
+        [printable(row.leading.prediction) for row in worst],
+    )
+    alignment = jiwer.visualize_alignment(aligned, show_measures=False)
+    return f"{''.join(headings)}\n{alignment}"

@@ -1,158 +1,214 @@
-"""Generated ids to scores, and the table of them."""
+"""The scores of an evaluation set: one object, its flat metrics, and the table of several."""
 
-import itertools
-import logging
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
-import numpy as np
-import transformers
+from speech_finetuning.scoring.metrics import WordCounts
+from speech_finetuning.scoring.readings import READINGS
 
-from speech_finetuning.data.text import IGNORED_LABEL
-from speech_finetuning.scoring.metrics import (
-    SpeechErrors,
-    bootstrap_interval,
-    collapse_spaces,
-    has_loop,
-    text_normalizers,
-)
-
-logger = logging.getLogger(__name__)
+# What is scored, in the order of the table.
+ZERO_SHOT = "zero_shot"  # the evaluation set by the untouched model
+EVAL = "eval"
+TEST = "test"
+PREDICT = "predict"
+ROLES = (ZERO_SHOT, EVAL, TEST, PREDICT)
 
 
-@dataclass
-class Scorecard:
-    """The trainer's compute_metrics: generated ids to error rates in percent, in total and for each of several sets.
-    Rows are found by their index, so that rows that several processes scored twice count once."""
+@dataclass(frozen=True, kw_only=True)
+class ErrorRates:
+    """Error rates in percent of one reading of the texts."""
 
-    tokenizer: transformers.WhisperTokenizer
-    readings: dict[
-        str, tuple[str | None, bool]
-    ]  # set name to (language, whether normalised text leads)
-    metric: SpeechErrors = field(default_factory=lambda: SpeechErrors(keep_in_memory=True))
-    rows: dict[int, dict[str, Any]] = field(
-        default_factory=dict
-    )  # by index: id, set, reference, duration
-    scored: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # rows of the last call: and prediction, pairs, counts
-    max_new_tokens: int = sys.maxsize
+    wer: float
+    cer: float
 
-    def __post_init__(self) -> None:
-        self.normalizers = {
-            name: text_normalizers(*how, self.tokenizer) for name, how in self.readings.items()
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """95 % interval of the WER in percent."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of one evaluation set, or of all sets of a role together.
+
+    Without a single reference there are no error rates: `leading`, `counts` and `interval` are None.
+    """
+
+    role: str = ""  # one of ROLES; "" in compute_metrics, which is not told
+    set_name: str = ""  # "": all sets together
+    num_rows: int
+    empty_references: int  # rows that have none and are not counted in the error rates
+    leading: ErrorRates | None = None
+    counts: WordCounts | None = None  # of words, in the leading reading
+    interval: Interval | None = None
+    readings: dict[str, ErrorRates] = field(default_factory=dict)
+    # Shares of all rows in percent:
+    empty_outputs: float
+    repetition_loops: float
+    cut_outputs: float  # end at the length limit
+
+    def to_metrics(self) -> dict[str, float]:
+        """The flat form that the trainer logs: wer, NAME_wer, ...; the trainer puts the role first."""
+        metrics: dict[str, float] = {
+            "num_rows": self.num_rows,
+            "empty_references": self.empty_references,
         }
-
-    def use(self, eval_set: datasets.Dataset) -> None:
-        """Takes the references of a prepared evaluation set."""
-        columns = eval_set.select_columns(["index", "set", "id", "text", "duration"])
-        self.rows = {row.pop("index"): row | {"reference": row.pop("text")} for row in columns}
-
-    def __call__(self, outputs: transformers.EvalPrediction) -> dict[str, float]:
-        """outputs: predictions (ids (rows, n_tokens), loss sums (rows,), token counts (rows,)), label_ids indices."""
-        place = {int(index): i for i, index in enumerate(outputs.label_ids)}
-        once = [place[index] for index in sorted(place)]
-        ids, loss_sums, token_counts = (values[once] for values in outputs.predictions)
-        ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
-        # A long-form transcript, which has no loss, is not bounded by the limit of one window.
-        lengths = (ids != self.tokenizer.pad_token_id).sum(axis=1) * (token_counts > 0)
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        self.scored = []
-        for index, text, length in zip(sorted(place), texts, lengths.tolist(), strict=True):
-            row = self.rows[index] | {"prediction": text.strip(), "num_tokens": length}
-            said_and_heard = (row["reference"], row["prediction"])
-            row["pairs"] = {  # (reference, prediction) in each reading
-                suffix: tuple(collapse_spaces(normalize(text)) for text in said_and_heard)
-                for suffix, normalize in self.normalizers[row["set"]].items()
-            }
-            self.scored.append(row)
-        metrics = self.rates(self.scored) | {
-            "loss": float(loss_sums.sum() / max(1, token_counts.sum()))
-        }
-        for name in self.readings if len(self.readings) > 1 else ():
-            if rows := [row for row in self.scored if row["set"] == name]:
-                metrics |= {f"{name}_{key}": value for key, value in self.rates(rows).items()}
-        return metrics
-
-    def rates(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        """wer_*, cer_* for each reading; for the leading one wer, cer, counts, and the WER's 95 % interval."""
-        metrics = {
-            "num_rows": len(rows),
-            "empty_references": sum(not row["pairs"][""][0] for row in rows),
-        }
-        if metrics["empty_references"]:
-            logger.warning(
-                "%d of %d rows have no reference: not scored.",
-                metrics["empty_references"],
-                len(rows),
-            )
-        for suffix in rows[0]["pairs"]:
-            kept = [row for row in rows if row["pairs"][suffix][0]]
-            if not kept:
-                continue
-            references, predictions = (
-                list(texts) for texts in zip(*(r["pairs"][suffix] for r in kept), strict=True)
-            )
-            errors = self.metric.compute(references=references, predictions=predictions)
-            counts = errors.pop("rows")
-            metrics |= {f"wer{suffix}": errors.pop("wer"), f"cer{suffix}": errors.pop("cer")}
-            if not suffix:
-                metrics |= errors | dict(
-                    zip(("wer_low", "wer_high"), bootstrap_interval(counts), strict=True)
-                )
-                for row, count in zip(kept, counts, strict=True):
-                    row |= count
-        shares = {
-            "empty_outputs": [not row["prediction"] for row in rows],
-            "repetition_loops": [
-                has_loop(row["prediction"].encode(), row["duration"]) for row in rows
-            ],
-            "cut_outputs": [row["num_tokens"] >= self.max_new_tokens for row in rows],
-        }
-        return metrics | {name: 100 * sum(values) / len(rows) for name, values in shares.items()}
+        if self.leading is not None:
+            metrics["wer"] = self.leading.wer
+            metrics["cer"] = self.leading.cer
+        if self.counts is not None:
+            metrics["substitutions"] = self.counts.substitutions
+            metrics["deletions"] = self.counts.deletions
+            metrics["insertions"] = self.counts.insertions
+            metrics["hits"] = self.counts.hits
+        if self.interval is not None:
+            metrics["wer_low"] = self.interval.low
+            metrics["wer_high"] = self.interval.high
+        for reading, rates in self.readings.items():
+            metrics[f"wer_{reading}"] = rates.wer
+            metrics[f"cer_{reading}"] = rates.cer
+        metrics["empty_outputs"] = self.empty_outputs
+        metrics["repetition_loops"] = self.repetition_loops
+        metrics["cut_outputs"] = self.cut_outputs
+        prefix = f"{self.set_name}_" if self.set_name else ""
+        return {f"{prefix}{name}": value for name, value in metrics.items()}
 
 
-def score_table(metrics: dict[str, float], names: list[str]) -> str:
-    """Before, after and test side by side, in total and for each named set; at the end of a line the WER's 95 %
-    interval and the changes against the untouched checkpoint."""
-    after = "after training" if "train_rows" in metrics else "as it is"
+def metric_prefix(role: str, set_name: str) -> str:
+    """'eval_' or 'eval_NAME_': what the names of a set's metrics begin with."""
+    return f"{role}_{set_name}_" if set_name else f"{role}_"
+
+
+def read_scores(metrics: dict[str, float], *, role: str, set_name: str = "") -> Scores | None:
+    """Back from the flat metrics of a run, also of an earlier one; None if this was not scored."""
+    prefix = metric_prefix(role, set_name)
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+    }
+    if "num_rows" not in found:
+        return None
+    counts = None
+    if "substitutions" in found:
+        counts = WordCounts(
+            substitutions=int(found["substitutions"]),
+            deletions=int(found["deletions"]),
+            insertions=int(found["insertions"]),
+            hits=int(found.get("hits", 0)),
+        )
+    interval = None
+    if "wer_low" in found:
+        interval = Interval(low=found["wer_low"], high=found["wer_high"])
+    return Scores(
+        role=role,
+        set_name=set_name,
+        num_rows=int(found["num_rows"]),
+        empty_references=int(found.get("empty_references", 0)),
+        leading=read_rates(found, ""),
+        counts=counts,
+        interval=interval,
+        readings={
+            reading: rates
+            for reading in READINGS
+            if (rates := read_rates(found, f"_{reading}")) is not None
+        },
+        empty_outputs=found.get("empty_outputs", 0.0),
+        repetition_loops=found.get("repetition_loops", 0.0),
+        cut_outputs=found.get("cut_outputs", 0.0),
+    )
+
+
+def read_rates(metrics: dict[str, float], suffix: str) -> ErrorRates | None:
+    """wer and cer with this suffix, if they are there."""
+    wer = metrics.get(f"wer{suffix}")
+    cer = metrics.get(f"cer{suffix}")
+    if wer is None or cer is None:
+        return None
+    return ErrorRates(wer=wer, cer=cer)
+
+
+def score_table(metrics: dict[str, float], set_names: list[str]) -> str:
+    """Before, after and test side by side, in total and for each named set.
+
+    At the end of a line stand the WER's 95 % interval and the change against the untouched model.
+    """
     titles = {
-        "zero_shot": "before training",
-        "eval": after,
-        "test": "test split",
-        "predict": "predicted",
+        ZERO_SHOT: "before training",
+        EVAL: "after training" if "train_rows" in metrics else "as it is",
+        TEST: "test split",
+        PREDICT: "predicted",
     }
     lines = [f"{'':24s}     WER      CER   subst   delet  insert    rows   loops %   95 % interval"]
-    for (role, title), name in itertools.product(titles.items(), ["", *names]):
-        prefix = f"{role}_{name}".rstrip("_")
-        if f"{prefix}_wer" not in metrics:
-            continue
-        wer, cer, low, high = (
-            metrics[f"{prefix}_{kind}"] for kind in ("wer", "cer", "wer_low", "wer_high")
-        )
-        kinds = ("substitutions", "deletions", "insertions", "num_rows")
-        counts = "".join(f"{int(metrics[f'{prefix}_{kind}']):8d}" for kind in kinds)
-        before = [
-            metrics.get(f"{prefix}_{kind}".replace("eval", "zero_shot", 1))
-            for kind in ("wer", "cer")
-        ]
-        pairs = zip((wer, cer), before, ("WER", "CER"), strict=True) if role == "eval" else ()
-        change = "".join(
-            f"  {kind} {100 * (now / then - 1):+.1f} %" for now, then, kind in pairs if then
-        )
-        loops = metrics[f"{prefix}_repetition_loops"]
-        figures = f"{wer:8.2f} {cer:8.2f}{counts}{loops:10.1f}   {low:.2f} to {high:.2f}{change}"
-        lines.append(f"{f'{title} {name}':24s}{figures}")
+    for role in ROLES:
+        for set_name in ["", *set_names]:
+            scores = read_scores(metrics, role=role, set_name=set_name)
+            if scores is None or scores.leading is None:
+                continue
+            before = None
+            if role == EVAL:
+                before = read_scores(metrics, role=ZERO_SHOT, set_name=set_name)
+            title = f"{titles[role]} {set_name}"
+            lines.append(f"{title:24s}{describe_scores(scores, before)}")
     return "\n".join(lines)
 
 
+def describe_scores(scores: Scores, before: Scores | None) -> str:
+    """The figures of one line of the table, of a set with error rates."""
+    text = f"{scores.leading.wer:8.2f} {scores.leading.cer:8.2f}"
+    if scores.counts is not None:
+        text += f"{scores.counts.substitutions:8d}"
+        text += f"{scores.counts.deletions:8d}"
+        text += f"{scores.counts.insertions:8d}"
+    text += f"{scores.num_rows:8d}{scores.repetition_loops:10.1f}"
+    if scores.interval is not None:
+        text += f"   {scores.interval.low:.2f} to {scores.interval.high:.2f}"
+    if before is not None and before.leading is not None:
+        text += f"  {describe_change('WER', scores.leading.wer, before.leading.wer)}"
+        text += f"  {describe_change('CER', scores.leading.cer, before.leading.cer)}"
+    return text
+
+
+def describe_change(name: str, now: float, before: float) -> str:
+    """'WER -12.3 %', or points where there was no error before."""
+    if before == 0:
+        return f"{name} {now - before:+.2f} points"
+    return f"{name} {100 * (now / before - 1):+.1f} %"
+
+
+def describe_regressions(metrics: dict[str, float], set_names: list[str]) -> list[str]:
+    """One sentence for each figure that is worse than before training."""
+    sentences = []
+    for set_name in ["", *set_names]:
+        before = read_scores(metrics, role=ZERO_SHOT, set_name=set_name)
+        after = read_scores(metrics, role=EVAL, set_name=set_name)
+        if before is None or after is None:
+            continue
+        figures = {
+            "empty outputs": (before.empty_outputs, after.empty_outputs),
+            "repetition loops": (before.repetition_loops, after.repetition_loops),
+            "cut outputs": (before.cut_outputs, after.cut_outputs),
+        }
+        if before.leading is not None and after.leading is not None:
+            figures["wer"] = (before.leading.wer, after.leading.wer)
+            figures["cer"] = (before.leading.cer, after.leading.cer)
+        for name, (earlier, later) in figures.items():
+            if later > earlier:
+                sentences.append(
+                    f"{set_name or 'the model'} is worse than before training: "
+                    f"{name} {later:.2f} %, was {earlier:.2f} %."
+                )
+    return sentences
+
+
 def last_scores(history: list[dict[str, Any]], step: int | None = None) -> dict[str, float]:
-    """The metrics of the last evaluation (of that step) in the trainer's log, if there was one."""
-    entries = (
-        entry
-        for entry in reversed(history)
-        if "eval_loss" in entry and step in (None, entry["step"])
-    )
-    return {name: value for name, value in next(entries, {}).items() if name.startswith("eval_")}
+    """The metrics of the last evaluation in the trainer's log (of that step), or none."""
+    for entry in reversed(history):
+        if "eval_loss" not in entry:
+            continue
+        if step is None or entry["step"] == step:
+            return {name: value for name, value in entry.items() if name.startswith("eval_")}
+    return {}

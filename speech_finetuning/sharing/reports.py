@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.files import write_json
-from speech_finetuning.scoring.scores import score_table
+from speech_finetuning.scoring.scores import ROLES, describe_regressions, score_table
 
 logger = logging.getLogger(__name__)
-
-ROLES = ("zero_shot", "eval", "test", "predict")
-WORSE_IF_HIGHER = ("wer", "cer", "repetition_loops", "cut_outputs", "empty_outputs")
 
 
 def write_reports(
@@ -32,20 +29,5 @@ def write_reports(
     if any(name.endswith("_wer") for name in metrics):
         names = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
         logger.info("scores\n%s", score_table(metrics, names))
-        for name in ["", *names]:
-            warn_if_worse(name, metrics)
-
-
-def warn_if_worse(name: str, metrics: dict[str, float]) -> None:
-    """Says which figures of an evaluation set are worse than the untouched model's."""
-    for kind in WORSE_IF_HIGHER:
-        before = metrics.get("_".join(filter(None, ["zero_shot", name, kind])))
-        after = metrics.get("_".join(filter(None, ["eval", name, kind])))
-        if before is not None and after is not None and after > before:
-            logger.warning(
-                "%s is worse than before training: %s %.2f %%, was %.2f %%.",
-                name or "the model",
-                kind.replace("_", " "),
-                after,
-                before,
-            )
+        for sentence in describe_regressions(metrics, names):
+            logger.warning("%s", sentence)

@@ -39,7 +39,7 @@ from speech_finetuning.data.text import IGNORED_LABEL
 from speech_finetuning.model.adapters import adapted_layers, merged_weights
 from speech_finetuning.model.generation import generate_ids
 from speech_finetuning.model.windows import encoder_window
-from speech_finetuning.scoring.predictions import write_predictions
+from speech_finetuning.scoring.predictions import log_examples, write_predictions
 from speech_finetuning.training.callbacks import SkipBrokenSteps, TensorBoardCurves
 from speech_finetuning.training.progress import StreamProgress
 
@@ -226,14 +226,9 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         The library runs the encoder twice, once outside autocast (trainer_seq2seq.py, prediction_step)."""
         self.raise_on_all_ranks([self.stop.ending()] if self.stop.received is not None else [], [])
         generation = dict(generation or self._gen_kwargs)
-        card = self.compute_metrics
-        languages = [
-            card.readings[card.rows[index]["set"]][0] for index in inputs["index"].tolist()
-        ]
-        if len(set(card.readings.values())) > 1 and None not in languages:
-            generation["language"] = (
-                languages  # a mix of several; of one, the generation config knows it
-            )
+        languages = self.compute_metrics.languages_of(inputs["index"].tolist())
+        if languages is not None:
+            generation["language"] = languages
         with torch.no_grad(), self.accelerator.autocast():
             if max(inputs["frame_counts"]) > self.window_in_frames:
                 return (
@@ -295,7 +290,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             self.compute_metrics,
             self.model.config,
         )
-        card.use(rows)
+        card.set_references(rows)
         longest = (
             self.args.generation_max_length
             or self.model.generation_config.max_length
@@ -326,20 +321,20 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             was_deferred,
             self.logged_at + time.monotonic() - began,
         )
-        for row in card.scored[:3]:
-            logger.info("said:  %s", row["reference"])
-            logger.info("heard: %s", row["prediction"])
+        log_examples(card.scored[:3])
         if self.is_world_process_zero():
-            write_predictions(Path(self.args.output_dir), metric_key_prefix, card.scored)
+            output_dir = Path(self.args.output_dir)
+            for path in write_predictions(output_dir, metric_key_prefix, card.scored):
+                logger.info("all transcripts: %s", path)
             if "tensorboard" in self.args.report_to:
                 pairs = "".join(
-                    f"| {row['reference']} | {row['prediction']} |\n" for row in card.scored[:20]
+                    f"| {row.row.reference} | {row.prediction} |\n" for row in card.scored[:20]
                 )
                 # In a folder of their own, which is not uploaded: the data may be private.
                 with SummaryWriter(
                     os.path.join(self.args.output_dir, "runs", "transcripts")
                 ) as writer:
-                    table = f"| said | heard |\n|---|---|\n{pairs}"
+                    table = f"| reference | transcribed |\n|---|---|\n{pairs}"
                     writer.add_text(
                         f"predictions/{metric_key_prefix}", table, self.state.global_step
                     )

@@ -1,0 +1,140 @@
+"""How two texts are made comparable before their errors are counted."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import transformers
+from transformers.models.whisper.english_normalizer import (
+    BasicTextNormalizer,
+    EnglishTextNormalizer,
+)
+
+Normalizer = Callable[[str], str]
+
+ORTHO = "ortho"  # as written
+NORM = "norm"  # by Whisper's own normaliser: what published scores are of
+NORM_MARKS = "norm_marks"  # the same, with vowel signs, tone marks and apostrophes inside words
+READINGS = (ORTHO, NORM, NORM_MARKS)
+
+# Soft hyphen, zero-width space, word joiner, byte order mark, and the marks of writing direction:
+# nobody can hear them. The zero-width joiners U+200C and U+200D stay: Persian and Hindi spell with
+# them.
+INVISIBLE = "\u00ad\u061c\u200b\u200e\u200f\u2060\ufeff\u202a\u202b\u202c\u202d\u202e"
+WITHOUT_INVISIBLE = dict.fromkeys(map(ord, INVISIBLE + "\u2066\u2067\u2068\u2069"))
+
+# All of them are typed for the same letter: ' ’ ʼ first, then ‘ ʻ (Hawaiian, Uzbek), the saltillo in
+# both cases, the fullwidth one, and the accents and the prime that keyboards offer.
+APOSTROPHES = re.compile("['\u2019\u02bc\u2018\u02bb\ua78b\ua78c\uff07`\u00b4\u2032]")
+
+# Where an apostrophe joins two words (l'été, dell'arte, i'r): two words are right there, and what
+# is published counts them so. English has a normaliser of its own, which expands "can't".
+LANGUAGES_WITH_ELISION = ("en", "ca", "cy", "fr", "ht", "it", "lb", "mt", "oc")
+
+# A name such as O'Higgins in a Spanish corpus must not cost the comparison with published scores.
+MIN_SHARE_OF_APOSTROPHES = 0.01  # of the references
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringTarget:
+    """What is spoken in an evaluation set, and which reading of its texts leads."""
+
+    language: str | None  # spoken; None: the checkpoint knows only English
+    leads_normalized: bool  # whether wer and cer are those of normalised text
+    is_translated: bool = False  # into English
+
+    @property
+    def text_language(self) -> str:
+        """The language of references and predictions."""
+        return "en" if self.is_translated or self.language is None else self.language
+
+
+class MarksNormalizer(BasicTextNormalizer):
+    """Whisper's basic normaliser without its loss; see `keep_marks`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clean = keep_marks  # the attribute's name is transformers' own (5.24)
+
+
+def collapse_spaces(text: str) -> str:
+    """jiwer separates words at plain spaces only, so every kind of white space becomes one."""
+    return " ".join(text.split())
+
+
+def as_written(text: str) -> str:
+    """One spelling of what looks the same: NFC, nothing invisible, single plain spaces."""
+    return collapse_spaces(unicodedata.normalize("NFC", text.translate(WITHOUT_INVISIBLE)))
+
+
+def is_inside_word(text: str, place: int) -> bool:
+    """Whether the character at `place` has a letter, mark or digit before it and a letter after."""
+    if place == 0 or place + 1 == len(text):
+        return False
+    before = unicodedata.category(text[place - 1])[0]
+    after = unicodedata.category(text[place + 1])[0]
+    return before in "LMN" and after == "L"
+
+
+def has_inner_apostrophe(text: str) -> bool:
+    """Whether a word contains an apostrophe, as ka'aguy does; quotation marks do not count."""
+    return any(is_inside_word(text, match.start()) for match in APOSTROPHES.finditer(text))
+
+
+def unify_apostrophes(text: str) -> str:
+    """Every apostrophe inside a word as U+0027; all other characters stay."""
+    characters = list(text)
+    for match in APOSTROPHES.finditer(text):
+        if is_inside_word(text, match.start()):
+            characters[match.start()] = "'"
+    return "".join(characters)
+
+
+def keep_marks(text: str) -> str:
+    """transformers' remove_symbols, but category M (vowel signs, tone marks) and apostrophes inside
+    words stay."""
+    # Before NFKC, which takes the acute accent U+00B4 apart.
+    text = unicodedata.normalize("NFKC", unify_apostrophes(text))
+    kept = []
+    for place, character in enumerate(text):
+        is_symbol = unicodedata.category(character)[0] in "SP"
+        is_letter = character == "'" and is_inside_word(text, place)
+        kept.append(" " if is_symbol and not is_letter else character)
+    return "".join(kept)
+
+
+def text_normalizers(
+    text_language: str, tokenizer: transformers.WhisperTokenizer
+) -> dict[str, Normalizer]:
+    """How a text of this language is read, by the name of the reading."""
+    whispers_own: Normalizer = BasicTextNormalizer()
+    if text_language == "en":
+        whispers_own = EnglishTextNormalizer(tokenizer.english_spelling_normalizer or {})
+    return {ORTHO: as_written, NORM: whispers_own, NORM_MARKS: MarksNormalizer()}
+
+
+def read_text(text: str, normalize: Normalizer) -> str:
+    """A text in one reading: words separated by single plain spaces."""
+    return collapse_spaces(normalize(as_written(text)))
+
+
+def count_inner_apostrophes(references: Iterable[str]) -> int:
+    """The number of references with an apostrophe inside a word."""
+    return sum(has_inner_apostrophe(text) for text in references)
+
+
+def leading_reading(target: ScoringTarget, references: list[str]) -> str:
+    """The reading whose error rates are called wer and cer.
+
+    Where the references have apostrophes that are letters (ka'aguy, ng'ombe), Whisper's normaliser
+    would count one word as two, so the reading that keeps them leads.
+    """
+    if not target.leads_normalized:
+        return ORTHO
+    if target.text_language in LANGUAGES_WITH_ELISION:
+        return NORM
+    num_with = count_inner_apostrophes(references)
+    if num_with and num_with >= MIN_SHARE_OF_APOSTROPHES * len(references):
+        return NORM_MARKS
+    return NORM

@@ -1,0 +1,231 @@
+"""Generated token ids to scores: the trainer's compute_metrics."""
+
+import functools
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+import transformers
+
+from speech_finetuning.data.text import IGNORED_LABEL
+from speech_finetuning.scoring.metrics import (
+    SpeechErrors,
+    WordCounts,
+    bootstrap_interval,
+    has_loop,
+)
+from speech_finetuning.scoring.readings import (
+    NORM_MARKS,
+    READINGS,
+    Normalizer,
+    ScoringTarget,
+    count_inner_apostrophes,
+    leading_reading,
+    read_text,
+    text_normalizers,
+)
+from speech_finetuning.scoring.scores import ErrorRates, Interval, Scores
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceRow:
+    """A row that will be scored."""
+
+    id: str
+    set_name: str
+    reference: str  # "": only transcribed
+    duration_in_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPair:
+    """Reference and prediction in one reading."""
+
+    reference: str
+    prediction: str
+
+
+@dataclass(kw_only=True)
+class ScoredRow:
+    """A row with the model's transcript."""
+
+    row: ReferenceRow
+    prediction: str
+    is_cut: bool  # ends at the length limit
+    readings: dict[str, TextPair]
+    leading: TextPair  # one of the readings
+    counts: WordCounts | None = None  # in the leading reading; None without a reference
+
+    @property
+    def has_loop(self) -> bool:
+        return has_loop(self.prediction, self.row.duration_in_seconds)
+
+
+@dataclass(kw_only=True)
+class Scorecard:
+    """The trainer's compute_metrics: generated ids to error rates, in total and for each set.
+
+    Rows are found by their index, so that rows that several processes scored twice count once.
+    """
+
+    tokenizer: transformers.WhisperTokenizer
+    targets: dict[str, ScoringTarget]  # by the name of the set
+    metric: SpeechErrors = field(
+        default_factory=functools.partial(SpeechErrors, keep_in_memory=True)
+    )
+    max_new_tokens: int = sys.maxsize  # the length limit of generation
+    rows: dict[int, ReferenceRow] = field(default_factory=dict)  # by index
+    scored: list[ScoredRow] = field(default_factory=list)  # by the last call
+    leading: dict[str, str] = field(default_factory=dict)  # reading by the name of the set
+    announced: set[str] = field(default_factory=set)  # sentences that the log already has
+
+    def __post_init__(self) -> None:
+        self.normalizers: dict[str, dict[str, Normalizer]] = {
+            name: text_normalizers(target.text_language, self.tokenizer)
+            for name, target in self.targets.items()
+        }
+
+    def set_references(self, eval_set: datasets.Dataset) -> None:
+        """Takes the references of a prepared evaluation set, and decides which reading leads."""
+        self.rows = {}
+        for row in eval_set.select_columns(["index", "set", "id", "text", "duration"]):
+            self.rows[row["index"]] = ReferenceRow(
+                id=row["id"],
+                set_name=row["set"],
+                reference=row["text"],
+                duration_in_seconds=row["duration"],
+            )
+        self.leading = {}
+        for set_name, target in self.targets.items():
+            references = [row.reference for row in self.rows.values() if row.set_name == set_name]
+            self.leading[set_name] = leading_reading(target, references)
+            if self.leading[set_name] == NORM_MARKS:
+                self.announce_apostrophes(set_name, references)
+
+    def announce_apostrophes(self, set_name: str, references: list[str]) -> None:
+        """Says once why wer is not wer_norm."""
+        place = f" of {set_name}" if set_name else ""
+        sentence = (
+            f"{count_inner_apostrophes(references)} of {len(references)} references{place} have "
+            "apostrophes inside words: wer and cer count these as letters (as wer_norm_marks does). "
+            "wer_norm, as in published scores, splits such words."
+        )
+        if sentence not in self.announced:
+            self.announced.add(sentence)
+            logger.info("%s", sentence)
+
+    def languages_of(self, indices: list[int]) -> list[str] | None:
+        """The language spoken in each of these rows; None where all sets have the same, which the
+        generation config knows."""
+        languages = [self.targets[self.rows[index].set_name].language for index in indices]
+        all_languages = {target.language for target in self.targets.values()}
+        if len(all_languages) == 1 or None in languages:
+            return None
+        return languages
+
+    def __call__(self, outputs: transformers.EvalPrediction) -> dict[str, float]:
+        """Flat metrics, rates in percent.
+
+        outputs.predictions: ids (rows, n_tokens), sums of the loss (rows,), numbers of target
+        tokens (rows,); outputs.label_ids: indices of the rows (rows,).
+        """
+        place_of = {int(index): place for place, index in enumerate(outputs.label_ids)}
+        indices = sorted(place_of)
+        places = [place_of[index] for index in indices]
+        ids, loss_sums, token_counts = (values[places] for values in outputs.predictions)
+        self.scored = self.score_rows(indices, ids, token_counts)
+        metrics = self.score_set(self.scored, set_name="").to_metrics()
+        metrics["loss"] = float(loss_sums.sum() / max(1, token_counts.sum()))
+        if len(self.targets) > 1:
+            for set_name in self.targets:
+                rows = [row for row in self.scored if row.row.set_name == set_name]
+                if rows:
+                    metrics |= self.score_set(rows, set_name=set_name).to_metrics()
+        return metrics
+
+    def score_rows(
+        self, indices: list[int], ids: np.ndarray, token_counts: np.ndarray
+    ) -> list[ScoredRow]:
+        """ids: (rows, n_tokens), padded with -100 or the pad token; token_counts: (rows,)."""
+        ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
+        lengths = (ids != self.tokenizer.pad_token_id).sum(axis=1)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        scored = []
+        for index, text, length, num_targets in zip(
+            indices, texts, lengths.tolist(), token_counts.tolist(), strict=True
+        ):
+            row = self.rows[index]
+            prediction = text.strip()
+            readings = {
+                reading: TextPair(
+                    reference=read_text(row.reference, normalize),
+                    prediction=read_text(prediction, normalize),
+                )
+                for reading, normalize in self.normalizers[row.set_name].items()
+            }
+            # A long-form transcript, which has no loss, is not bounded by the limit of one window.
+            is_cut = num_targets > 0 and length >= self.max_new_tokens
+            scored.append(
+                ScoredRow(
+                    row=row,
+                    prediction=prediction,
+                    is_cut=is_cut,
+                    readings=readings,
+                    leading=readings[self.leading[row.set_name]],
+                )
+            )
+        return scored
+
+    def score_set(self, rows: list[ScoredRow], *, set_name: str) -> Scores:
+        """The scores of these rows; sets the counts of each."""
+        kept = [row for row in rows if row.leading.reference]
+        num_empty = len(rows) - len(kept)
+        if num_empty:
+            logger.warning("%d of %d rows have no reference: not scored.", num_empty, len(rows))
+        errors = self.errors_of([row.leading for row in rows])
+        interval = None
+        if errors is not None:
+            for row, counts in zip(kept, errors["rows"], strict=True):
+                row.counts = counts
+            low, high = bootstrap_interval(errors["rows"])
+            interval = Interval(low=low, high=high)
+        readings = {}
+        for reading in READINGS:
+            errors_of_reading = self.errors_of([row.readings[reading] for row in rows])
+            if errors_of_reading is not None:
+                readings[reading] = error_rates(errors_of_reading)
+        return Scores(
+            set_name=set_name,
+            num_rows=len(rows),
+            empty_references=num_empty,
+            leading=None if errors is None else error_rates(errors),
+            counts=None if errors is None else errors["counts"],
+            interval=interval,
+            readings=readings,
+            empty_outputs=percentage([not row.prediction for row in rows]),
+            repetition_loops=percentage([row.has_loop for row in rows]),
+            cut_outputs=percentage([row.is_cut for row in rows]),
+        )
+
+    def errors_of(self, pairs: list[TextPair]) -> dict[str, Any] | None:
+        """What SpeechErrors computes of the pairs with a reference; None if there is none."""
+        kept = [pair for pair in pairs if pair.reference]
+        if not kept:
+            return None
+        return self.metric.compute(
+            references=[pair.reference for pair in kept],
+            predictions=[pair.prediction for pair in kept],
+        )
+
+
+def error_rates(errors: dict[str, Any]) -> ErrorRates:
+    return ErrorRates(wer=errors["wer"], cer=errors["cer"])
+
+
+def percentage(values: list[bool]) -> float:
+    return 100 * sum(values) / len(values)
