@@ -19,7 +19,7 @@ from speech_finetuning.base.rejections import Rejection, describe_counts, list_n
 from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.data.positions import FIRST_PLACE
 from speech_finetuning.data.preprocessing import SpeechDataset
-from speech_finetuning.data.sources import SourceRow
+from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.stream import Block, read_pass
 
 logger = logging.getLogger(__name__)
