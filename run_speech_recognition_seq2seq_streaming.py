@@ -23,7 +23,7 @@
     python run_speech_recognition_seq2seq_streaming.py --help
 
 The way of one utterance: load_source -> SpeechStream (one order) -> decode_audio -> log_mel -> encode_text ->
-SpeechCollator -> SpeechTrainer -> Scorecard -> model_card. `datasets` moves bytes and never decodes; rows are shuffled
+TrainCollator -> SpeechTrainer -> Scorecard -> model_card. `datasets` moves bytes and never decodes; rows are shuffled
 before they are decoded; a bad row becomes a Rejection with a reason and never ends the run.
 """
 
@@ -50,7 +50,6 @@ from transformers.hf_argparser import HfArg
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import write_json
 from speech_finetuning.base.network import as_user_error, retry_on_network_error
-from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.cli.checks import check_adapters, check_devices, check_flags, check_optimizer
@@ -80,7 +79,13 @@ from speech_finetuning.data.audio import (
 from speech_finetuning.data.packing import UtterancePacker, build_packer
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import SpeechStream, can_shard_by_rank
+from speech_finetuning.data.stream import (
+    RankShare,
+    SpeechStream,
+    StepInfo,
+    StreamItem,
+    can_shard_by_rank,
+)
 from speech_finetuning.data.text import IGNORED_LABEL, UNSPACED_LANGUAGES
 from speech_finetuning.model.adapters import add_adapters
 from speech_finetuning.model.loading import check_language, load_processor
@@ -414,63 +419,73 @@ def check_arguments(data_args: DataArguments, training_args: TrainingArguments) 
         check_optimizer(training_args)
 
 
-@dataclass
-class SpeechCollator:
-    """Examples to a batch whose clips lie end to end, unpadded, so that little crosses the process border.
-    Returns `labels` and `decoder_input_ids` (batch, n_tokens), padded with -100 and the end token, `frames` (n_mels,
-    sum of frame_counts), `frame_counts`, and for training a `ride`: position, rejections, num_rows, error.
-    A batch whose rows were all rejected holds one silent dummy row without labels, so that every step runs."""
+def pad_labels(labels: list[list[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Token ids of each row to what the decoder is to say and what it reads, (batch, n_tokens) each:
+    `labels` without the first token, padded with -100, which the loss leaves out, and
+    `decoder_input_ids` without the last one, padded with the end token."""
+    longest = max(len(ids) for ids in labels)
+    targets = [ids[1:] + [IGNORED_LABEL] * (longest - len(ids)) for ids in labels]
+    inputs = [ids[:-1] + [pad_token_id] * (longest - len(ids)) for ids in labels]
+    return {"labels": torch.tensor(targets), "decoder_input_ids": torch.tensor(inputs)}
+
+
+def join_clips(clips: list[torch.Tensor]) -> dict[str, Any]:
+    """Clips of (n_mels, n_frames) end to end, not padded, so that little crosses the process border:
+    `frames` (n_mels, sum of frame_counts) and `frame_counts`. The trainer pads them on its device."""
+    return {
+        "frames": torch.cat(clips, dim=1),
+        "frame_counts": [clip.shape[1] for clip in clips],
+    }
+
+
+@dataclass(kw_only=True)
+class TrainCollator:
+    """Rows of the stream to a micro-batch: `labels`, `decoder_input_ids` (see `pad_labels`), `frames`,
+    `frame_counts` (see `join_clips`) and `step_info`, a StepInfo. A micro-batch whose rows were all
+    rejected holds one silent dummy row without labels, so that every step runs."""
 
     decoder_start_token_id: int
     pad_token_id: int
     n_mels: int
-    make_windows: UtterancePacker | None = None  # None: every utterance has one of its own
+    packer: UtterancePacker | None = None  # None: every utterance has a window of its own
 
-    def __call__(self, items: list[Any]) -> dict[str, Any]:
-        tagged = [item if isinstance(item, tuple) else (None, item) for item in items]
-        utterances = [
-            (position, example) for position, example in tagged if isinstance(example, dict)
-        ]
-        examples = [example for _, example in utterances]
-        errors = [e for _, e in tagged if isinstance(e, Exception) and not isinstance(e, Rejection)]
-        dummy_labels = [self.decoder_start_token_id, IGNORED_LABEL]
-        rows = examples or [
-            {"features": torch.full((self.n_mels, 1), SILENCE), "labels": dummy_labels}
-        ]
-        if (
-            self.make_windows is not None and utterances and utterances[0][0] is not None
-        ):  # not of an evaluation set
-            rows = self.make_windows(utterances)
-        width = max(len(row["labels"]) for row in rows)
-        pairs = [(row["labels"], width - len(row["labels"])) for row in rows]
-        labels = torch.tensor([ids[1:] + [IGNORED_LABEL] * gap for ids, gap in pairs])
-        decoder_input_ids = torch.tensor(
-            [ids[:-1] + [self.pad_token_id] * gap for ids, gap in pairs]
-        )
-        features = [row["features"] for row in rows]
-        if isinstance(features[0], bytes):  # of a prepared evaluation set
-            flat = (torch.frombuffer(bytearray(data), dtype=torch.float32) for data in features)
-            features = [frames.view(self.n_mels, -1) for frames in flat]
-        batch = {
-            "labels": labels,
-            "decoder_input_ids": decoder_input_ids,
-            "frames": torch.cat(features, dim=1),
+    def __call__(self, items: list[StreamItem]) -> dict[str, Any]:
+        windows = self.windows([item for item in items if item.example is not None])
+        return {
+            **pad_labels([window["labels"] for window in windows], self.pad_token_id),
+            **join_clips([window["features"] for window in windows]),
+            "step_info": StepInfo.of(items),
         }
-        batch["frame_counts"] = [clip.shape[1] for clip in features]
-        if examples and "index" in examples[0]:
-            return {**batch, "index": torch.tensor([row["index"] for row in examples])}
-        rejections = [example for _, example in tagged if isinstance(example, Rejection)]
-        ride = {
-            "position": tagged[-1][0],
-            "rejections": rejections,
-            "num_rows": len(items),
-            "error": errors[:1],
+
+    def windows(self, items: list[StreamItem]) -> list[dict[str, Any]]:
+        """The windows of the accepted rows, each with `features` and `labels`."""
+        if not items:
+            silence = torch.full((self.n_mels, 1), SILENCE)
+            labels = [self.decoder_start_token_id, IGNORED_LABEL]
+            return [{"features": silence, "labels": labels}]
+        if self.packer is not None:
+            return self.packer(items)
+        return [item.example for item in items]
+
+
+@dataclass(kw_only=True)
+class EvalCollator:
+    """Rows of a prepared evaluation set to a batch: as TrainCollator's, but with `index` (batch,), the
+    rows' numbers in the set, instead of `step_info`."""
+
+    pad_token_id: int
+    n_mels: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        clips = []
+        for row in rows:
+            values = torch.frombuffer(bytearray(row["features"]), dtype=torch.float32)
+            clips.append(values.view(self.n_mels, -1))
+        return {
+            **pad_labels([row["labels"] for row in rows], self.pad_token_id),
+            **join_clips(clips),
+            "index": torch.tensor([row["index"] for row in rows]),
         }
-        ride |= {
-            "ids": [row["id"] for row in examples],
-            "seconds": sum(row["duration"] for row in examples),
-        }
-        return {**batch, "ride": ride}
 
 
 # ---------------------------------------------------------------------------------- data ----
@@ -729,9 +744,12 @@ def resume_progress(
         output_dir=run.output_dir,
         max_rejected_fraction=data_args.max_rejected_fraction,
         pass_rows={dataset.source.record: dataset.rows_per_pass() for dataset in train_sets},
-        rank=training_args.process_index,
-        world_size=training_args.world_size,
-        is_sharded_by_rank=can_shard_by_rank(train_sets, training_args.world_size),
+        revisions={dataset.source.record: dataset.source.revision for dataset in train_sets},
+        share=RankShare(
+            rank=training_args.process_index,
+            world_size=training_args.world_size,
+            is_sharded_by_rank=can_shard_by_rank(train_sets, training_args.world_size),
+        ),
     )
     if run.checkpoint is not None:
         state = (run.checkpoint / "stream_state.json").read_text(encoding="utf-8")
@@ -787,14 +805,29 @@ def load_inputs(
     )
 
 
-def make_collator(inputs: Inputs, data_args: DataArguments, seed: int) -> SpeechCollator:
-    """Examples to batches for this checkpoint. seed: of the draw of windows with timestamps."""
-    languages = {name: (target.text_language, True) for name, target in inputs.targets.items()}
-    return SpeechCollator(
+def make_train_collator(inputs: Inputs, data_args: DataArguments, seed: int) -> TrainCollator:
+    """Rows to micro-batches for this checkpoint. seed: of the draw of windows with timestamps."""
+    packer = build_packer(
+        inputs.train_sets,
+        packs_utterances=data_args.pack_utterances,
+        timestamp_probability=data_args.timestamp_probability,
+        written_languages=[
+            inputs.targets[dataset.source.record].text_language for dataset in inputs.train_sets
+        ],
+        seed=seed,
+    )
+    return TrainCollator(
         decoder_start_token_id=inputs.config.decoder_start_token_id,
         pad_token_id=inputs.processor.tokenizer.pad_token_id,
         n_mels=inputs.config.num_mel_bins,
-        make_windows=build_packer(inputs.train_sets, languages, data_args, seed),
+        packer=packer,
+    )
+
+
+def make_eval_collator(inputs: Inputs) -> EvalCollator:
+    """Prepared rows to batches for this checkpoint."""
+    return EvalCollator(
+        pad_token_id=inputs.processor.tokenizer.pad_token_id, n_mels=inputs.config.num_mel_bins
     )
 
 
@@ -857,12 +890,10 @@ def make_stream(
         block_size=data_args.shuffle_buffer_size,
         micro_batch_size=training_args.per_device_train_batch_size,
         num_threads=data_args.num_decoding_threads,
-        rank=progress.rank,
-        world_size=progress.world_size,
+        share=progress.share,
         position=progress.position,
-        is_sharded_by_rank=progress.is_sharded_by_rank,
-        is_grouped=is_grouped,
-        has_speeds=data_args.speed_perturbation,
+        is_grouped_by_length=is_grouped,
+        speed_perturbation=data_args.speed_perturbation,
     )
 
 
@@ -889,7 +920,8 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         args=training_args,
         train_dataset=stream if training_args.do_train else None,
         eval_dataset=eval_sets.pop("eval", None),
-        data_collator=make_collator(inputs, data_args, seed=stream.rank_seed()),
+        data_collator=make_train_collator(inputs, data_args, seed=stream.rank_seed()),
+        eval_collator=make_eval_collator(inputs),
         processing_class=inputs.processor,
         compute_loss_func=TokenWeightedLoss(training_args.label_smoothing_factor),
         compute_metrics=Scorecard(tokenizer=inputs.processor.tokenizer, targets=inputs.targets),
@@ -903,7 +935,9 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     )
     # From here on every rank draws dropout and masks of its own.
     transformers.set_seed(training_args.seed + training_args.process_index)
-    describe_run(model, inputs.speech, training_args, run.checkpoint, progress.is_sharded_by_rank)
+    describe_run(
+        model, inputs.speech, training_args, run.checkpoint, progress.share.is_sharded_by_rank
+    )
     info = make_run_info(argv, model_args, data_args, training_args, inputs, run)
     return Job(
         run=run,

@@ -59,7 +59,7 @@ from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import decode_audio, log_mel
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import SpeechStream
+from speech_finetuning.data.stream import SpeechStream, StepInfo
 
 BATCH_SIZE = 16
 SHUFFLE_ROWS = 500  # of the stream's block and of the 2022 buffer
@@ -179,21 +179,31 @@ def make_stream(
     """The script's stream over a Hub id or a folder. columns: (audio, text)."""
     source = load_source(place, split="train", audio_column=columns[0], text_column=columns[1])
     item = SpeechDataset(source, load_preparer(folder))
-    return SpeechStream((item,), 1, SHUFFLE_ROWS, BATCH_SIZE, num_threads)
+    return SpeechStream(
+        sets=(item,),
+        seed=1,
+        block_size=SHUFFLE_ROWS,
+        micro_batch_size=BATCH_SIZE,
+        num_threads=num_threads,
+    )
 
 
-def block_start(ride: dict[str, Any]) -> int:
+def block_start(info: StepInfo) -> int:
     """Rows of the first pass before the block that a batch ended in."""
-    return ride["position"]["sources"][0]["start"]["rows"]
+    return info.position.sources[0].start.rows_before
 
 
 def make_loader(
     stream: SpeechStream, folder: Path, num_workers: int = 1
 ) -> torch.utils.data.DataLoader:
     """As SpeechTrainer makes it."""
-    tokenizer, mel_filters = load_preparer(folder).tokenizer, load_preparer(folder).mel_filters
-    start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
-    collator = script.SpeechCollator(start, tokenizer.pad_token_id, mel_filters.shape[1])
+    preparer = load_preparer(folder)
+    tokenizer = preparer.tokenizer
+    collator = script.TrainCollator(
+        decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        pad_token_id=tokenizer.pad_token_id,
+        n_mels=preparer.mel_filters.shape[1],
+    )
     how = {"num_workers": num_workers, "prefetch_factor": 4 if num_workers else None}
     return torch.utils.data.DataLoader(stream, BATCH_SIZE, collate_fn=collator, **how)
 
@@ -204,10 +214,10 @@ def stream_batches(
     """Rows of each batch, endlessly. Raises: RuntimeError for a rejected row, which would make the race unfair."""
     stream = make_stream(place.format(folder=folder), columns, num_threads, folder)
     for batch in make_loader(stream, folder, num_workers):
-        ride = batch["ride"]
-        if ride["error"] or ride["rejections"]:
-            raise RuntimeError(f"{ride['error'] or ride['rejections'][0]}")
-        yield ride["num_rows"]
+        info = batch["step_info"]
+        if info.error or info.rejections:
+            raise RuntimeError(f"{info.error or info.rejections[0]}")
+        yield info.num_rows
 
 
 def work(data: bytes, mel_filters: np.ndarray) -> None:
@@ -434,9 +444,9 @@ def print_long_clips(folder: Path, num_rows: int) -> None:
     imported, starts, count = memory_in_mb("status", "VmHWM"), [], 0
     batches = iter(make_loader(make_stream(str(folder / "long"), COLUMNS, 2, folder), folder))
     while count < num_rows:
-        ride = next(batches)["ride"]
-        count += ride["num_rows"]
-        starts += [block_start(ride)] if count < num_rows else []
+        info = next(batches)["step_info"]
+        count += info.num_rows
+        starts += [block_start(info)] if count < num_rows else []
     peaks = memory_in_mb("status", "VmHWM")
     sizes = np.diff([*sorted(set(starts)), num_rows])
     blocks = ", ".join(map(str, sizes))

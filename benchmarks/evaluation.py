@@ -51,7 +51,6 @@ import transformers
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ, decode_audio, read_audio
-from speech_finetuning.data.positions import FIRST_PLACE
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.stream import read_pass
 from speech_finetuning.data.text import IGNORED_LABEL, normalize_text
@@ -173,7 +172,7 @@ def usual_rows(
 ) -> Iterator[dict[str, Any]]:
     """id, input_features (n_mels, frames of the whole window), labels: what the usual `prepare_dataset` makes."""
     preparer = item.preparer
-    for block in read_pass(item, FIRST_PLACE["start"], None, 100):
+    for block in read_pass(item, block_size=100):
         for row in block.rows:
             waveform, rate = decode_audio(read_audio(row.audio), preparer.check_duration)
             features = extractor(waveform, sampling_rate=SAMPLE_RATE_IN_HZ).input_features[0]
@@ -267,9 +266,7 @@ def library_turn(flags: list[str], is_streamed: bool) -> Result:
             rows = list(usual_rows(item, extractor)) if rows is None else rows
             metrics = trainer.evaluate(rows)
     pad = trainer.processing_class.tokenizer.pad_token_id
-    names = [
-        row.id for block in read_pass(item, FIRST_PLACE["start"], None, 100) for row in block.rows
-    ]
+    names = [row.id for block in read_pass(item, block_size=100) for row in block.rows]
     ids = {
         name: strip(row, pad) for name, row in zip(names, trainer.compute_metrics.ids, strict=True)
     }

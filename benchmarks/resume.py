@@ -33,6 +33,7 @@ import preprocessors
 from hub import Hub, Request
 
 from speech_finetuning.cli import demonstration
+from speech_finetuning.data.positions import BlockStart, SourcePosition, StreamPosition
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.shards import ShardReader
 from speech_finetuning.data.sources import load_source
@@ -42,32 +43,34 @@ BATCH_SIZE = 16
 GROUP_SIZE, NUM_GROUPS = 100, 50
 
 
-def position_at(stream: SpeechStream, step: int, num_rows: int) -> dict:
+def position_at(stream: SpeechStream, step: int, num_rows: int) -> StreamPosition:
     """The position after `step` steps: whole passes are skipped by arithmetic, the rest is read undecoded."""
     passes, rest = divmod(step * BATCH_SIZE, num_rows)
-    start = {"pass": passes, "block": 0, "rows": 0, "shard": 0, "shard_row": 0}
-    place = {"start": start, "offset": 0, "rows_per_pass": num_rows, "used": passes * num_rows}
-    position = {"row": passes * num_rows, "skip": 0, "sources": [place]}
+    rows_used = passes * num_rows
+    source = SourcePosition(
+        start=BlockStart(pass_number=passes), rows_per_pass=num_rows, rows_used=rows_used
+    )
+    position = StreamPosition(row=rows_used, sources=(source,))
     if rest == 0:
         return position
     stream.position = position
-    return next(itertools.islice(stream.rows(), rest - 1, None))[0] | {"skip": 0}
+    return next(itertools.islice(stream.rows(), rest - 1, None))[0]
 
 
-def first_example(stream: SpeechStream, position: dict) -> tuple[float, str]:
+def first_example(stream: SpeechStream, position: StreamPosition) -> tuple[float, str]:
     """Seconds to the first example after a position, and its id."""
     stream.position = position
     began = time.perf_counter()
-    _, example = next(iter(stream))
-    return time.perf_counter() - began, example["id"]
+    item = next(iter(stream))
+    return time.perf_counter() - began, item.example["id"]
 
 
 def read_again(stream: SpeechStream, num_rows: int) -> tuple[float, str]:
     """Seconds to the same example by passing num_rows undecoded rows from the very beginning, and its id."""
     stream.position = None
     began = time.perf_counter()
-    _, item = next(itertools.islice(stream.rows(), num_rows, None))
-    return time.perf_counter() - began, stream.prepare(item)["id"]
+    _, drawn = next(itertools.islice(stream.rows(), num_rows, None))
+    return time.perf_counter() - began, stream.prepare(drawn)["id"]
 
 
 def time_within(name: str, num_rows: int, kind: str, repetitions: int) -> None:
@@ -140,7 +143,13 @@ def main() -> None:
             demonstration.make_model(folder / "model", d_model=16, num_layers=1)
         )
         source = load_source(str(folder / "data"), split="train")
-        stream = SpeechStream((SpeechDataset(source, preparer),), 1, 500, BATCH_SIZE, 2)
+        stream = SpeechStream(
+            sets=(SpeechDataset(source, preparer),),
+            seed=1,
+            block_size=500,
+            micro_batch_size=BATCH_SIZE,
+            num_threads=2,
+        )
         print(f"{source.num_rows} rows in {len(source.shards())} files\n")
         print("| step | seek, s (median of each) | read again, s | ratio |\n|---|---|---|---|")
         for step in (10, 1_000, 100_000):

@@ -39,7 +39,7 @@ import ranks
 from hub import Hub
 
 from speech_finetuning.cli import demonstration
-from speech_finetuning.data.stream import SpeechStream
+from speech_finetuning.data.stream import RankShare, SpeechStream
 
 NUM_STEPS, STEPS_PER_LINE, FIRST_LINES = 30, 5, 2  # the first lines of the log are not counted
 NUM_RANKS = 8  # of the reading
@@ -130,14 +130,15 @@ def measure_reading(folder: Path, repetitions: int) -> dict[str, float]:
     """Medians: CPU ms to read a row, read a row and drop seven, and read and prepare a row; bytes of a row."""
     whole = data_pipeline.make_stream(str(folder / "parquet"), ("audio", "text"), 1, folder)
     # Small blocks: what is read ahead in the end, and not used, is one block.
-    rank = replace(whole, world_size=NUM_RANKS, micro_batch_size=1, block_size=20)
+    rank = replace(whole, share=RankShare(world_size=NUM_RANKS), micro_batch_size=1, block_size=20)
+    sharded = replace(rank, share=replace(rank.share, is_sharded_by_rank=True))
     num_rows = whole.sets[0].source.num_rows
     found: dict[str, list[float]] = {"own": [], "all": [], "prepare": []}
     for _ in range(repetitions):
-        found["own"].append(read(replace(rank, is_sharded_by_rank=True), num_rows)[0] / num_rows)
+        found["own"].append(read(sharded, num_rows)[0] / num_rows)
         found["all"].append(read(rank, num_rows)[0] / num_rows)
         cpu = time.process_time()
-        for _ in itertools.islice(replace(rank, is_sharded_by_rank=True), num_rows // 4):
+        for _ in itertools.islice(sharded, num_rows // 4):
             pass
         found["prepare"].append((time.process_time() - cpu) / (num_rows // 4))
     size = sum(path.stat().st_size for path in (folder / "parquet").glob("*.parquet"))

@@ -12,7 +12,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.base.threads import map_in_order
-from speech_finetuning.data.positions import FIRST_PLACE
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.stream import SpeechStream, read_pass
 
@@ -55,7 +54,7 @@ def report_data(stream: SpeechStream, num_rows: int, curves: Path | None) -> Non
     styles: dict[str, str] = {}
     for item in stream.sets:
         name = item.source.record or item.source.name
-        blocks = read_pass(replace(item, max_rows=num_rows), FIRST_PLACE["start"], None, 50)
+        blocks = read_pass(replace(item, max_rows=num_rows), block_size=50)
         rows = ((None, row) for block in blocks for row in block.rows)
         prepared = [example for _, example in map_in_order(item.preparer, rows, stream.num_threads)]
         good = [example for example in prepared if isinstance(example, dict)]

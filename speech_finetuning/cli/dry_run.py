@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import transformers
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
-from speech_finetuning.data.stream import SpeechStream
+from speech_finetuning.data.stream import SpeechStream, StreamItem
 from speech_finetuning.sharing.hub import check_hub
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -41,7 +41,7 @@ class Sample:
 
     num_rows: int
     num_usable_rows: int
-    longest: tuple[Any, dict[str, Any]]  # (position, example) of the row with most tokens
+    longest: StreamItem  # the row with most tokens
 
 
 def miniature_flags(
@@ -88,12 +88,12 @@ def check_hub_access(full_args: transformers.Seq2SeqTrainingArguments) -> Check:
 def take_sample(stream: SpeechStream, num_rows: int) -> Sample:
     """The first rows of the stream. Raises: UserError if none of them is usable."""
     rows = list(itertools.islice(stream, num_rows))
-    usable = [(position, example) for position, example in rows if isinstance(example, dict)]
+    usable = [item for item in rows if item.example is not None]
     if not usable:
         raise UserError(
             f"--dry_run: none of the first {num_rows} rows is usable, see the data report above."
         )
-    longest = max(usable, key=lambda row: (len(row[1]["labels"]), row[1]["duration"]))
+    longest = max(usable, key=lambda item: (len(item.example["labels"]), item.example["duration"]))
     return Sample(num_rows=len(rows), num_usable_rows=len(usable), longest=longest)
 
 
@@ -102,13 +102,12 @@ def rehearse(
 ) -> None:
     """Has the trainer take three steps of the row with most tokens."""
     rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
-    position, longest = sample.longest
     # First a step whose utterances share no window, then, with --pack_utterances, two in which they
     # do.
     window_in_seconds = trainer.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
-    alone = longest | {"duration": window_in_seconds}
-    trainer.train_dataset = [(position, alone)] * rows_per_step
-    trainer.train_dataset += [(position, longest)] * 2 * rows_per_step
+    longest = sample.longest
+    alone = replace(longest, example=longest.example | {"duration": window_in_seconds})
+    trainer.train_dataset = [alone] * rows_per_step + [longest] * 2 * rows_per_step
     trainer.is_advised = True  # what three steps wait for says nothing
 
 
@@ -125,7 +124,9 @@ def check_sample(sample: Sample, max_rejected_fraction: float) -> Check:
     if rejected_fraction > max_rejected_fraction:
         state = "error"
     usable = f"{sample.num_usable_rows} of {sample.num_rows} rows usable"
-    return Check(state=state, found=f"{usable}; most tokens: {len(sample.longest[1]['labels'])}")
+    return Check(
+        state=state, found=f"{usable}; most tokens: {len(sample.longest.example['labels'])}"
+    )
 
 
 def check_device(device: torch.device) -> Check:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,129 +17,175 @@ from speech_finetuning.data.audio import (
     pad_features,
 )
 from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.stream import StreamItem
 from speech_finetuning.data.text import UNSPACED_LANGUAGES
 
 
-def joined_frames(utterance: dict[str, Any]) -> int:
-    """Frames that it takes in a pack: whole positions of the encoder, so that a joint lies on a timestamp."""
-    num_samples = round(utterance["duration"] * SAMPLE_RATE_IN_HZ)
-    return FRAMES_PER_POSITION * math.ceil(
-        num_samples / (FRAMES_PER_POSITION * HOP_LENGTH_IN_SAMPLES)
-    )
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """One example of the stream, with what joining it to others needs."""
+
+    features: torch.Tensor  # log-mel of the real frames, (n_mels, n_frames)
+    duration_in_seconds: float
+    labels: list[int]  # token ids as trained alone: prefix, text, end
+    segment: list[int]  # token ids of the text alone, as they follow a timestamp or another text
+    row: int  # of the mix, from 1 on
+
+    def num_joined_frames(self) -> int:
+        """Frames that it takes in a pack: whole positions of the encoder, so that a joint lies on a
+        timestamp."""
+        num_samples = round(self.duration_in_seconds * SAMPLE_RATE_IN_HZ)
+        samples_per_position = FRAMES_PER_POSITION * HOP_LENGTH_IN_SAMPLES
+        return FRAMES_PER_POSITION * math.ceil(num_samples / samples_per_position)
+
+    def num_marked_tokens(self) -> int:
+        """Labels that it takes in a pack with timestamps: the text between two of them."""
+        return len(self.segment) + 2
 
 
 def pack_utterances(
-    utterances: list[dict[str, Any]], window_in_frames: int, max_label_length: int
-) -> list[list[dict[str, Any]]]:
-    """Consecutive utterances in groups that fit into one window and, with two timestamps each, into max_label_length.
-    utterances: with `duration` in seconds and `segment`, the token ids of the text."""
-    packs: list[list[dict[str, Any]]] = []
-    frames_left = labels_left = 0
+    utterances: list[Utterance], window_in_frames: int, max_tokens: int
+) -> list[list[Utterance]]:
+    """Consecutive utterances in groups that fit into one window and, with two timestamps each, into
+    max_tokens labels."""
+    packs: list[list[Utterance]] = []
+    frames_left = 0
+    tokens_left = 0
     for utterance in utterances:
-        frames, num_labels = joined_frames(utterance), len(utterance["segment"]) + 2
-        if frames > frames_left or num_labels > labels_left:
+        num_frames = utterance.num_joined_frames()
+        num_tokens = utterance.num_marked_tokens()
+        if num_frames > frames_left or num_tokens > tokens_left:
             packs.append([])
-            frames_left, labels_left = window_in_frames, max_label_length
+            frames_left = window_in_frames
+            tokens_left = max_tokens
         packs[-1].append(utterance)
-        frames_left, labels_left = frames_left - frames, labels_left - num_labels
+        frames_left -= num_frames
+        tokens_left -= num_tokens
     return packs
 
 
-def join_features(utterances: list[dict[str, Any]]) -> torch.Tensor:
-    """Log-mel of the utterances end to end, (n_mels, n_frames): what `log_mel` makes of their joined waveforms but for
-    the frames beside a joint, which see one clip only; all are limited to 8 (2 after scaling) below the loudest."""
-    pairs = [(utterance["features"], joined_frames(utterance)) for utterance in utterances]
-    clips = (
-        pad_features(clip[:, :size], [min(size, clip.shape[1])], size)[0] for clip, size in pairs
-    )
-    frames = torch.cat(list(clips), dim=1)
-    return frames.clamp(min=float(frames.max()) - 2.0)
-
-
-def join_labels(
-    utterances: list[dict[str, Any]], prefix: list[int], end: int, has_timestamps: bool
-) -> list[int]:
-    """Token ids of a pack; with timestamps, each text between those of its start and its end, as in pre-training.
-    prefix: ends in <|notimestamps|>, which timestamps replace; the next token is <|0.00|>."""
-    labels, position = prefix[:-1], prefix[-1] + 1
-    if not has_timestamps:
-        texts = (utterance["segment"] for utterance in utterances[1:])
-        return [*utterances[0]["labels"][:-1], *itertools.chain(*texts), end]
+def join_features(utterances: list[Utterance]) -> torch.Tensor:
+    """Log-mel of the utterances end to end, (n_mels, n_frames): what `log_mel` makes of their joined
+    waveforms but for the frames beside a joint, which see one clip only; all are limited to 8 (2
+    after scaling) below the loudest."""
+    clips = []
     for utterance in utterances:
-        begin, position = position, position + joined_frames(utterance) // FRAMES_PER_POSITION
-        labels = [*labels, begin, *utterance["segment"], position]
+        num_frames = utterance.num_joined_frames()
+        frames = utterance.features[:, :num_frames]
+        clips.append(pad_features(frames, [frames.shape[1]], num_frames)[0])
+    joined = torch.cat(clips, dim=1)
+    return joined.clamp(min=float(joined.max()) - 2.0)
+
+
+def join_texts(utterances: list[Utterance], end: int) -> list[int]:
+    """Token ids of a pack without timestamps: one text. end: <|endoftext|>."""
+    first, *others = utterances
+    segments = (utterance.segment for utterance in others)
+    return [*first.labels[:-1], *itertools.chain(*segments), end]
+
+
+def join_marked_texts(utterances: list[Utterance], prefix: list[int], end: int) -> list[int]:
+    """Token ids of a pack with timestamps: each text between those of its start and its end, as in
+    pre-training.
+
+    prefix: ends in <|notimestamps|>, which timestamps replace; the next token is <|0.00|>, and one
+    token is a position of the encoder (20 ms). end: <|endoftext|>."""
+    labels = prefix[:-1]
+    timestamp = prefix[-1] + 1
+    for utterance in utterances:
+        labels = [*labels, timestamp, *utterance.segment]
+        timestamp += utterance.num_joined_frames() // FRAMES_PER_POSITION
+        labels.append(timestamp)
     return [*labels, end]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class UtterancePacker:
     """The utterances of a micro-batch to its windows: packed (--pack_utterances), with timestamps
-    (--timestamp_probability). A micro-batch stays a fixed number of rows, so that the position in the stream, and the
-    rows of a step, are those of an unpacked run."""
+    (--timestamp_probability). A micro-batch stays a fixed number of rows, so that the position in
+    the stream, and the rows of a step, are those of an unpacked run."""
 
-    tokenizers: tuple[transformers.WhisperTokenizer, ...]  # of each source
-    separators: tuple[str, ...]  # before the text of a segment
+    tokenizers: Sequence[transformers.WhisperTokenizer]  # of each source
+    separators: Sequence[str]  # of each source, before the text of a segment
     window_in_frames: int
-    max_label_length: int
-    is_packing: bool
+    max_label_length: int  # positions of the decoder
+    packs_utterances: bool  # else every utterance has a window of its own
     timestamp_probability: float
     seed: int
 
-    def __call__(
-        self, utterances: list[tuple[dict[str, Any], dict[str, Any]]]
-    ) -> list[dict[str, Any]]:
-        """utterances: (position, example), in the order of the stream; only those of one source share a window."""
+    def __call__(self, items: list[StreamItem]) -> list[dict[str, Any]]:
+        """The windows, each with `features` (n_mels, n_frames) and `labels`, the token ids.
+        items: with examples, in the order of the stream; only those of one source share a window."""
         windows = []
-        for number in sorted({position["last"] for position, _ in utterances}):
-            tokenizer, separator = self.tokenizers[number], self.separators[number]
-            mine = [
-                {**example, "row": at["row"]} for at, example in utterances if at["last"] == number
+        for source in sorted({item.position.last_source for item in items}):
+            tokenizer = self.tokenizers[source]
+            utterances = [
+                self.utterance(item) for item in items if item.position.last_source == source
             ]
-            for example in mine:
-                # With a space, also the first one: long-form generation joins the texts of windows as they are.
-                example["segment"] = tokenizer(
-                    separator + example["text"], add_special_tokens=False
-                ).input_ids
-            room = self.max_label_length - len(tokenizer.prefix_tokens) + 1
-            packs = (
-                pack_utterances(mine, self.window_in_frames, room)
-                if self.is_packing
-                else [[e] for e in mine]
-            )
-            windows += [self.join(pack, tokenizer, room) for pack in packs]
+            if self.packs_utterances:
+                packs = pack_utterances(
+                    utterances, self.window_in_frames, self.num_text_positions(tokenizer)
+                )
+            else:
+                packs = [[utterance] for utterance in utterances]
+            windows += [self.join(pack, tokenizer) for pack in packs]
         return windows
 
-    def join(
-        self, pack: list[dict[str, Any]], tokenizer: transformers.WhisperTokenizer, room: int
-    ) -> dict[str, Any]:
-        """One example of a pack. Its first row decides on timestamps; a pack that has them has them at every joint."""
-        is_marked = (
-            np.random.default_rng([self.seed, pack[0]["row"], 1]).random()
-            < self.timestamp_probability
+    def utterance(self, item: StreamItem) -> Utterance:
+        source = item.position.last_source
+        # With a space, also the first one: long-form generation joins the texts of windows as they are.
+        text = self.separators[source] + item.example["text"]
+        return Utterance(
+            features=item.example["features"],
+            duration_in_seconds=item.example["duration"],
+            labels=item.example["labels"],
+            segment=self.tokenizers[source](text, add_special_tokens=False).input_ids,
+            row=item.position.row,
         )
-        is_marked &= (
-            sum(len(example["segment"]) + 2 for example in pack) <= room
-        )  # a single one may be longer
-        if len(pack) == 1 and not is_marked:
-            return pack[0]
-        labels = join_labels(pack, tokenizer.prefix_tokens, tokenizer.eos_token_id, is_marked)
+
+    def num_text_positions(self, tokenizer: transformers.WhisperTokenizer) -> int:
+        """Labels that a window has for texts and timestamps: <|notimestamps|>, the last token of the
+        prefix, leaves its position to them."""
+        return self.max_label_length - len(tokenizer.prefix_tokens) + 1
+
+    def join(
+        self, pack: list[Utterance], tokenizer: transformers.WhisperTokenizer
+    ) -> dict[str, Any]:
+        """The window of a pack. Its first row decides on timestamps; a pack that has them has them at
+        every joint."""
+        generator = np.random.default_rng([self.seed, pack[0].row, 1])
+        is_drawn = generator.random() < self.timestamp_probability
+        num_tokens = sum(utterance.num_marked_tokens() for utterance in pack)
+        # A single utterance has a window to itself even if timestamps leave no room for its text.
+        if is_drawn and num_tokens <= self.num_text_positions(tokenizer):
+            labels = join_marked_texts(pack, tokenizer.prefix_tokens, tokenizer.eos_token_id)
+        elif len(pack) == 1:
+            return {"features": pack[0].features, "labels": pack[0].labels}
+        else:
+            labels = join_texts(pack, tokenizer.eos_token_id)
         return {"features": join_features(pack), "labels": labels}
 
 
 def build_packer(
     sets: tuple[SpeechDataset, ...],
-    readings: dict[str, tuple[str | None, bool]],
-    data_args: Any,
+    *,
+    packs_utterances: bool,
+    timestamp_probability: float,
+    written_languages: Sequence[str | None],
     seed: int,
 ) -> UtterancePacker | None:
-    """What --pack_utterances and --timestamp_probability ask for. readings: the language of each record, first."""
-    if not sets or not (data_args.pack_utterances or data_args.timestamp_probability):
+    """None if nothing is packed and nothing has timestamps, so that utterances stay as they are.
+    written_languages: codes of the languages that each source's texts are written in, None where
+    unknown. seed: of the draw of timestamps, `SpeechStream.rank_seed`."""
+    if not sets or not (packs_utterances or timestamp_probability > 0):
         return None
-    tokenizers = tuple(item.preparer.tokenizer for item in sets)
-    written = [
-        "en" if data_args.task == "translate" else readings[item.source.record][0] for item in sets
-    ]
-    separators = tuple("" if language in UNSPACED_LANGUAGES else " " for language in written)
-    limits = (sets[0].preparer.window_in_frames, sets[0].preparer.max_label_length)
-    how = (data_args.pack_utterances, data_args.timestamp_probability, seed)
-    return UtterancePacker(tokenizers, separators, *limits, *how)
+    separators = ["" if code in UNSPACED_LANGUAGES else " " for code in written_languages]
+    return UtterancePacker(
+        tokenizers=[dataset.preparer.tokenizer for dataset in sets],
+        separators=separators,
+        window_in_frames=sets[0].preparer.window_in_frames,
+        max_label_length=sets[0].preparer.max_label_length,
+        packs_utterances=packs_utterances,
+        timestamp_probability=timestamp_probability,
+        seed=seed,
+    )

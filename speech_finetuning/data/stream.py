@@ -1,6 +1,18 @@
-"""One exact order of rows: blocks, shuffling, mixing, ranks."""
+"""One exact order of rows: blocks, shuffling, mixing, ranks.
+
+How a row comes to its turn, from the inside out:
+
+    read_pass      one pass over one source, file by file, cut into blocks
+    blocks         pass after pass over one source, without end
+    source_rows    the rows of each block, permuted
+    rows           the sources mixed by weight, and of the mix those that are this rank's turn
+    __iter__       each row prepared, by threads, in the same order
+
+Each knows the position after the row that it yields (see `positions`), and can begin at any.
+"""
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,229 +24,391 @@ from torch.utils.data import IterableDataset
 from speech_finetuning.base.errors import UserError, portable
 from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, map_in_order, read_ahead
-from speech_finetuning.data.positions import FIRST_PLACE
+from speech_finetuning.data.positions import (
+    FIRST_BLOCK,
+    BlockStart,
+    SourcePosition,
+    StreamPosition,
+)
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.shards import ShardReader, SourceRow
 from speech_finetuning.data.sources import SpeechSource
 
+DRAWS_PER_CHUNK = 1_000  # of sources of a mix; another number would be another order of rows
+MIN_SPEED, MAX_SPEED = 0.9, 1.1  # Ko et al., Interspeech 2015
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankShare:
+    """Which rows of the stream are this rank's. Either the ranks share one order, whose micro-batches
+    go round among them; or each has files, and so an order, of its own."""
+
+    rank: int = 0
+    world_size: int = 1
+    is_sharded_by_rank: bool = False
+
+    def shards(self, shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The files that this rank reads, of all files in the order of a pass."""
+        if self.is_sharded_by_rank:
+            return shards[self.rank :: self.world_size]
+        return shards
+
+    def has_turn(self, micro_batch: int) -> bool:
+        """Whether the n-th micro-batch of the order that this rank reads is its own."""
+        return self.is_sharded_by_rank or micro_batch % self.world_size == self.rank
+
+    def rows_per_round(self, micro_batch_size: int) -> int:
+        """Rows of one order that are trained on at the same time."""
+        if self.is_sharded_by_rank:
+            return micro_batch_size
+        return micro_batch_size * self.world_size
+
+
+ONE_RANK = RankShare()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamItem:
+    """What became of one row: either an example, or a rejection, or an error that ends the stream."""
+
+    position: StreamPosition | None  # after this row; None with an error
+    example: dict[str, Any] | None = None  # as Preprocessor makes it
+    rejection: Rejection | None = None
+    error: Exception | None = None  # as data: a DataLoader's worker would lose its type
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInfo:
+    """What the trainer has to know of a micro-batch beside its tensors."""
+
+    position: StreamPosition | None  # after its last row; None if that is an error
+    num_rows: int  # rejected ones included
+    ids: list[str]  # of the accepted rows
+    audio_in_seconds: float  # of the accepted rows
+    rejections: list[Rejection]
+    error: Exception | None  # ends the run
+
+    @classmethod
+    def of(cls, items: list[StreamItem]) -> "StepInfo":
+        examples = [item.example for item in items if item.example is not None]
+        errors = [item.error for item in items if item.error is not None]
+        return cls(
+            position=items[-1].position,
+            num_rows=len(items),
+            ids=[example["id"] for example in examples],
+            audio_in_seconds=sum(example["duration"] for example in examples),
+            rejections=[item.rejection for item in items if item.rejection is not None],
+            error=errors[0] if errors else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnRow:
+    """A row that is about to be prepared."""
+
+    source: int  # its index in the mix
+    row: SourceRow
+    speed: float  # at which it is played
+
 
 @dataclass
 class Block:
-    """Rows that are permuted together, and the place in the source where the first of them stands (plain JSON)."""
+    """Rows that are permuted together."""
 
-    start: dict[str, Any]
+    start: BlockStart
     rows: list[SourceRow] = field(default_factory=list)
-    size_in_bytes: int = 0
+    size_in_bytes: int = 0  # of the encoded audio in memory
 
     def add(self, row: SourceRow) -> None:
         self.rows.append(row)
-        self.size_in_bytes += (
-            len(row.audio.get("bytes") or b"") if isinstance(row.audio, dict) else 0
-        )
+        if isinstance(row.audio, dict):
+            self.size_in_bytes += len(row.audio.get("bytes") or b"")
+
+    def is_full(self, block_size: int) -> bool:
+        """At block_size rows or 512 MB, whichever comes first, so that memory is bounded."""
+        return len(self.rows) >= block_size or self.size_in_bytes >= MAX_BLOCK_IN_BYTES
 
 
 def shard_order(source: SpeechSource, seed: int | None, pass_number: int) -> list[tuple[int, int]]:
-    """The files of a source in the order of this pass, a pure function of its arguments; seed None: as they are."""
+    """The files of a source in the order of this pass, a pure function of its arguments.
+    seed: None keeps their order."""
     shards = source.shards()
     if seed is None:
         return shards
-    return [shards[i] for i in np.random.default_rng([seed, pass_number]).permutation(len(shards))]
+    permutation = np.random.default_rng([seed, pass_number]).permutation(len(shards))
+    return [shards[i] for i in permutation]
 
 
 def read_pass(
-    item: SpeechDataset,
-    start: dict[str, Any],
-    seed: int | None,
+    dataset: SpeechDataset,
+    *,
     block_size: int,
-    share: slice = slice(None),
+    seed: int | None = None,
+    start: BlockStart = FIRST_BLOCK,
+    share: RankShare = ONE_RANK,
 ) -> Iterator[Block]:
-    """The blocks of one pass from `start` on. Blocks end at block_size rows or 512 MB; seeking opens no earlier file.
-    start: {"pass", "block", "rows" (before it), "shard" (place in the pass's order), "shard_row" (within the file)};
-    seed: None keeps the files' order, as does max_rows, which must mean the same rows in every pass; share: which
-    files in that order."""
-    max_rows, wait_in_seconds = item.max_rows, item.preparer.max_network_wait_in_seconds
-    order = shard_order(item.source, seed if max_rows is None else None, start["pass"])[share]
-    block, number, num_rows = None, start["block"], start["rows"]
-    for shard_number in range(start["shard"], len(order)):
-        first = start["shard_row"] if shard_number == start["shard"] else 0
-        reader = ShardReader(
-            item.source,
-            order[shard_number],
-            num_rows=first,
-            wait_in_seconds=wait_in_seconds,
-        )
-        for row in reader:
-            if max_rows is not None and num_rows >= max_rows:
-                break
-            if block is None:
-                place = {"shard": shard_number, "shard_row": reader.num_rows}
-                block = Block({"pass": start["pass"], "block": number, "rows": num_rows, **place})
-            block.add(row)
-            num_rows += 1
-            if len(block.rows) >= block_size or block.size_in_bytes >= MAX_BLOCK_IN_BYTES:
-                yield block
-                block, number = None, number + 1
+    """The blocks of one pass from `start` on; no file before the one of `start` is opened.
+    seed: of the order of files. None keeps it, as does max_rows, which must mean the same rows in
+    every pass."""
+    if dataset.max_rows is not None:
+        seed = None
+    shards = share.shards(shard_order(dataset.source, seed, start.pass_number))
+    rows = rows_of_shards(dataset, shards, start)
+    if dataset.max_rows is not None:
+        rows = itertools.islice(rows, max(0, dataset.max_rows - start.rows_before))
+    block = None
+    block_number = start.block
+    num_rows = start.rows_before
+    for shard, shard_row, row in rows:
+        if block is None:
+            block_start = BlockStart(
+                pass_number=start.pass_number,
+                block=block_number,
+                rows_before=num_rows,
+                shard=shard,
+                shard_row=shard_row,
+            )
+            block = Block(block_start)
+        block.add(row)
+        num_rows += 1
+        if block.is_full(block_size):
+            yield block
+            block = None
+            block_number += 1
     if block is not None:
         yield block
 
 
+def rows_of_shards(
+    dataset: SpeechDataset, shards: list[tuple[int, int]], start: BlockStart
+) -> Iterator[tuple[int, int, SourceRow]]:
+    """(index of the file in `shards`, row within the file, row) of all rows from `start` on."""
+    for shard in range(start.shard, len(shards)):
+        first_row = start.shard_row if shard == start.shard else 0
+        wait_in_seconds = dataset.preparer.max_network_wait_in_seconds
+        reader = ShardReader(
+            dataset.source, shards[shard], num_rows=first_row, wait_in_seconds=wait_in_seconds
+        )
+        for row in reader:
+            yield shard, reader.num_rows, row
+
+
 def group_by_length(
-    order: list[int], sizes: list[int], num_used: int, group_size: int, seed: list[int]
+    order: list[int],
+    *,
+    sizes: list[int],
+    rows_before: int,
+    group_size: int,
+    seed: list[int],
 ) -> list[int]:
     """The order with clips of like size side by side, in groups that are shuffled as a whole: a batch of short clips
-    needs a short window. num_used: rows of the source before these; what they have begun of a group is filled up."""
-    begun = -num_used % group_size
+    needs a short window.
+
+    order: indices of the block's rows; sizes: of each row's audio, in bytes; rows_before: rows of
+    the source before this block: what they have begun of a group is filled up first."""
+    begun = -rows_before % group_size
     ranked = sorted(order[begun:], key=lambda i: sizes[i])  # stable: equal sizes stay shuffled
     groups = [ranked[i : i + group_size] for i in range(0, len(ranked), group_size)]
-    rest = groups.pop() if groups and len(groups[-1]) < group_size else []
+    incomplete = []
+    if groups and len(groups[-1]) < group_size:
+        incomplete = groups.pop()
     np.random.default_rng(seed).shuffle(groups)
-    return order[:begun] + [i for group in groups for i in group] + rest
+    return [*order[:begun], *itertools.chain(*groups), *incomplete]
 
 
 def can_shard_by_rank(sets: Iterable[SpeechDataset], world_size: int) -> bool:
     """Whether every rank can have files of its own: each source has enough, and is used whole."""
     return world_size > 1 and all(
-        i.max_rows is None and len(i.source.shards()) >= world_size for i in sets
+        dataset.max_rows is None and len(dataset.source.shards()) >= world_size for dataset in sets
     )
 
 
+def draw_source(row_number: int, weights: tuple[float, ...], seed: int) -> int:
+    """The index of the source that the n-th row of a mix comes from."""
+    if len(weights) == 1:
+        return 0
+    chunk, place_in_chunk = divmod(row_number, DRAWS_PER_CHUNK)
+    return int(draw_sources(chunk, weights, seed)[place_in_chunk])
+
+
 @functools.lru_cache(maxsize=2)
-def draw_sources(seed: int, chunk: int, weights: tuple[float, ...]) -> np.ndarray:
-    """Which source each of the rows chunk * 1000 ... chunk * 1000 + 999 of a mix comes from."""
-    shares = np.array(weights) / sum(weights)
-    return np.random.default_rng([seed, len(weights), chunk]).choice(len(weights), 1000, p=shares)
+def draw_sources(chunk: int, weights: tuple[float, ...], seed: int) -> np.ndarray:
+    """Sources of the rows chunk * DRAWS_PER_CHUNK and following, (DRAWS_PER_CHUNK,) int."""
+    probabilities = np.array(weights) / sum(weights)
+    generator = np.random.default_rng([seed, len(weights), chunk])
+    return generator.choice(len(weights), DRAWS_PER_CHUNK, p=probabilities)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class SpeechStream(IterableDataset):
-    """Endless passes over each source, block-shuffled; a seeded draw by weight mixes them to one global order, which
-    goes to the ranks by micro-batch and is prepared by threads. If `is_sharded_by_rank`, each rank has such an order
-    of its own, of every world_size-th file of each pass. The order is a pure function of (seed, pass, sources), and
-    then of the rank, whatever the threads, workers and timing. Every item is (position after it, example or Rejection
-    or an error of the reader). Pickles; runs in one DataLoader worker."""
+    """Endless passes over each source, block-shuffled; a seeded draw by weight mixes them to one
+    global order, which goes to the ranks by micro-batch and is prepared by threads. If the files are
+    sharded by rank, each rank has such an order of its own, of every world_size-th file of each pass.
+
+    The order is a pure function of (seed, pass, sources), and then of the rank, whatever the
+    threads, workers and timing. Pickles; runs in one DataLoader worker. Errors come as items."""
 
     sets: tuple[SpeechDataset, ...]
     seed: int
-    block_size: int
+    block_size: int  # rows that are shuffled together; 1: the order of the files
     micro_batch_size: int
     num_threads: int
-    rank: int = 0
-    world_size: int = 1
-    position: dict[str, Any] | None = None  # None: the beginning
-    is_sharded_by_rank: bool = False
-    is_grouped: bool = False  # clips of like length in one batch
-    has_speeds: bool = False  # each row at its own speed
+    share: RankShare = ONE_RANK
+    position: StreamPosition | None = None  # None: the beginning
+    is_grouped_by_length: bool = False  # clips of like length in one batch
+    speed_perturbation: bool = False  # each row at a speed of its own
 
-    def place(self, number: int) -> dict[str, Any]:
-        """Where reading of one source begins."""
-        return self.position["sources"][number] if self.position else FIRST_PLACE
+    def __iter__(self) -> Iterator[StreamItem]:
+        outcomes = PassOutcomes(self.sets, self.begin())
+        try:
+            for position, result in map_in_order(self.prepare, self.rows(), self.num_threads):
+                if not self.share.is_sharded_by_rank:  # else it may be one damaged file
+                    outcomes.count(position, result)
+                if isinstance(result, Rejection):
+                    yield StreamItem(position=position, rejection=result)
+                else:
+                    yield StreamItem(position=position, example=result)
+        except Exception as error:
+            yield StreamItem(position=None, error=portable(error))
+
+    def prepare(self, drawn: DrawnRow) -> dict[str, Any] | Rejection:
+        return self.sets[drawn.source].preparer(drawn.row, drawn.speed)
+
+    def begin(self) -> StreamPosition:
+        """Where the stream begins."""
+        if self.position is None:
+            return StreamPosition.beginning(len(self.sets))
+        return self.position
 
     def rank_seed(self) -> int:
-        """Of what is drawn for the n-th row: ranks with files of their own count each for itself, and draw so too."""
-        return self.seed + (self.rank << 32) * self.is_sharded_by_rank
+        """The seed of what is drawn for the n-th row. Ranks with files of their own each count from
+        their own first row: with one seed they would all draw the same source, and speed, at once."""
+        if self.share.is_sharded_by_rank:
+            return self.seed + (self.share.rank << 32)
+        return self.seed
+
+    def rows(self) -> Iterator[tuple[StreamPosition, DrawnRow]]:
+        """This rank's rows of the mix, each with the position after it."""
+        begin = self.begin()
+        first_row = begin.row + begin.rows_to_skip
+        sources = list(begin.sources)
+        readers = [self.source_rows(number) for number in range(len(self.sets))]
+        weights = tuple(dataset.weight for dataset in self.sets)
+        seed = self.rank_seed()
+        for row_number in itertools.count(begin.row):
+            number = draw_source(row_number, weights, seed)
+            sources[number], row = next(readers[number])
+            if row_number < first_row:
+                continue
+            micro_batch = (row_number - first_row) // self.micro_batch_size
+            if not self.share.has_turn(micro_batch):
+                continue
+            position = StreamPosition(
+                row=row_number + 1, sources=tuple(sources), last_source=number
+            )
+            yield position, DrawnRow(source=number, row=row, speed=self.draw_speed(position.row))
+
+    def draw_speed(self, row_number: int) -> float:
+        """Of the n-th row of the mix, from 1 on."""
+        if not self.speed_perturbation:
+            return 1.0
+        generator = np.random.default_rng([self.rank_seed(), row_number])
+        return generator.uniform(MIN_SPEED, MAX_SPEED)
+
+    def source_rows(self, number: int) -> Iterator[tuple[SourcePosition, SourceRow]]:
+        """The rows of one source, block by block, each with the source's position after it."""
+        begin = self.begin().sources[number]
+        offset = begin.offset
+        rows_used = begin.rows_used
+        rows_per_round = self.share.rows_per_round(self.micro_batch_size)
+        group_size = rows_per_round
+        if offset > 0 and begin.group_size is not None:
+            group_size = begin.group_size
+        for block, rows_per_pass in read_ahead(self.blocks(number), size_of_block):
+            order = self.block_order(block, rows_used - offset, group_size)
+            for place in range(offset, len(order)):
+                rows_used += 1
+                position = SourcePosition(
+                    start=block.start,
+                    offset=place + 1,
+                    rows_per_pass=rows_per_pass,
+                    rows_used=rows_used,
+                    group_size=group_size,
+                )
+                yield position, block.rows[order[place]]
+            offset = 0
+            group_size = rows_per_round
+
+    def block_order(self, block: Block, rows_before: int, group_size: int) -> list[int]:
+        """The indices of a block's rows in the order of their use, a pure function of seed, pass and
+        block. rows_before: of the source before this block."""
+        seed = [self.seed, block.start.pass_number, block.start.block]
+        order = list(range(len(block.rows)))
+        if self.block_size > 1:
+            order = np.random.default_rng(seed).permutation(len(block.rows)).tolist()
+        if self.is_grouped_by_length:
+            order = group_by_length(
+                order,
+                sizes=[row.size_in_bytes() for row in block.rows],
+                rows_before=rows_before,
+                group_size=group_size,
+                seed=seed,
+            )
+        return order
 
     def blocks(self, number: int) -> Iterator[tuple[Block, int | None]]:
-        """Endless (block, rows of a whole pass if known) of one source, beginning with the block of its place."""
-        item = self.sets[number]
-        start, rows_per_pass = self.place(number)["start"], self.place(number)["rows_per_pass"]
-        seed = self.seed if self.block_size > 1 else None
-        share = slice(self.rank, None, self.world_size) if self.is_sharded_by_rank else slice(None)
+        """Endless (block, rows of the pass before it if known) of one source, from the block on in
+        which its position lies. Raises: UserError if a pass has no row."""
+        dataset = self.sets[number]
+        begin = self.begin().sources[number]
+        start = begin.start
+        rows_per_pass = begin.rows_per_pass
         while True:
-            num_rows = start["rows"]
-            for block in read_pass(item, start, seed, self.block_size, share):
+            num_rows = start.rows_before
+            for block in read_pass(
+                dataset,
+                block_size=self.block_size,
+                seed=self.seed if self.block_size > 1 else None,
+                start=start,
+                share=self.share,
+            ):
                 num_rows += len(block.rows)
                 yield block, rows_per_pass
-            if num_rows == 0 and not self.is_sharded_by_rank:
-                raise UserError(f"split '{item.source.split}' of {item.source.name} is empty.")
+            if num_rows == 0 and not self.share.is_sharded_by_rank:
+                source = dataset.source
+                raise UserError(f"split '{source.split}' of {source.name} is empty.")
             rows_per_pass = num_rows
-            start = FIRST_PLACE["start"] | {"pass": start["pass"] + 1}
+            start = BlockStart(pass_number=start.pass_number + 1)
 
-    def source_rows(self, number: int) -> Iterator[tuple[dict[str, Any], SourceRow]]:
-        """Endless (place after it, row) of one source."""
-        offset, used = self.place(number)["offset"], self.place(number)["used"]
-        present = self.micro_batch_size * (1 if self.is_sharded_by_rank else self.world_size)
-        group = (
-            self.place(number).get("group", present) if offset else present
-        )  # a begun block keeps its order
-        for block, rows_per_pass in read_ahead(
-            self.blocks(number), lambda item: item[0].size_in_bytes
-        ):
-            start, seed = block.start, [self.seed, block.start["pass"], block.start["block"]]
-            order = list(range(len(block.rows)))
-            if self.block_size > 1:
-                order = np.random.default_rng(seed).permutation(len(block.rows)).tolist()
-            if self.is_grouped:
-                sizes = [row.size_in_bytes() for row in block.rows]
-                order = group_by_length(order, sizes, used - offset, group, seed)
-            for i in range(offset, len(block.rows)):
-                used += 1
-                place = {
-                    "start": start,
-                    "offset": i + 1,
-                    "rows_per_pass": rows_per_pass,
-                    "used": used,
-                    "group": group,
-                }
-                yield place, block.rows[order[i]]
-            offset, group = 0, present
 
-    def rows(self) -> Iterator[tuple[dict[str, Any], tuple[int, SourceRow, float]]]:
-        """(position after it, (number of its source, row, speed)) of this rank's share of the one global order."""
-        # row: rows used, by all ranks together; skip: rows after them that other ranks have
-        position = self.position or {"row": 0, "skip": 0, "sources": [FIRST_PLACE] * len(self.sets)}
-        places, row_number, first = (
-            list(position["sources"]),
-            position["row"],
-            position["row"] + position["skip"],
-        )
-        streams = [self.source_rows(number) for number in range(len(self.sets))]
-        weights, seed = tuple(item.weight for item in self.sets), self.rank_seed()
-        while True:
-            chunk, place_in_chunk = divmod(row_number, 1000)
-            number = (
-                int(draw_sources(seed, chunk, weights)[place_in_chunk]) if len(weights) > 1 else 0
-            )
-            places[number], row = next(streams[number])
-            row_number += 1
-            turn = (row_number - 1 - first) // self.micro_batch_size
-            if turn >= 0 and (self.is_sharded_by_rank or turn % self.world_size == self.rank):
-                speed = (
-                    np.random.default_rng([seed, row_number]).uniform(0.9, 1.1)
-                    if self.has_speeds
-                    else 1.0
+def size_of_block(item: tuple[Block, int | None]) -> int:
+    return item[0].size_in_bytes
+
+
+class PassOutcomes:
+    """What became of the rows of the present pass over each source, to end a stream that would
+    read for ever and never find a usable row. A resumed pass is seen only in part, so it counts as
+    having had a usable one."""
+
+    def __init__(self, sets: tuple[SpeechDataset, ...], begin: StreamPosition) -> None:
+        self.sets = sets
+        self.pass_numbers = [source.start.pass_number for source in begin.sources]
+        self.counts: list[Counter[str]] = [
+            Counter(accepted=1) if source.rows_used > 0 else Counter() for source in begin.sources
+        ]
+
+    def count(self, position: StreamPosition, result: dict[str, Any] | Rejection) -> None:
+        """Counts the row before `position`.
+        Raises: UserError if it begins a pass and there was no usable row in the one before."""
+        number = position.last_source
+        counts = self.counts[number]
+        pass_number = position.sources[number].start.pass_number
+        if pass_number > self.pass_numbers[number]:
+            if counts and not counts["accepted"]:
+                name = self.sets[number].source.name
+                raise UserError(
+                    f"no usable row in a whole pass over {name}: {describe_counts(counts)}."
                 )
-                yield (
-                    {"row": row_number, "sources": list(places), "last": number},
-                    (number, row, speed),
-                )
-
-    def prepare(self, item: tuple[int, SourceRow, float]) -> dict[str, Any] | Rejection:
-        return self.sets[item[0]].preparer(*item[1:])
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Any] | None, Any]]:
-        # What became of the rows of (source, pass); of a pass that is continued only the rest is seen: taken as good.
-        begun = {
-            number: self.place(number)
-            for number in range(len(self.sets))
-            if self.place(number)["used"]
-        }
-        tallies = {
-            (number, place["start"]["pass"]): Counter(accepted=1) for number, place in begun.items()
-        }
-        try:
-            for position, example in map_in_order(self.prepare, self.rows(), self.num_threads):
-                number = position["last"]
-                this_pass = position["sources"][number]["start"]["pass"]
-                tally = tallies.pop((number, this_pass - 1), None)
-                if (
-                    tally and not tally["accepted"] and not self.is_sharded_by_rank
-                ):  # else it may be one damaged file
-                    name = self.sets[number].source.name
-                    raise UserError(
-                        f"no usable row in a whole pass over {name}: {describe_counts(tally)}."
-                    )
-                outcome = example.reason if isinstance(example, Rejection) else "accepted"
-                tallies.setdefault((number, this_pass), Counter())[outcome] += 1
-                yield position, example
-        except Exception as error:  # travels as data: a DataLoader worker would lose its type
-            yield None, portable(error)
+            counts = self.counts[number] = Counter()
+            self.pass_numbers[number] = pass_number
+        counts[result.reason if isinstance(result, Rejection) else "accepted"] += 1

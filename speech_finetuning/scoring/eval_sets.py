@@ -17,7 +17,6 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import printable
 from speech_finetuning.base.rejections import Rejection, describe_counts, list_new_rejections
 from speech_finetuning.base.threads import map_in_order, read_ahead
-from speech_finetuning.data.positions import FIRST_PLACE
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.stream import Block, read_pass
@@ -149,7 +148,7 @@ def file_states(dataset: SpeechDataset) -> Iterator[FileState]:
 
 def read_split(dataset: SpeechDataset) -> Iterator[Block]:
     """The undecoded rows of a split in the order of its files."""
-    return read_pass(dataset, FIRST_PLACE["start"], seed=None, block_size=ROWS_PER_BLOCK)
+    return read_pass(dataset, block_size=ROWS_PER_BLOCK)
 
 
 def tagged_rows(dataset: SpeechDataset) -> Iterator[tuple[None, SourceRow]]:

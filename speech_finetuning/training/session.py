@@ -67,7 +67,7 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
     finally:
         trainer.stop.is_deferred = False
     progress = trainer.progress
-    progress.judge()
+    progress.check_rejections()
     if trainer.eval_dataset is not None and trainer.args.world_size == 1:
         check_reload(trainer, progress.output_dir)
     logger.info(
@@ -97,7 +97,7 @@ def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
     if not rows:
         return
     try:
-        features, processor = trainer.padded(trainer.data_collator(rows)), trainer.processing_class
+        features, processor = trainer.padded(trainer.eval_collator(rows)), trainer.processing_class
         model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(
             folder, dtype=trainer.model.dtype
         )

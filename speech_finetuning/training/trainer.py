@@ -35,6 +35,7 @@ from speech_finetuning.data.audio import (
     SAMPLE_RATE_IN_HZ,
     pad_features,
 )
+from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.data.text import IGNORED_LABEL
 from speech_finetuning.model.adapters import adapted_layers, merged_weights
 from speech_finetuning.model.generation import generate_ids
@@ -57,6 +58,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         *,
         progress: StreamProgress,
         stop: StopSignals,
+        eval_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         uploads: Any = None,
         train_window: Literal["full", "longest"] = "full",
         full_window_fraction: float = 1.0,
@@ -64,6 +66,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         **trainer_arguments: Any,
     ) -> None:
         super().__init__(**trainer_arguments)
+        self.eval_collator = eval_collator
         self.progress = progress
         self.stop = stop
         self.uploads = uploads
@@ -107,38 +110,51 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
     def get_eval_dataloader(self, rows: datasets.Dataset) -> DataLoader:
         """Prepared rows come from a memory-mapped file: a worker would only be one more process to end."""
         return self.accelerator.prepare(
-            DataLoader(rows, self.args.eval_batch_size, collate_fn=self.data_collator)
+            DataLoader(rows, self.args.eval_batch_size, collate_fn=self.eval_collator)
         )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:
         """The micro-batches of the next step. Here, between two steps, the run can end without losing anything."""
-        self.stop.is_deferred, began, endings = False, time.monotonic(), []
+        began = time.monotonic()
+        batches, endings = self.fetch_batches(epoch_iterator, num_batches)
+        infos = [batch["step_info"] for batch in batches]
+        rejections = self.raise_on_all_ranks(
+            endings, [rejection for info in infos for rejection in info.rejections]
+        )
+        if self.meter is None:  # the worker's start belongs to no figure
+            self.meter = Counter()
+            self.logged_at = time.monotonic()
+        else:
+            self.meter["waited"] += time.monotonic() - began
+        self.progress.update(
+            position=infos[-1].position,
+            num_rows=sum(info.num_rows for info in infos) * self.args.world_size,
+            rejections=rejections,
+        )
+        return super().get_batch_samples(iter(batches), num_batches, device)
+
+    def fetch_batches(
+        self, epoch_iterator: Iterator, num_batches: int
+    ) -> tuple[list[dict[str, Any]], list[Exception]]:
+        """The next micro-batches, or none and why the run ends. No frame may hold an error that is
+        raised: its traceback would keep the loader, and its worker, alive."""
+        self.stop.is_deferred = False
         try:
             self.stop.check()
-            if began > self.deadline:
+            if time.monotonic() > self.deadline:
                 raise RunEnded(75, "--max_train_time_in_hours is over")
             if self.uploads is not None:
                 self.uploads.poll()
             batches = list(itertools.islice(epoch_iterator, num_batches))
-            endings += [error for batch in batches for error in batch["ride"].pop("error")]
-            self.stop.is_deferred = True
         except Exception as error:
-            self.stop.is_deferred, endings, batches = True, [error], []
-        rides = [batch["ride"] for batch in batches]
-        rejections = self.raise_on_all_ranks(
-            endings, [rejection for ride in rides for rejection in ride["rejections"]]
-        )
-        if self.meter is None:  # the worker's start belongs to no figure
-            self.meter, self.logged_at = Counter(), time.monotonic()
-        else:
-            self.meter["waited"] += time.monotonic() - began
-        num_rows = sum(ride["num_rows"] for ride in rides) * self.args.world_size
-        self.progress.update(
-            {"position": rides[-1]["position"], "num_rows": num_rows, "rejections": rejections}
-        )
-        return super().get_batch_samples(iter(batches), num_batches, device)
+            self.stop.is_deferred = True
+            return [], [error]
+        self.stop.is_deferred = True
+        errors = [batch["step_info"].error for batch in batches]
+        errors = [error for error in errors if error is not None]
+        return ([], errors) if errors else (batches, [])
 
     def raise_on_all_ranks(
         self, endings: list[Exception], rejections: list[Rejection]
@@ -171,9 +187,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         batches the full window, so that the model does not forget it. row: where the batch ends in the stream. Ranks
         draw alike for the batches that they train on at the same time: else most would wait for one at 30 s."""
         fraction = 1.0 if self.train_window == "full" else self.full_window_fraction
-        rows_at_once = self.args.train_batch_size * (
-            1 if self.progress.is_sharded_by_rank else self.args.world_size
-        )
+        rows_at_once = self.progress.share.rows_per_round(self.args.train_batch_size)
         if (
             np.random.default_rng([self.args.data_seed, (row - 1) // rows_at_once, 2]).random()
             < fraction
@@ -190,9 +204,10 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             # trainer.py:1852); without this, dropout differs from the uninterrupted run.
             self._load_rng_state(self.checkpoint_to_resume)
             self.checkpoint_to_resume = None
-        ride, counts = inputs["ride"], inputs["frame_counts"]
-        self.progress.audio_in_seconds += ride["seconds"] * self.args.world_size
-        window = self.window_of(counts, ride["position"]["row"])
+        info = inputs["step_info"]
+        counts = inputs["frame_counts"]
+        self.progress.audio_in_seconds += info.audio_in_seconds * self.args.world_size
+        window = self.window_of(counts, info.position.row)
         batch = {"input_features": self.padded(inputs, window)}
         # Here, from pinned memory: the library's own copy waits for the GPU (transformers 5.23, _prepare_input).
         batch |= {
@@ -204,9 +219,12 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         ):  # the backward pass as well: it may compute activations anew
             loss = super().training_step(model, batch, num_items_in_batch)
         self.step_losses.append(loss)
-        self.step_rows += (ids := ride["ids"])
+        self.step_rows += info.ids
         self.meter.update(
-            seconds=ride["seconds"], rows=len(ids), frames=sum(counts), window=len(counts) * window
+            seconds=info.audio_in_seconds,
+            rows=len(info.ids),
+            frames=sum(counts),
+            window=len(counts) * window,
         )
         return loss
 
@@ -488,12 +506,12 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
             logger.error("checkpoint-%d could not be saved (%s: %s)", step, kind, one_line(error))
 
     def complete_checkpoint(
-        self, unfinished: Path, final: Path, positions: list[dict[str, Any]]
+        self, unfinished: Path, final: Path, positions: list[StreamPosition]
     ) -> None:
         """Adds the stream's position, makes everything durable, and gives the checkpoint its name in one step."""
         write_json(
             unfinished / "stream_state.json",
-            self.progress.state(self.args.train_batch_size, positions),
+            self.progress.state(micro_batch_size=self.args.train_batch_size, positions=positions),
         )
         self.state.save_to_json(
             str(unfinished / "trainer_state.json")

@@ -87,23 +87,22 @@ def test_packing_is_tried_at_its_most_expensive(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Utterances so long that none shares a window, before those that do."""
-    collate, num_windows = script.SpeechCollator.__call__, []
+    collate = script.TrainCollator.__call__
+    num_windows = []
 
-    def counted(self: script.SpeechCollator, items: list) -> dict:
+    def counted(self: script.TrainCollator, items: list) -> dict:
+        assert self.packer is not None
         batch = collate(self, items)
-        num_windows.append(
-            (self.make_windows is not None, isinstance(items[0], tuple), len(batch["frame_counts"]))
-        )
+        num_windows.append(len(batch["frame_counts"]))
         return batch
 
-    monkeypatch.setattr(script.SpeechCollator, "__call__", counted)
+    monkeypatch.setattr(script.TrainCollator, "__call__", counted)
     roomy = {"window_in_seconds": 12, "max_target_positions": 200}
     model = demonstration.make_model(tmp_path / "model", d_model=16, num_layers=1, **roomy)
     words = f"--dry_run --do_train --max_steps 40 --per_device_train_batch_size 6 --pack_utterances {model}".split()
     words.insert(-1, "--model_name_or_path")
     assert exit_code_of(script.main, [*flags, *words]) == 0
-    packed = [count for _, is_training, count in num_windows if is_training]
-    assert len(packed) == 3 and packed[0] == 6 > packed[1] == packed[2]
+    assert len(num_windows) == 3 and num_windows[0] == 6 > num_windows[1] == num_windows[2]
 
 
 def test_a_full_disk_and_a_loss_that_is_not_finite_are_errors(

@@ -10,7 +10,6 @@ import soundfile
 import torch
 from transformers import WhisperFeatureExtractor
 
-import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import decode_audio, log_mel, pad_features
@@ -176,32 +175,6 @@ def test_punctuation_and_nothing_else_is_removed(text: str, expected: str):
     assert normalize_text(text, do_lower_case=False, do_remove_punctuation=True) == expected
     assert normalize_text(text, False, False) == " ".join(text.split())
     assert normalize_text("ÀB, c", True, False) == "àb, c"
-
-
-def test_collator_pads_shifts_and_keeps_every_step_running():
-    collator = script.SpeechCollator(decoder_start_token_id=7, pad_token_id=9, n_mels=2)
-    examples = [
-        {"id": "r1", "duration": 1.0, "features": torch.ones(2, 3), "labels": [7, 1, 2, 9]},
-        {
-            "id": "r2",
-            "duration": 2.5,
-            "features": torch.full((2, 5), 2.0),
-            "labels": [7, 1, 2, 3, 4, 9],
-        },
-    ]
-    rejection = Rejection("text_empty", "", "r3")
-    batch = collator([({"n": 1}, examples[0]), ({"n": 2}, rejection), ({"n": 3}, examples[1])])
-    assert batch["labels"].tolist() == [[1, 2, 9, -100, -100], [1, 2, 3, 4, 9]]
-    assert batch["decoder_input_ids"].tolist() == [[7, 1, 2, 9, 9], [7, 1, 2, 3, 4]]
-    assert batch["frames"].shape == (2, 8) and batch["frame_counts"] == [3, 5]
-    assert batch["ride"]["position"] == {"n": 3} and batch["ride"]["num_rows"] == 3
-    assert [item.row for item in batch["ride"]["rejections"]] == ["r3"] and batch["ride"][
-        "ids"
-    ] == ["r1", "r2"]
-    assert batch["ride"]["seconds"] == 3.5
-    empty = collator([({"n": 4}, rejection)])
-    assert empty["labels"].tolist() == [[-100]] and empty["decoder_input_ids"].tolist() == [[7]]
-    assert empty["frame_counts"] == [1]
 
 
 def test_padding_is_the_clips_own_silence():

@@ -4,10 +4,12 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 import run_speech_recognition_seq2seq_streaming as script
@@ -15,21 +17,24 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import log_mel
 from speech_finetuning.data.packing import (
+    Utterance,
     UtterancePacker,
     build_packer,
     join_features,
-    joined_frames,
     pack_utterances,
 )
+from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
+from speech_finetuning.data.stream import StreamItem
 
 Train = Callable[[str], dict[str, float]]
 PREFIX = ["<|startoftranscript|>", "<|es|>", "<|transcribe|>"]
 
 
-def utterance(seconds: float, segment: list[int] | None = None) -> dict:
-    return {"duration": seconds, "segment": [7, 8] if segment is None else segment}
+def make_utterance(seconds: float, segment: tuple[int, ...] = (7, 8), **more: Any) -> Utterance:
+    values = {"features": torch.empty(80, 0), "labels": [], "row": 1} | more
+    return Utterance(duration_in_seconds=seconds, segment=list(segment), **values)
 
 
 @pytest.mark.parametrize("loudness", [(1.0, 1.0, 1.0), (1.0, 1e-3, 0.1), (1e-4, 1.0, 1e-2)])
@@ -41,7 +46,7 @@ def test_joined_features_are_those_of_the_joined_waveforms(loudness: tuple[float
         for gain, n in zip(loudness, lengths, strict=True)
     ]
     clips = [
-        {"features": log_mel(w, extractor.mel_filters, 3000), "duration": len(w) / 16_000}
+        make_utterance(len(w) / 16_000, features=log_mel(w, extractor.mel_filters, 3000))
         for w in waveforms
     ]
     joined = join_features(clips)
@@ -59,35 +64,40 @@ def test_joined_features_are_those_of_the_joined_waveforms(loudness: tuple[float
 def test_packs_keep_order_and_lose_nothing():
     generator = np.random.default_rng(0)
     clips = [
-        utterance(s, [7] * n)
+        make_utterance(s, (7,) * n)
         for s, n in zip(generator.uniform(0.1, 30, 300), range(300), strict=True)
     ]
     packs = pack_utterances(clips, 3000, 445)
     assert [clip for pack in packs for clip in pack] == clips
     for pack, following in itertools.pairwise(packs):
-        frames, labels = (
-            sum(map(joined_frames, pack)),
-            sum(len(clip["segment"]) + 2 for clip in pack),
-        )
-        assert frames <= 3000 and labels <= 445
+        num_frames = sum(clip.num_joined_frames() for clip in pack)
+        num_labels = sum(len(clip.segment) + 2 for clip in pack)
+        assert num_frames <= 3000 and num_labels <= 445
         first = following[0]
-        is_full = frames + joined_frames(first) > 3000 or labels + len(first["segment"]) + 2 > 445
+        is_full = num_frames + first.num_joined_frames() > 3000
+        is_full |= num_labels + len(first.segment) + 2 > 445
         assert is_full  # else it would have fitted
     assert len(packs) < 0.8 * len(clips)
 
 
+def sizes_of_packs(utterance: Utterance, count: int, max_tokens: int = 445) -> list[int]:
+    return [len(pack) for pack in pack_utterances([utterance] * count, 3000, max_tokens)]
+
+
 def test_a_pack_ends_before_the_window_or_the_decoder_does():
-    assert [len(pack) for pack in pack_utterances([utterance(10.0)] * 4, 3000, 445)] == [3, 1]
-    assert [len(pack) for pack in pack_utterances([utterance(10.01)] * 4, 3000, 445)] == [2, 2]
-    assert [len(pack) for pack in pack_utterances([utterance(1.0, [7] * 8)] * 4, 3000, 29)] == [
-        2,
-        2,
-    ]
-    assert [len(pack) for pack in pack_utterances([utterance(30.0)] * 2, 3000, 445)] == [1, 1]
+    assert sizes_of_packs(make_utterance(10.0), 4) == [3, 1]
+    assert sizes_of_packs(make_utterance(10.01), 4) == [2, 2]
+    assert sizes_of_packs(make_utterance(1.0, (7,) * 8), 4, max_tokens=29) == [2, 2]
+    assert sizes_of_packs(make_utterance(30.0), 2) == [1, 1]
+
+
+def make_item(row: int, source: int, example: dict) -> StreamItem:
+    position = StreamPosition(row=row, sources=(), last_source=source)
+    return StreamItem(position=position, example=example)
 
 
 @pytest.fixture
-def tagged(preparer: Preprocessor) -> list[tuple[dict, dict]]:
+def items(preparer: Preprocessor) -> list[StreamItem]:
     """Eight utterances of 1 s of two sources, as the stream delivers them."""
     cells = [
         {
@@ -101,19 +111,24 @@ def tagged(preparer: Preprocessor) -> list[tuple[dict, dict]]:
         {"id": word, **preparer.prepare(cell, word)}
         for cell, word in zip(cells, words, strict=True)
     ]
-    return [({"row": i + 1, "last": i % 2}, row) for i, row in enumerate(rows)]
+    return [make_item(i + 1, i % 2, row) for i, row in enumerate(rows)]
 
 
 def windows_of(
-    preparer: Preprocessor, tagged: list, separator: str = " ", **changes: object
+    preparer: Preprocessor, items: list[StreamItem], separator: str = " ", **changes: Any
 ) -> list[str]:
     """The decoded labels of every window."""
-    how = {"is_packing": True, "timestamp_probability": 0.0, "seed": 1} | changes
     tokenizer = preparer.tokenizer
-    make = UtterancePacker(
-        (tokenizer,) * 2, (separator,) * 2, 400, preparer.max_label_length, **how
+    packer = UtterancePacker(
+        tokenizers=[tokenizer] * 2,
+        separators=[separator] * 2,
+        window_in_frames=400,
+        max_label_length=preparer.max_label_length,
+        packs_utterances=changes.get("packs_utterances", True),
+        timestamp_probability=changes.get("timestamp_probability", 0.0),
+        seed=changes.get("seed", 1),
     )
-    windows = make(tagged)
+    windows = packer(items)
     for window in windows:
         assert (
             window["features"].shape[1] <= 400
@@ -122,14 +137,16 @@ def windows_of(
     return [tokenizer.decode(window["labels"], decode_with_timestamps=True) for window in windows]
 
 
-def test_texts_of_a_pack_are_joined_within_a_source(preparer: Preprocessor, tagged: list):
+def test_texts_of_a_pack_are_joined_within_a_source(
+    preparer: Preprocessor, items: list[StreamItem]
+):
     prefix = "".join(PREFIX) + "<|notimestamps|>"
-    found = windows_of(preparer, tagged)
+    found = windows_of(preparer, items)
     assert found == [
         f"{prefix}uno tres seis ocho<|endoftext|>",
         f"{prefix}dos cinco diez once<|endoftext|>",
     ]
-    found = windows_of(preparer, tagged, "")
+    found = windows_of(preparer, items, "")
     assert found == [
         f"{prefix}unotresseisocho<|endoftext|>",
         f"{prefix}doscincodiezonce<|endoftext|>",
@@ -137,56 +154,66 @@ def test_texts_of_a_pack_are_joined_within_a_source(preparer: Preprocessor, tagg
 
 
 @pytest.mark.parametrize(
-    ("task", "languages", "separators"),
-    [("transcribe", "es ja", (" ", "")), ("translate", "zh en", (" ", " "))],
+    ("languages", "separators"), [(["es", "ja"], [" ", ""]), (["en", None], [" ", " "])]
 )
 def test_texts_are_separated_as_their_language_is_written(
-    preparer: Preprocessor, speech: Path, task: str, languages: str, separators: tuple[str, str]
+    preparer: Preprocessor, speech: Path, languages: list[str | None], separators: list[str]
 ):
-    sources = [load_source(str(speech), split="train", record=name) for name in "ab"]
-    sets = tuple(SpeechDataset(source, preparer) for source in sources)
-    readings = {name: (code, True) for name, code in zip("ab", languages.split(), strict=True)}
-    words = f"--model_name_or_path m --dataset_name d --output_dir o --do_train --max_steps 1 --task {task}".split()
-    data_args = script.parse_arguments([*words, "--pack_utterances"])[1]
-    assert build_packer(sets, readings, data_args, 1).separators == separators
-    assert build_packer(sets, readings, script.parse_arguments(words)[1], 1) is None
+    source = load_source(str(speech), split="train")
+    sets = (SpeechDataset(source=source, preparer=preparer),) * 2
+    settings = {"written_languages": languages, "seed": 1}
+    packer = build_packer(sets, packs_utterances=True, timestamp_probability=0.0, **settings)
+    assert packer.separators == separators
+    packer = build_packer(sets, packs_utterances=False, timestamp_probability=0.1, **settings)
+    assert packer.separators == separators and not packer.packs_utterances
+    assert build_packer(sets, packs_utterances=False, timestamp_probability=0.0, **settings) is None
 
 
-def test_timestamps_stand_at_every_joint(preparer: Preprocessor, tagged: list):
-    first, second = windows_of(preparer, tagged, timestamp_probability=1.0)
+@pytest.mark.parametrize(("task", "separator"), [("transcribe", ""), ("translate", " ")])
+def test_a_translation_is_written_in_english(flags: list[str], task: str, separator: str):
+    words = f"--do_train --max_steps 1 --language ja --pack_utterances --task {task}".split()
+    collator = script.build_job([*flags, *words], None).trainer.data_collator
+    assert collator.packer.separators == [separator]
+
+
+def test_timestamps_stand_at_every_joint(preparer: Preprocessor, items: list[StreamItem]):
+    first, second = windows_of(preparer, items, timestamp_probability=1.0)
     middle = "<|0.00|> uno<|1.00|><|1.00|> tres<|2.00|><|2.00|> seis<|3.00|><|3.00|> ocho<|4.00|>"
     assert first == "".join(PREFIX) + middle + "<|endoftext|>"
     assert second.startswith("".join(PREFIX) + "<|0.00|> dos<|1.00|>")
-    rows = [({"row": number, "last": 0}, tagged[0][1]) for number in range(1, 401)]
+    rows = [make_item(number, 0, items[0].example) for number in range(1, 401)]
     packs = windows_of(preparer, rows, timestamp_probability=0.5)
     joints = [text.count("<|1.00|><|1.00|>") + text.count("<|3.00|><|3.00|>") for text in packs]
     assert len(packs) == 100 and set(joints) == {0, 2} and 70 < sum(joints) < 130
 
 
 def test_single_utterances_have_timestamps_with_the_probability(
-    preparer: Preprocessor, tagged: list
+    preparer: Preprocessor, items: list[StreamItem]
 ):
-    rows = [({"row": number, "last": 0}, tagged[0][1]) for number in range(1, 401)]
-    texts = windows_of(preparer, rows, is_packing=False, timestamp_probability=0.25)
+    rows = [make_item(number, 0, items[0].example) for number in range(1, 401)]
+    texts = windows_of(preparer, rows, packs_utterances=False, timestamp_probability=0.25)
     marked = [
         text for text in texts if text == "".join(PREFIX) + "<|0.00|> uno<|1.00|><|endoftext|>"
     ]
     plain = [text for text in texts if text == "".join(PREFIX) + "<|notimestamps|>uno<|endoftext|>"]
     assert len(marked) + len(plain) == 400 and 75 < len(marked) < 125
-    again = windows_of(preparer, rows[200:], is_packing=False, timestamp_probability=0.25)
+    again = windows_of(preparer, rows[200:], packs_utterances=False, timestamp_probability=0.25)
     assert again == texts[200:]  # drawn by the row, so that a continued run draws alike
-    assert windows_of(preparer, rows, is_packing=False, timestamp_probability=0.25, seed=2) != texts
+    assert (
+        windows_of(preparer, rows, packs_utterances=False, timestamp_probability=0.25, seed=2)
+        != texts
+    )
 
 
 def test_a_text_that_fills_the_decoder_goes_without_timestamps(
-    preparer: Preprocessor, tagged: list
+    preparer: Preprocessor, items: list[StreamItem]
 ):
     longest = preparer.max_label_length - 3  # without them three tokens and the end would still fit
-    row = tagged[0][1] | {
+    example = items[0].example | {
         "text": "a" * longest,
         "labels": preparer.tokenizer("a" * (longest - 1)).input_ids,
     }
-    (text,) = windows_of(preparer, [({"row": 1, "last": 0}, row)], timestamp_probability=1.0)
+    (text,) = windows_of(preparer, [make_item(1, 0, example)], timestamp_probability=1.0)
     assert "<|notimestamps|>" in text
 
 
@@ -218,7 +245,8 @@ def test_packs_fill_windows_and_leave_rows_and_steps_as_they_are(train: Train, t
 @pytest.mark.parametrize(("more", "is_grouped"), [("", True), ("--pack_utterances", False)])
 def test_packs_are_of_the_plain_order(flags: list[str], more: str, is_grouped: bool):
     words = f"--do_train --max_steps 1 --train_window longest {more}".split()
-    assert script.build_job([*flags, *words], None).trainer.train_dataset.is_grouped == is_grouped
+    stream = script.build_job([*flags, *words], None).trainer.train_dataset
+    assert stream.is_grouped_by_length == is_grouped
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,13 @@ from safetensors.torch import load_file
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import without_folders
-from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import read_audio
+from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import SpeechStream
-from speech_finetuning.training.progress import StreamProgress
+from speech_finetuning.data.stream import RankShare, SpeechStream, StreamItem
 
 Train = Callable[[str], dict[str, float]]
 ROWS = demonstration.make_rows(6, seed=11)
@@ -134,7 +133,11 @@ SOURCES = {
 
 def make_stream(*items: SpeechDataset, **changes: object) -> SpeechStream:
     settings = {"seed": 1, "block_size": 4, "micro_batch_size": 2, "num_threads": 2}
-    return SpeechStream(items, **{**settings, **changes})
+    return SpeechStream(sets=items, **{**settings, **changes})
+
+
+def id_of(item: StreamItem) -> str:
+    return item.rejection.row if item.rejection else item.example["id"]
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -146,54 +149,35 @@ def test_every_kind_of_source(kind: str, tmp_path: Path, preparer):
     stream = make_stream(SpeechDataset(source, preparer))
     total = num_rows or 6
     items = list(itertools.islice(stream, 2 * total))
-    found = [item["text"] for _, item in items[:total] if isinstance(item, dict)]
+    found = [item.example["text"] for item in items[:total] if item.example]
     assert sorted(found) == sorted(texts)
-    assert Counter(found) == Counter(
-        item["text"] for _, item in items[total:] if isinstance(item, dict)
-    )
-    ids = [item["id"] if isinstance(item, dict) else item.row for _, item in items]
+    assert Counter(found) == Counter(item.example["text"] for item in items[total:] if item.example)
+    ids = [id_of(item) for item in items]
     for seen in (1, 3, 4, 5, total, total + 1):  # and every kind continues at the next row
-        position = json.loads(json.dumps(items[seen - 1][0])) | {"skip": 0}
-        rest = [
-            i["id"] if isinstance(i, dict) else i.row
-            for _, i in itertools.islice(make_stream(*stream.sets, position=position), 3)
-        ]
-        assert rest == ids[seen : seen + 3]
+        rest = make_stream(*stream.sets, position=items[seen - 1].position)
+        assert [id_of(item) for item in itertools.islice(rest, 3)] == ids[seen : seen + 3]
 
 
 def test_unreadable_manifest_lines_are_rejected(tmp_path: Path, preparer):
     source = load_source(str(nemo_manifest(tmp_path / "data")), split="train")
-    items = [item for _, item in itertools.islice(make_stream(SpeechDataset(source, preparer)), 8)]
-    assert [item.reason for item in items if isinstance(item, Rejection)] == ["row_unreadable"] * 2
+    items = itertools.islice(make_stream(SpeechDataset(source, preparer)), 8)
+    reasons = [item.rejection.reason for item in items if item.rejection]
+    assert reasons == ["row_unreadable"] * 2
 
 
 def test_a_first_clip_that_is_missing_does_not_hide_the_others(tmp_path: Path, preparer):
     where = common_voice(tmp_path / "cv")
     (where / "es" / "clips" / "0.mp3").unlink()
     source = load_source(str(where), config_name="es", split="train")
-    items = [item for _, item in itertools.islice(make_stream(SpeechDataset(source, preparer)), 4)]
-    assert [item.reason for item in items if isinstance(item, Rejection)] == ["audio_missing"]
+    items = itertools.islice(make_stream(SpeechDataset(source, preparer)), 4)
+    reasons = [item.rejection.reason for item in items if item.rejection]
+    assert reasons == ["audio_missing"]
 
 
 def test_other_files_are_no_manifests(tmp_path: Path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="--dataset_name"):
         load_source(str(tmp_path / "train.parquet"), split="train")
-
-
-def test_a_mix_is_judged_over_all_its_rows(tmp_path: Path):
-    progress = StreamProgress(tmp_path, 0.5, {"big": 900, "small": 4})
-    rejected = [Rejection("audio_empty", "", str(i)) for i in range(5)]
-    progress.update({"position": {}, "num_rows": 5, "rejections": rejected})  # no error: 5 of 904
-    with pytest.raises(UserError, match="904 of the first 904|of the first 904 rows"):
-        progress.update({"position": {}, "num_rows": 899, "rejections": rejected * 180})
-
-
-def test_a_checkpoint_of_an_older_version_says_so(tmp_path: Path):
-    start = {"pass": 0, "block": 0, "shard": 0, "shard_state": {"epoch": 0}, "rows": 0}
-    state = {"position": {"row": 16, "sources": [{"start": start}]}}
-    with pytest.raises(UserError, match="older version"):
-        StreamProgress(tmp_path, 0.5, {"": 900}).restore(state)
 
 
 def test_norwegian_is_a_language_in_yaml(tmp_path: Path):
@@ -283,7 +267,7 @@ def mixed_stream(mix: Path, preparer, **changes: object) -> SpeechStream:
 
 
 def ids_of(stream: SpeechStream, count: int) -> list[str]:
-    return [item["id"] for _, item in itertools.islice(stream, count)]
+    return [item.example["id"] for item in itertools.islice(stream, count)]
 
 
 def test_a_mix_draws_by_weight_and_every_source_makes_its_own_passes(mix: Path, preparer):
@@ -298,14 +282,16 @@ def test_a_mix_draws_by_weight_and_every_source_makes_its_own_passes(mix: Path, 
 @pytest.mark.parametrize("seen", [1, 7, 150, 399])
 def test_the_order_of_a_mix_is_pure_and_continues_anywhere(mix: Path, preparer, seen: int):
     items = list(itertools.islice(mixed_stream(mix, preparer, num_threads=1), 430))
-    position = json.loads(json.dumps(items[seen - 1][0])) | {"skip": 0}
+    value = json.loads(json.dumps(items[seen - 1].position.to_json()))
+    position = StreamPosition.from_json(value)
     rest = ids_of(mixed_stream(mix, preparer, num_threads=4, position=position), 30)
-    assert rest == [item["id"] for _, item in items[seen : seen + 30]]
+    assert rest == [id_of(item) for item in items[seen : seen + 30]]
 
 
 def test_ranks_share_the_one_order_of_a_mix(mix: Path, preparer):
     whole = ids_of(mixed_stream(mix, preparer), 40)
-    ranks = [ids_of(mixed_stream(mix, preparer, rank=rank, world_size=2), 20) for rank in (0, 1)]
+    shares = [RankShare(rank=rank, world_size=2) for rank in (0, 1)]
+    ranks = [ids_of(mixed_stream(mix, preparer, share=share), 20) for share in shares]
     dealt = [ranks[turn % 2][turn // 2 * 2 : turn // 2 * 2 + 2] for turn in range(20)]
     assert list(itertools.chain(*dealt)) == whole
 

@@ -2,9 +2,11 @@
 
 import csv
 import itertools
+import json
 import os
 import pickle
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,19 @@ import torch
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, num_usable_cores, read_ahead
 from speech_finetuning.cli import demonstration
-from speech_finetuning.data.positions import FIRST_PLACE, position_after_resharding
+from speech_finetuning.data.positions import StreamPosition, position_after_resharding
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
-from speech_finetuning.data.shards import SourceRow
-from speech_finetuning.data.sources import SpeechSource, load_source
-from speech_finetuning.data.stream import SpeechStream, can_shard_by_rank, read_pass, shard_order
+from speech_finetuning.data.sources import SourceRow, SpeechSource, load_source
+from speech_finetuning.data.stream import (
+    RankShare,
+    SpeechStream,
+    StreamItem,
+    can_shard_by_rank,
+    read_pass,
+    shard_order,
+)
 
 
 def load(folder: Path, split: str = "train", record: str = "") -> SpeechSource:
@@ -46,17 +53,22 @@ def damage(file: Path) -> None:
     file.write_bytes(data[:200] + bytes(len(data) - 2_200) + data[-2_000:])
 
 
-def make_stream(source: SpeechSource, preparer: Preprocessor, **changes: object):
+def make_stream(
+    source: SpeechSource, preparer: Preprocessor, max_rows: int | None = None, **changes: object
+) -> SpeechStream:
     settings = {"seed": 1, "block_size": 7, "micro_batch_size": 2, "num_threads": 2}
-    max_rows = changes.pop("max_rows", None)
-    item = SpeechDataset(source, preparer, max_rows=max_rows)
-    return SpeechStream((item,), **{**settings, **changes})
+    dataset = SpeechDataset(source, preparer, max_rows=max_rows)
+    return SpeechStream(sets=(dataset,), **{**settings, **changes})
+
+
+def ids_of(items: Iterable[StreamItem]) -> list[str]:
+    """The ids of rows, rejected ones included."""
+    return [item.rejection.row if item.rejection else item.example["id"] for item in items]
 
 
 def take(stream: SpeechStream, count: int) -> list[str]:
-    """The ids of the next rows, rejected ones included."""
-    items = itertools.islice(stream, count)
-    return [item.row if isinstance(item, Rejection) else item["id"] for _, item in items]
+    """The ids of the next rows."""
+    return ids_of(itertools.islice(stream, count))
 
 
 def test_every_row_once_per_pass_and_passes_differ(speech: Path, preparer):
@@ -90,13 +102,13 @@ def test_order_is_independent_of_threads_workers_and_ranks(
     expected = take(make_stream(load(one_shard), preparer, num_threads=1), 56)
     ranks = []
     for rank in range(world_size):
-        how = {"num_threads": num_threads, "rank": rank, "world_size": world_size}
-        stream = make_stream(load(one_shard), preparer, **how)
+        share = RankShare(rank=rank, world_size=world_size)
+        stream = make_stream(load(one_shard), preparer, num_threads=num_threads, share=share)
         loader = torch.utils.data.DataLoader(
             stream, batch_size=2, num_workers=workers, collate_fn=list
         )
         batches = itertools.islice(loader, 28 // world_size)
-        ranks.append([[example["id"] for _, example in batch] for batch in batches])
+        ranks.append([ids_of(batch) for batch in batches])
     assert [
         name for batches in zip(*ranks, strict=True) for batch in batches for name in batch
     ] == expected
@@ -106,33 +118,32 @@ def test_order_is_independent_of_threads_workers_and_ranks(
 def test_the_stream_runs_under_spawn(speech: Path, preparer):
     stream = make_stream(load(speech), preparer)
     assert take(pickle.loads(pickle.dumps(stream)), 5) == take(stream, 5)
-    collator = script.SpeechCollator(1, 2, 80)
+    collator = script.TrainCollator(decoder_start_token_id=1, pad_token_id=2, n_mels=80)
     loader = torch.utils.data.DataLoader(
         stream, batch_size=2, collate_fn=collator, num_workers=1, multiprocessing_context="spawn"
     )
-    batch = next(iter(loader))
-    assert batch["ride"]["num_rows"] == 2 and batch["ride"]["error"] == []
+    info = next(iter(loader))["step_info"]
+    assert info.num_rows == 2 and info.error is None and info.position.row == 2
 
 
 def test_two_ranks_take_alternate_micro_batches_of_one_order(speech: Path, preparer):
     whole = take(make_stream(load(speech), preparer), 48)
-    ranks = [
-        take(make_stream(load(speech), preparer, rank=rank, world_size=2), 24) for rank in (0, 1)
-    ]
+    shares = [RankShare(rank=rank, world_size=2) for rank in (0, 1)]
+    ranks = [take(make_stream(load(speech), preparer, share=share), 24) for share in shares]
     dealt = [ranks[turn % 2][turn // 2 * 2 : turn // 2 * 2 + 2] for turn in range(24)]
     assert list(itertools.chain(*dealt)) == whole
 
 
 def deal(source: SpeechSource, preparer, rank: int, **changes: object) -> SpeechStream:
-    return make_stream(
-        source, preparer, rank=rank, world_size=3, is_sharded_by_rank=True, **changes
-    )
+    share = RankShare(rank=rank, world_size=3, is_sharded_by_rank=True)
+    return make_stream(source, preparer, share=share, **changes)
 
 
 def rows_by_pass(stream: SpeechStream, count: int) -> dict[int, list[str]]:
     passes: dict[int, list[str]] = {}
-    for position, item in itertools.islice(stream, count):
-        passes.setdefault(position["sources"][0]["start"]["pass"], []).append(item["id"])
+    for item in itertools.islice(stream, count):
+        (source,) = item.position.sources
+        passes.setdefault(source.start.pass_number, []).append(item.example["id"])
     return passes
 
 
@@ -166,11 +177,17 @@ def test_dealt_ranks_draw_sources_and_speeds_each_for_itself(speech: Path, prepa
     item = SpeechDataset(load(speech), preparer)
     draws = []
     for rank in (0, 1, 1):
-        place = {"rank": rank, "world_size": 2, "is_sharded_by_rank": True}
-        stream = SpeechStream((item, item), 1, 10, 2, 1, has_speeds=True, **place)
-        draws.append(
-            [(number, speed) for _, (number, _, speed) in itertools.islice(stream.rows(), 60)]
+        stream = SpeechStream(
+            sets=(item, item),
+            seed=1,
+            block_size=10,
+            micro_batch_size=2,
+            num_threads=1,
+            share=RankShare(rank=rank, world_size=2, is_sharded_by_rank=True),
+            speed_perturbation=True,
         )
+        rows = itertools.islice(stream.rows(), 60)
+        draws.append([(drawn.source, drawn.speed) for _, drawn in rows])
     numbers, speeds = zip(*(zip(*draw, strict=True) for draw in draws[:2]), strict=True)
     assert numbers[0] != numbers[1] and not set(speeds[0]) & set(speeds[1]) and draws[1] == draws[2]
     assert 20 < sum(one == other for one, other in zip(*numbers, strict=True)) < 40
@@ -181,18 +198,19 @@ def test_a_dealt_position_continues_at_the_next_row(tmp_path: Path, preparer, se
     source = load(demonstration.make_speech(tmp_path, {"train": 50}, num_shards=5))
     for rank in (0, 2):
         items = list(itertools.islice(deal(source, preparer, rank), 60))
-        rest = deal(source, preparer, rank, position=items[seen - 1][0] | {"skip": 0})
-        assert take(rest, 12) == [item["id"] for _, item in items[seen : seen + 12]]
+        rest = deal(source, preparer, rank, position=items[seen - 1].position)
+        assert take(rest, 12) == ids_of(items[seen : seen + 12])
 
 
 def test_another_number_of_dealt_ranks_begins_the_pass_that_none_has_begun(
     tmp_path: Path, preparer
 ):
     source = load(demonstration.make_speech(tmp_path, {"train": 50}, num_shards=5))
-    ends = [list(itertools.islice(deal(source, preparer, rank), 25))[-1][0] for rank in range(3)]
-    assert [end["sources"][0]["start"]["pass"] for end in ends] == [1, 1, 2]
+    streams = [deal(source, preparer, rank) for rank in range(3)]
+    ends = [list(itertools.islice(stream, 25))[-1].position for stream in streams]
+    assert [end.sources[0].start.pass_number for end in ends] == [1, 1, 2]
     position = position_after_resharding(ends)
-    assert position["row"] == position["sources"][0]["used"] == 75
+    assert position.row == position.sources[0].rows_used == 75
     whole = make_stream(source, preparer, position=position)
     assert take(whole, 50) == list(
         itertools.islice(rows_by_pass(make_stream(source, preparer), 200)[3], 50)
@@ -210,8 +228,8 @@ def test_a_rank_whose_only_file_is_damaged_goes_on_with_the_next_pass(tmp_path: 
     for file in folder.glob("train-00001*.parquet"):
         damage(file)
     for rank in range(3):
-        items = [item for _, item in itertools.islice(deal(load(folder), preparer, rank), 40)]
-        assert len(items) == 40 and sum(isinstance(item, dict) for item in items) >= 35
+        items = list(itertools.islice(deal(load(folder), preparer, rank), 40))
+        assert len(items) == 40 and sum(item.example is not None for item in items) >= 35
 
 
 @pytest.mark.parametrize("seen", [1, 6, 7, 8, 20, 39, 40, 41, 97])
@@ -221,9 +239,9 @@ def test_a_position_continues_at_the_next_row(
 ):
     source = load(speech) if kind == "parquet" else load(make_folder(tmp_path, 12))
     items = list(itertools.islice(make_stream(source, preparer), 130))
-    position = pickle.loads(pickle.dumps(items[seen - 1][0])) | {"skip": 0}
+    position = pickle.loads(pickle.dumps(items[seen - 1].position))
     rest = make_stream(source, preparer, position=position, num_threads=1)
-    assert take(rest, 20) == [item["id"] for _, item in items[seen : seen + 20]]
+    assert take(rest, 20) == ids_of(items[seen : seen + 20])
 
 
 def test_a_position_opens_no_earlier_file(speech: Path, preparer, monkeypatch: pytest.MonkeyPatch):
@@ -236,7 +254,7 @@ def test_a_position_opens_no_earlier_file(speech: Path, preparer, monkeypatch: p
         "open_shard",
         lambda self, *place: opened.append(place) or open_shard(self, *place),
     )
-    take(make_stream(source, preparer, position=items[-1][0] | {"skip": 0}), 1)
+    take(make_stream(source, preparer, position=items[-1].position), 1)
     second_of_first_pass = shard_order(source, 1, 0)[1]
     assert opened[0] == second_of_first_pass
 
@@ -246,8 +264,8 @@ def test_a_position_reads_only_the_row_groups_that_remain(tmp_path: Path, prepar
     file = tmp_path / "data" / "train.parquet"
     demonstration.write_parquet(file, demonstration.make_rows(30, seed=0), row_group_size=6)
     items = list(itertools.islice(make_stream(load(file.parent), preparer), 60))
-    position = items[seen - 1][0] | {"skip": 0}
-    group = position["sources"][0]["start"]["shard_row"] // 6  # where the position's block begins
+    position = items[seen - 1].position
+    group = position.sources[0].start.shard_row // 6  # where the position's block begins
     assert group > 0
     column, data = pq.read_metadata(file).row_group(group).column(0), file.read_bytes()
     end = column.dictionary_page_offset or column.data_page_offset
@@ -255,18 +273,17 @@ def test_a_position_reads_only_the_row_groups_that_remain(tmp_path: Path, prepar
         data[:4] + bytes(end - 4) + data[end:]
     )  # who reads an earlier group now finds damage
     rest = make_stream(load(file.parent), preparer, position=position)
-    assert take(rest, 30 - seen) == [item["id"] for _, item in items[seen:30]]
-    assert "damaged" in str(
-        next(itertools.islice(make_stream(load(file.parent), preparer), 0, None))[1]
-    )
+    assert take(rest, 30 - seen) == ids_of(items[seen:30])
+    first = next(iter(make_stream(load(file.parent), preparer)))
+    assert first.rejection.reason == "file_damaged"
 
 
 def test_blocks_end_at_rows_or_bytes(speech: Path, preparer, monkeypatch: pytest.MonkeyPatch):
-    start, item = FIRST_PLACE["start"], SpeechDataset(load(speech), preparer)
-    sizes = [len(block.rows) for block in read_pass(item, start, 0, 15)]
+    item = SpeechDataset(load(speech), preparer)
+    sizes = [len(block.rows) for block in read_pass(item, block_size=15, seed=0)]
     assert sizes == [15, 15, 10]
     monkeypatch.setattr("speech_finetuning.data.stream.MAX_BLOCK_IN_BYTES", 100_000)
-    blocks = list(read_pass(item, start, 0, 1000))
+    blocks = list(read_pass(item, block_size=1000, seed=0))
     assert len(blocks) > 3 and all(block.size_in_bytes < 200_000 for block in blocks)
 
 
@@ -294,10 +311,10 @@ def test_rows_are_counted_without_reading_audio(speech: Path, tmp_path: Path):
 def test_a_damaged_file_is_a_rejection_and_nothing_else_is_lost(tmp_path: Path, preparer):
     folder = demonstration.make_speech(tmp_path, {"train": 30}, num_shards=3)
     damage(sorted(folder.glob("*.parquet"))[1])
-    items = [item for _, item in itertools.islice(make_stream(load(folder), preparer), 21)]
-    rejected = [item for item in items if isinstance(item, Rejection)]
-    assert [item.reason for item in rejected] == ["file_damaged"]
-    assert len({item["id"] for item in items if isinstance(item, dict)}) == 20
+    items = list(itertools.islice(make_stream(load(folder), preparer), 21))
+    rejections = [item.rejection for item in items if item.rejection is not None]
+    assert [rejection.reason for rejection in rejections] == ["file_damaged"]
+    assert len({item.example["id"] for item in items if item.example is not None}) == 20
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 6, 11, 30])
@@ -307,11 +324,9 @@ def test_a_position_beside_a_damaged_file_continues_at_the_next_row(
     folder = demonstration.make_speech(tmp_path, {"train": 15}, num_shards=3)
     damage(sorted(folder.glob("*.parquet"))[1])
     stream = make_stream(load(folder), preparer, block_size=block_size)
-    positions, whole = [position for position, _ in itertools.islice(stream, 22)], take(stream, 33)
-    for seen, position in enumerate(positions, start=1):
-        rest = make_stream(
-            load(folder), preparer, block_size=block_size, position=position | {"skip": 0}
-        )
+    whole = take(stream, 33)
+    for seen, item in enumerate(itertools.islice(stream, 22), start=1):
+        rest = make_stream(load(folder), preparer, block_size=block_size, position=item.position)
         assert take(rest, 11) == whole[seen : seen + 11], seen
 
 
@@ -339,16 +354,17 @@ def test_errors_of_the_reader_keep_their_type_and_message(
         loader = torch.utils.data.DataLoader(
             make_stream(source, preparer), batch_size=None, num_workers=1
         )
-        position, error = next(iter(loader))
-        assert position is None and type(error) is expected
-    assert "Unpicklable: no words" in str(error)
+        item = next(iter(loader))
+        assert item.position is None and type(item.error) is expected
+    assert "Unpicklable: no words" in str(item.error)
 
 
 def test_a_pass_without_a_usable_row_ends_with_the_reasons(speech: Path, preparer):
     preparer.max_duration_in_seconds = 0.01
     items = list(make_stream(load(speech), preparer))
     assert len(items) == 41
-    assert isinstance(items[-1][1], UserError) and "40 audio_too_long" in str(items[-1][1])
+    error = items[-1].error
+    assert isinstance(error, UserError) and "40 audio_too_long" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -390,10 +406,10 @@ def test_an_empty_dataset_says_so(tmp_path: Path):
 
 
 def test_a_position_is_plain_json(speech: Path, preparer):
-    import json
-
-    position = list(itertools.islice(make_stream(load(speech), preparer), 33))[-1][0]
-    assert json.loads(json.dumps(position)) == position
+    position = list(itertools.islice(make_stream(load(speech), preparer), 33))[-1].position
+    value = position.to_json()
+    assert json.loads(json.dumps(value)) == value
+    assert StreamPosition.from_json(value) == position
 
 
 def test_worker_cores_are_shared_by_ranks(monkeypatch: pytest.MonkeyPatch):

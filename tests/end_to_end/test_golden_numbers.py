@@ -95,14 +95,47 @@ CLOCKS = "runtime|per_second|preparation_time|hours"
 # ---- what depends on the program's inner names: to be re-aimed when they change -------------------
 def ids_of_batch(batch: dict[str, Any]) -> list[str]:
     """The ids of a training batch's accepted rows, as the trainer passes it to the library's."""
-    return batch["ride"]["ids"]
+    return batch["step_info"].ids
 
 
 def read_stream_state(checkpoint: Path) -> dict[str, Any]:
-    """The whole stream_state.json except the clock, in the form of 81b91a7. Only the form may change."""
+    """The stream_state.json except the clock and what was added later, in the form of 81b91a7."""
     state = read_json(checkpoint / "stream_state.json")
     assert state["counts"].pop("time_in_seconds") > 0
-    return state
+    return {
+        "position": position_of_81b91a7(state["position"]),
+        "dealt": [position_of_81b91a7(position) for position in state["rank_positions"]],
+        "counts": state["counts"],
+        "rejected": state["rejected"],
+        "rejected_bytes": state["rejected_bytes"],
+    }
+
+
+def position_of_81b91a7(position: dict[str, Any]) -> dict[str, Any]:
+    sources = []
+    for source in position["sources"]:
+        start = {
+            "pass": source["start"]["pass_number"],
+            "block": source["start"]["block"],
+            "rows": source["start"]["rows_before"],
+            "shard": source["start"]["shard"],
+            "shard_row": source["start"]["shard_row"],
+        }
+        sources.append(
+            {
+                "start": start,
+                "offset": source["offset"],
+                "rows_per_pass": source["rows_per_pass"],
+                "used": source["rows_used"],
+                "group": source["group_size"],
+            }
+        )
+    return {
+        "row": position["row"],
+        "sources": sources,
+        "last": position["last_source"],
+        "skip": position["rows_to_skip"],
+    }
 
 
 # ---- comparing ------------------------------------------------------------------------------------

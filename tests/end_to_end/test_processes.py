@@ -330,7 +330,7 @@ def test_dealt_files_resume_exactly_with_the_same_number_of_processes(runs: dict
     assert "every process reads files of its own" in log(runs, "dealt")
     assert same_weights(whole, again)
     assert history(whole / "checkpoint-12", "loss") == history(again / "checkpoint-12", "loss")
-    first, second = stream_state(whole / "checkpoint-12")["dealt"]
+    first, second = stream_state(whole / "checkpoint-12")["rank_positions"]
     assert first["row"] == second["row"] == 48
     states = [
         torch.load(whole / "checkpoint-12" / f"rng_state_{rank}.pth", weights_only=False)
@@ -343,7 +343,7 @@ def test_dealt_files_resume_exactly_with_the_same_number_of_processes(runs: dict
 def test_dealt_files_with_another_number_of_processes_begin_the_next_pass(runs: dict):
     assert runs["dealt_then_one"] == [0] and "the next pass begins" in log(runs, "dealt_then_one")
     state = stream_state(runs["folder"] / "dealt_then_one" / "checkpoint-12")
-    assert state["dealt"] == [] and state["position"]["row"] == 6 * 8 + 6 * 4
+    assert state["rank_positions"] == [] and state["position"]["row"] == 6 * 8 + 6 * 4
 
 
 @pytest.mark.slow

@@ -247,10 +247,10 @@ def test_an_output_dir_that_vanishes_costs_only_what_was_in_it(
     demonstration.write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", rows[1:4])
     update = StreamProgress.update
 
-    def vanish(self: StreamProgress, ride: dict) -> None:
+    def vanish(self: StreamProgress, **step: object) -> None:
         if self.num_rows == 12:
             shutil.rmtree(self.output_dir)
-        update(self, ride)
+        update(self, **step)
 
     monkeypatch.setattr(StreamProgress, "update", vanish)
     train(

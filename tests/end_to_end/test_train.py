@@ -29,7 +29,6 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.data.audio import decode_audio, pad_features, read_audio
-from speech_finetuning.data.positions import FIRST_PLACE
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import read_pass
@@ -161,7 +160,7 @@ def test_the_loss_is_the_mean_over_target_tokens(
     train("--do_train --max_steps 1 --per_device_train_batch_size 40 --shuffle_buffer_size 1")
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
     source = load_source(str(speech), split="train")
-    blocks = read_pass(SpeechDataset(source, preparer), FIRST_PLACE["start"], None, 40)
+    blocks = read_pass(SpeechDataset(source, preparer), block_size=40)
     examples = [preparer(row) for block in blocks for row in block.rows]
     total, count = 0.0, 0
     for example in examples:

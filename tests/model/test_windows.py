@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
+from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import SpeechStream, group_by_length
+from speech_finetuning.data.stream import RankShare, SpeechStream, group_by_length
 from speech_finetuning.model.windows import encoder_window
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -64,39 +66,43 @@ def test_torch_compile_meets_windows_of_every_length_with_one_graph(
 def test_groups_have_like_lengths_whole_batches_and_every_row_once(num_rows: int, num_before: int):
     sizes = np.random.default_rng(0).permutation(num_rows).tolist()
     order = np.random.default_rng(1).permutation(num_rows).tolist()
-    grouped = group_by_length(order, sizes, num_before, 4, [1, 2, 3])
+    how = {"sizes": sizes, "rows_before": num_before, "group_size": 4, "seed": [1, 2, 3]}
+    grouped = group_by_length(order, **how)
     assert sorted(grouped) == sorted(order)
     begun = -num_before % 4
     assert grouped[:begun] == order[:begun]
     groups = [[sizes[i] for i in grouped[start : start + 4]] for start in range(begun, num_rows, 4)]
     ranges = sorted((min(group), max(group)) for group in groups)
     assert all(high < low for (_, high), (low, _) in itertools.pairwise(ranges))
-    assert group_by_length(order, sizes, num_before, 4, [1, 2, 3]) == grouped
+    assert group_by_length(order, **how) == grouped
 
 
 def test_like_lengths_meet_in_a_batch_and_the_place_is_kept(speech: Path, preparer):
     source = load_source(str(speech), split="train")
-    how = {"seed": 1, "block_size": 20, "micro_batch_size": 4, "num_threads": 2}
-    sets = (SpeechDataset(source, preparer),)
-    plain, grouped = SpeechStream(sets, **how), SpeechStream(sets, **how, is_grouped=True)
+    plain = SpeechStream(
+        sets=(SpeechDataset(source, preparer),),
+        seed=1,
+        block_size=20,
+        micro_batch_size=4,
+        num_threads=2,
+    )
+    grouped = replace(plain, is_grouped_by_length=True)
     rows = {id(stream): list(itertools.islice(stream, 80)) for stream in (plain, grouped)}
     spread = {}
     for stream in (plain, grouped):
-        seconds = [example["duration"] for _, example in rows[id(stream)]]
+        seconds = [item.example["duration"] for item in rows[id(stream)]]
         spread[id(stream)] = np.mean([np.ptp(seconds[i : i + 4]) for i in range(0, 80, 4)])
     assert spread[id(grouped)] < 0.5 * spread[id(plain)]
-    ids = [example["id"] for _, example in rows[id(grouped)]]
-    assert sorted(ids[:40]) == sorted(example["id"] for _, example in rows[id(plain)][:40])
+    ids = [item.example["id"] for item in rows[id(grouped)]]
+    assert sorted(ids[:40]) == sorted(item.example["id"] for item in rows[id(plain)][:40])
     # Nor does another batch size, or number of processes, skip or repeat a row of a block that is begun.
-    position = rows[id(grouped)][9][0] | {"skip": 0}
-    rest = SpeechStream(sets, **how | {"micro_batch_size": 3}, is_grouped=True, position=position)
-    assert sorted(
-        ids[:10] + [example["id"] for _, example in itertools.islice(rest, 30)]
-    ) == sorted(ids[:40])
+    rest = replace(grouped, micro_batch_size=3, position=rows[id(grouped)][9].position)
+    remaining = [item.example["id"] for item in itertools.islice(rest, 30)]
+    assert sorted(ids[:10] + remaining) == sorted(ids[:40])
     for place in (1, 7, 33, 61):
-        position = json.loads(json.dumps(rows[id(grouped)][place - 1][0] | {"skip": 0}))
-        rest = SpeechStream(sets, **how | {"num_threads": 1}, is_grouped=True, position=position)
-        assert [example["id"] for _, example in itertools.islice(rest, 80 - place)] == ids[place:]
+        value = json.loads(json.dumps(rows[id(grouped)][place - 1].position.to_json()))
+        rest = replace(grouped, num_threads=1, position=StreamPosition.from_json(value))
+        assert [item.example["id"] for item in itertools.islice(rest, 80 - place)] == ids[place:]
 
 
 @pytest.mark.parametrize("is_sharded_by_rank", [False, True])
@@ -105,7 +111,9 @@ def test_processes_have_the_full_window_at_the_same_time(is_sharded_by_rank: boo
         train_window="longest",
         full_window_fraction=0.25,
         args=SimpleNamespace(data_seed=1, train_batch_size=4, world_size=2),
-        progress=SimpleNamespace(is_sharded_by_rank=is_sharded_by_rank),
+        progress=SimpleNamespace(
+            share=RankShare(world_size=2, is_sharded_by_rank=is_sharded_by_rank)
+        ),
         window_in_frames=400,
     )
     ends = [
@@ -166,12 +174,20 @@ def test_a_continued_run_with_these_ends_with_the_same_weights(
 
 def test_speeds_are_of_the_row_and_lose_no_clip(speech: Path, preparer):
     source = load_source(str(speech), split="train")
-    how = {"seed": 1, "block_size": 20, "micro_batch_size": 4}
-    sets = (SpeechDataset(source, preparer),)
-    streams = [SpeechStream(sets, **how, num_threads=1)]
-    streams += [SpeechStream(sets, **how, num_threads=n, has_speeds=True) for n in (1, 4)]
+    stream = SpeechStream(
+        sets=(SpeechDataset(source, preparer),),
+        seed=1,
+        block_size=20,
+        micro_batch_size=4,
+        num_threads=1,
+    )
+    streams = [
+        stream,
+        replace(stream, speed_perturbation=True),
+        replace(stream, speed_perturbation=True, num_threads=4),
+    ]
     plain, one, four = (
-        [e["duration"] for _, e in itertools.islice(stream, 80)] for stream in streams
+        [item.example["duration"] for item in itertools.islice(stream, 80)] for stream in streams
     )
     assert one == four and plain[:40] != one[:40]
     speeds = np.array(plain) / np.array(one)
@@ -194,8 +210,14 @@ def test_an_optimiser_step_in_plain_torch(
     flags = "--do_train --max_steps 2 --gradient_accumulation_steps 2 --learning_rate 1e-2 --max_grad_norm 0.5"
     train(f"{flags} --weight_decay 0.1 --warmup_steps 1 --save_steps 1 --seed 7")
     source = load_source(str(speech), split="train")
-    stream = SpeechStream((SpeechDataset(source, preparer),), 7, 500, 4, 1)
-    rows = [example for _, example in itertools.islice(stream, 16)]
+    stream = SpeechStream(
+        sets=(SpeechDataset(source, preparer),),
+        seed=7,
+        block_size=500,
+        micro_batch_size=4,
+        num_threads=1,
+    )
+    rows = [item.example for item in itertools.islice(stream, 16)]
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
     model.model.encoder.embed_positions.requires_grad_(False)
     decayed = [p for n, p in model.named_parameters() if "norm" not in n and not n.endswith("bias")]

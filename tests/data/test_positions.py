@@ -1,0 +1,123 @@
+"""Positions on disk: plain JSON, with a version; the form of 81b91a7 can be continued, older ones cannot."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.positions import (
+    VERSION,
+    BlockStart,
+    SourcePosition,
+    StreamPosition,
+    in_this_version,
+    position_after_resharding,
+    saved_revisions,
+)
+
+CHECKPOINT_81B91A7 = Path(__file__).parents[1] / "golden" / "checkpoint_81b91a7"
+POSITION = StreamPosition(
+    row=60,
+    rows_to_skip=8,
+    sources=(
+        SourcePosition(
+            start=BlockStart(pass_number=3, block=2, rows_before=32, shard=1, shard_row=12),
+            offset=3,
+            rows_per_pass=40,
+            rows_used=155,
+            group_size=10,
+        ),
+        SourcePosition(),
+    ),
+    last_source=1,
+)
+
+
+def state_of_81b91a7() -> dict[str, Any]:
+    return json.loads((CHECKPOINT_81B91A7 / "stream_state.json").read_text(encoding="utf-8"))
+
+
+def test_a_position_survives_json():
+    assert StreamPosition.from_json(json.loads(json.dumps(POSITION.to_json()))) == POSITION
+
+
+def test_a_position_is_not_changed_in_place():
+    with pytest.raises(AttributeError):
+        POSITION.row = 61
+    assert replace(POSITION, row=61) != POSITION
+
+
+def test_a_checkpoint_of_81b91a7_is_read():
+    state = in_this_version(state_of_81b91a7())
+    assert StreamPosition.from_json(state["position"]) == StreamPosition(
+        row=60,
+        sources=(
+            SourcePosition(
+                start=BlockStart(block=2, rows_before=32, shard=1, shard_row=12),
+                offset=3,
+                rows_used=35,
+                group_size=10,
+            ),
+            SourcePosition(
+                start=BlockStart(pass_number=1),
+                offset=9,
+                rows_per_pass=16,
+                rows_used=25,
+                group_size=10,
+            ),
+        ),
+        last_source=1,
+    )
+    assert state["counts"]["num_rows"] == 60 and state["rejected"]["text_empty"] == 2
+    assert state["rank_positions"] == []
+
+
+def test_the_positions_of_ranks_with_files_of_their_own_are_read_too():
+    state = state_of_81b91a7()
+    del state["position"]["last"]  # as right after the number of ranks had changed
+    del state["position"]["sources"][0]["group"]  # as before the first row of a source
+    state["dealt"] = [state["position"] | {"row": row} for row in (30, 31)]
+    positions = [
+        StreamPosition.from_json(value) for value in in_this_version(state)["rank_positions"]
+    ]
+    assert [position.row for position in positions] == [30, 31]
+    assert positions[0].sources[0].group_size is None
+
+
+def test_a_state_of_this_version_stays_as_it_is():
+    state = {"version": VERSION, "position": POSITION.to_json(), "revisions": {"": "abc"}}
+    assert in_this_version(state) is state
+
+
+def test_other_versions_are_refused():
+    state = state_of_81b91a7()
+    for source in state["position"]["sources"]:
+        del source["start"]["shard_row"]  # a state of `datasets` stood in its place
+    with pytest.raises(UserError, match=r"an older version \(1; this one reads 2 and 3\)"):
+        in_this_version(state)
+    with pytest.raises(UserError, match=r"a newer version \(4; this one reads 2 and 3\)"):
+        in_this_version({"version": 4})
+
+
+def test_revisions_are_read_from_a_checkpoint():
+    assert saved_revisions({"version": VERSION, "revisions": {"": "abc", "b": None}}) == {
+        "": "abc",
+        "b": None,
+    }
+    assert saved_revisions(state_of_81b91a7()) == {}
+
+
+def test_after_resharding_all_start_at_the_first_pass_that_no_rank_has_begun():
+    source = SourcePosition(start=BlockStart(pass_number=1, block=4), offset=2, rows_used=50)
+    ahead = replace(source, start=BlockStart(pass_number=2), rows_used=70)
+    positions = [
+        StreamPosition(row=50, sources=(source,)),
+        StreamPosition(row=70, sources=(ahead,)),
+    ]
+    start = BlockStart(pass_number=3)
+    assert position_after_resharding(positions) == StreamPosition(
+        row=120, sources=(SourcePosition(start=start, rows_used=120),)
+    )

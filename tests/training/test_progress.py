@@ -1,0 +1,157 @@
+"""What has been trained: counts, limits, figures of the log, and what a checkpoint contains of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.positions import BlockStart, SourcePosition, StreamPosition
+from speech_finetuning.data.stream import RankShare
+from speech_finetuning.training.progress import StreamProgress
+
+
+def make_progress(folder: Path, **changes: Any) -> StreamProgress:
+    settings = {"max_rejected_fraction": 0.5, "pass_rows": {"": 900}} | changes
+    return StreamProgress(output_dir=folder, **settings)
+
+
+def position_at(row: int, **source: Any) -> StreamPosition:
+    return StreamPosition(row=row, sources=(SourcePosition(rows_used=row, **source),))
+
+
+def make_rejections(count: int, reason: str = "audio_empty") -> list[Rejection]:
+    return [Rejection(reason, "", str(number)) for number in range(count)]
+
+
+def test_a_mix_is_judged_over_all_its_rows(tmp_path: Path):
+    progress = make_progress(tmp_path, pass_rows={"big": 900, "small": 4})
+    progress.update(position=position_at(5), num_rows=5, rejections=make_rejections(5))
+    with pytest.raises(UserError, match="905 of the first 1000|904 of the first 904 rows"):
+        progress.update(position=position_at(904), num_rows=899, rejections=make_rejections(899))
+
+
+def test_a_checkpoint_of_an_older_version_says_so(tmp_path: Path):
+    start = {"pass": 0, "block": 0, "shard": 0, "shard_state": {"epoch": 0}, "rows": 0}
+    state = {"position": {"row": 16, "sources": [{"start": start}]}}
+    with pytest.raises(UserError, match="an older version"):
+        make_progress(tmp_path).restore(state)
+
+
+def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
+    progress = make_progress(tmp_path, revisions={"": "abc"})
+    progress.update(position=position_at(8), num_rows=8, rejections=make_rejections(2))
+    progress.num_skipped_steps = 1
+    progress.audio_in_seconds = 12.5
+    progress.time_in_seconds = 3.5
+    state = json.loads(json.dumps(progress.state(micro_batch_size=4, positions=[])))
+    progress.update(position=position_at(16), num_rows=8, rejections=make_rejections(3))
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 5
+    restored = make_progress(tmp_path, revisions={"": "abc"})
+    restored.restore(state)
+    # Rows that were listed after the checkpoint will be met, and listed, again.
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
+    assert restored.position == position_at(8)
+    assert restored.totals() == {
+        "train_rows": 8,
+        "train_rejected": 2,
+        "train_audio_hours": 12.5 / 3600,
+        "train_hours": 3.5 / 3600,
+    }
+    assert restored.num_skipped_steps == 1
+    assert restored.state(micro_batch_size=4, positions=[]) == state
+
+
+def test_only_the_first_rank_lists_rejections(tmp_path: Path):
+    for rank in (1, 0, 1):
+        progress = make_progress(tmp_path, share=RankShare(rank=rank, world_size=2))
+        progress.update(position=position_at(8), num_rows=8, rejections=make_rejections(2))
+        assert progress.rejected.total() == 2
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
+
+
+def test_ranks_of_one_order_leave_out_what_the_others_have_trained_on(tmp_path: Path):
+    progress = make_progress(tmp_path, share=RankShare(rank=0, world_size=3))
+    progress.update(position=position_at(4), num_rows=12, rejections=[])
+    state = progress.state(micro_batch_size=4, positions=[position_at(n) for n in (4, 8, 12)])
+    assert state["position"]["row"] + state["position"]["rows_to_skip"] == 12
+    assert state["rank_positions"] == []
+
+
+SHARDED = [RankShare(rank=rank, world_size=2, is_sharded_by_rank=True) for rank in (0, 1)]
+
+
+def sharded_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint of two ranks with files of their own, after 10 and 12 rows."""
+    progress = make_progress(folder, share=SHARDED[0])
+    progress.update(position=position_at(10), num_rows=22, rejections=[])
+    return progress.state(micro_batch_size=4, positions=[position_at(10), position_at(12)])
+
+
+def test_ranks_with_files_of_their_own_go_on_at_their_own_positions(tmp_path: Path):
+    for share, row in zip(SHARDED, (10, 12), strict=True):
+        progress = make_progress(tmp_path, share=share)
+        progress.restore(sharded_state(tmp_path))
+        assert progress.position == position_at(row) and progress.share == share
+
+
+@pytest.mark.parametrize(
+    "share",
+    [RankShare(), RankShare(world_size=3, is_sharded_by_rank=True), RankShare(world_size=2)],
+)
+def test_another_number_of_ranks_begins_the_next_pass(
+    tmp_path: Path, share: RankShare, caplog: pytest.LogCaptureFixture
+):
+    progress = make_progress(tmp_path, share=share)
+    progress.restore(sharded_state(tmp_path))
+    start = BlockStart(pass_number=1)
+    source = SourcePosition(start=start, rows_used=22)
+    assert progress.position == StreamPosition(row=22, sources=(source,))
+    assert progress.share == share
+    assert "the next pass begins" in caplog.text
+
+
+def test_one_order_is_kept_though_ranks_could_now_have_files_of_their_own(tmp_path: Path):
+    progress = make_progress(tmp_path)
+    progress.update(position=position_at(8), num_rows=8, rejections=[])
+    state = progress.state(micro_batch_size=4, positions=[position_at(8)])
+    for share in SHARDED:
+        restored = make_progress(tmp_path, share=share)
+        restored.restore(state)
+        assert not restored.share.is_sharded_by_rank
+        assert (restored.share.rank, restored.share.world_size) == (share.rank, 2)
+        assert restored.position == position_at(8)
+
+
+def test_figures_are_passes_shares_and_reasons(tmp_path: Path):
+    progress = make_progress(tmp_path, pass_rows={"big": 40, "small": None})
+    start = BlockStart(pass_number=1, block=1, rows_before=7)
+    position = StreamPosition(
+        row=80,
+        sources=(
+            SourcePosition(start=start, offset=3, rows_per_pass=40, rows_used=50),
+            SourcePosition(offset=30, rows_used=30),
+        ),
+    )
+    rejections = [*make_rejections(1, "text_empty"), *make_rejections(2)]
+    progress.update(position=position, num_rows=80, rejections=rejections)
+    progress.num_skipped_steps = 2
+    assert progress.figures() == {
+        "pass_big": 1.25,
+        "share_big": 0.625,
+        "pass_small": 0.0,  # not known before its first pass is over
+        "share_small": 0.375,
+        "rows": 80,
+        "rejected": 3,
+        "rejected_audio_empty": 2,
+        "rejected_text_empty": 1,
+        "skipped_steps": 2,
+    }
+
+
+def test_a_rank_with_files_of_its_own_counts_passes_over_them(tmp_path: Path):
+    progress = make_progress(tmp_path, pass_rows={"": 100}, share=SHARDED[1])
+    progress.update(position=position_at(20, offset=20), num_rows=40, rejections=[])
+    assert progress.figures()["pass"] == 0.4
