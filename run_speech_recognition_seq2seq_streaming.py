@@ -12,6 +12,7 @@
 #     "soundfile>=0.13,<1",
 #     "soxr>=1,<2",
 #     "tensorboard>=2.19,<3",
+#     "jinja2>=3.1,<4",
 # ]
 # ///
 """Fine-tune a Whisper model on speech that is streamed from the Hugging Face Hub or from disk.
@@ -36,7 +37,6 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -92,11 +92,10 @@ from speech_finetuning.model.loading import check_language, load_processor
 from speech_finetuning.scoring.eval_sets import prepare_eval_sets
 from speech_finetuning.scoring.readings import ScoringTarget
 from speech_finetuning.scoring.scorecard import Scorecard
-from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.sharing.hub import base_licence, make_uploads
-from speech_finetuning.sharing.model_card import model_card
+from speech_finetuning.sharing.model_card import CardWriter
 from speech_finetuning.sharing.reports import write_reports
-from speech_finetuning.sharing.run_info import check_output_dir, run_identity, run_info
+from speech_finetuning.sharing.run_info import claim_output_dir, collect_run_info, run_identity
 from speech_finetuning.sharing.uploads import HubUploads
 from speech_finetuning.training.checkpoints import find_checkpoint
 from speech_finetuning.training.loss import TokenWeightedLoss
@@ -702,7 +701,7 @@ class Job:
     trainer: SpeechTrainer
     run_info: dict[str, Any]
     final_sets: dict[str, datasets.Dataset]  # scored once, at the end, by role: test, predict
-    write_card: Callable[..., str]  # (metrics=..., history=...) to the text of the model card
+    card_writer: CardWriter
 
 
 def claim_run(
@@ -715,7 +714,7 @@ def claim_run(
     Raises: UserError."""
     output_dir = Path(training_args.output_dir)
     identity = run_identity(model_args, records)
-    check_output_dir(output_dir, identity)
+    claim_output_dir(output_dir, identity)
     with training_args.main_process_first(local=False):  # it may fetch the checkpoint for all
         uploads = retry_on_network_error(
             make_uploads,
@@ -847,20 +846,28 @@ def make_run_info(
 ) -> dict[str, Any]:
     """What is needed to understand and repeat the run."""
     arguments = {**asdict(model_args), **asdict(data_args), **training_args.to_dict()}
-    info = run_info(argv, arguments, inputs.speech, run.identity)
-    info["base_licence"] = base_licence(model_args.model_name_or_path) if run.uploads else None
-    return info
+    return collect_run_info(
+        argv=argv,
+        arguments=arguments,
+        speech=inputs.speech,
+        identity=run.identity,
+        base_licence=base_licence(model_args.model_name_or_path) if run.uploads else None,
+    )
 
 
 def make_card_writer(
     model_args: ModelArguments, inputs: Inputs, run: Run, info: dict[str, Any]
-) -> Callable[..., str]:
-    """The model card as a function of metrics and history."""
+) -> CardWriter:
+    """What writes the model card, at every save and at the end."""
     name = model_args.model_index_name
     if name is None:
         name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
-    languages = [language or "en" for language in dict.fromkeys(inputs.languages)]
-    return functools.partial(model_card, info, languages, name)
+    return CardWriter(
+        run_info=info,
+        languages=[language or "en" for language in dict.fromkeys(inputs.languages)],
+        model_name=name,
+        has_training_code=run.uploads is not None,
+    )
 
 
 def make_reproducible(training_args: TrainingArguments) -> None:
@@ -913,6 +920,8 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     stream = make_stream(data_args, training_args, inputs.train_sets, progress)
     eval_sets = prepare_eval_sets(inputs.speech, data_args.num_decoding_threads, training_args)
 
+    info = make_run_info(argv, model_args, data_args, training_args, inputs, run)
+    card_writer = make_card_writer(model_args, inputs, run, info)
     make_reproducible(training_args)
     model = load_model(model_args, data_args, inputs.languages)
     trainer = SpeechTrainer(
@@ -929,6 +938,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         progress=progress,
         stop=stop or StopSignals(),
         uploads=run.uploads,
+        card_writer=card_writer,
         train_window=data_args.train_window,
         full_window_fraction=data_args.full_window_fraction,
         max_train_time_in_hours=data_args.max_train_time_in_hours,
@@ -938,14 +948,13 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     describe_run(
         model, inputs.speech, training_args, run.checkpoint, progress.share.is_sharded_by_rank
     )
-    info = make_run_info(argv, model_args, data_args, training_args, inputs, run)
     return Job(
         run=run,
         data_args=data_args,
         trainer=trainer,
         run_info=info,
         final_sets=eval_sets,
-        write_card=make_card_writer(model_args, inputs, run, info),
+        card_writer=card_writer,
     )
 
 
@@ -959,8 +968,7 @@ def run_job(job: Job) -> dict[str, float]:
         report_on_data(job)
     if job.data_args.eval_before_training:
         metrics |= zero_shot_scores(trainer, run.output_dir, run.checkpoint)
-    if run.uploads is not None:
-        run.uploads.write_card = functools.partial(card_during_training, job, metrics)
+    job.card_writer.early_metrics = dict(metrics)
     if training_args.do_train:
         metrics |= train(trainer, run.checkpoint)
     if training_args.do_eval:
@@ -968,11 +976,11 @@ def run_job(job: Job) -> dict[str, float]:
     for role, rows in job.final_sets.items():
         metrics |= trainer.evaluate(rows, metric_key_prefix=role)
     if trainer.is_world_process_zero():
-        card = job.write_card(metrics=metrics, history=trainer.state.log_history)
+        card = job.card_writer.write(metrics, trainer.state.log_history)
         write_reports(run.output_dir, job.run_info, metrics, card)
-    if run.uploads is not None:
-        run.uploads.submit(run.output_dir, trainer.state.log_history)
-        run.uploads.finish()
+        if run.uploads is not None:
+            run.uploads.submit(run.output_dir, card)
+            run.uploads.finish()
     return metrics
 
 
@@ -985,12 +993,6 @@ def report_on_data(job: Job) -> None:
     if "tensorboard" in job.trainer.args.report_to:
         curves = job.run.output_dir / "runs" / "data"
     report_data(job.trainer.train_dataset, num_rows, curves)
-
-
-def card_during_training(job: Job, metrics: dict[str, float], history: list[dict[str, Any]]) -> str:
-    """The card of a model that is still trained. metrics: those known before training."""
-    known = metrics | last_scores(history) | job.trainer.progress.totals()
-    return job.write_card(metrics=known, history=history)
 
 
 def dry_run(argv: list[str], stop: StopSignals | None) -> dict[str, float]:

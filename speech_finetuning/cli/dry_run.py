@@ -17,7 +17,7 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.stream import SpeechStream, StreamItem
-from speech_finetuning.sharing.hub import check_hub
+from speech_finetuning.sharing.hub import describe_access
 from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,10 @@ def check_hub_access(full_args: transformers.Seq2SeqTrainingArguments) -> Check:
     if not full_args.push_to_hub:
         return Check(state="ok", found="not asked for")
     name = full_args.hub_model_id or Path(full_args.output_dir).resolve().name
-    repo_id = retry_on_network_error(
-        check_hub, name, None, False, limit_in_seconds=60, task="asking the Hub"
+    access = retry_on_network_error(
+        describe_access, name, limit_in_seconds=60, task="asking the Hub"
     )
-    return Check(state="ok", found=f"{repo_id} may be written")
+    return Check(state="ok", found=f"{access} may be written")
 
 
 def take_sample(stream: SpeechStream, num_rows: int) -> Sample:

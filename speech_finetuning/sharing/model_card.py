@@ -1,99 +1,146 @@
 """The model's README.md."""
 
-import itertools
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from transformers.modelcard import make_markdown_table
 
-from speech_finetuning.scoring.scores import score_table
+from speech_finetuning.scoring.scores import last_scores, score_table
+from speech_finetuning.sharing.public import LOCAL_DATA, LOCAL_MODEL, public_run_info
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+TASK = "automatic-speech-recognition"  # as the Hub calls it
+RESULTS = {"wer_norm": "WER, normalised", "wer_ortho": "WER, as written", "cer": "CER"}
+SETTINGS = (
+    "lora_rank",
+    "train_window",
+    "pack_utterances",
+    "timestamp_probability",
+    "learning_rate",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "fp16",
+    "bf16",
+    "seed",
+)
 
 
 def curve_table(history: list[dict[str, Any]]) -> str:
-    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation; nothing before the first."""
-    lines, loss = [], math.nan
+    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation; nothing
+    before the first. history: the trainer's log."""
+    rows = []
+    training_loss = math.nan
     for entry in history:
-        loss = entry.get("loss", loss)
+        training_loss = entry.get("loss", training_loss)
         if "eval_wer" in entry:
-            scores = {name: f"{entry[name]:.4g}" for name in ("eval_loss", "eval_wer", "eval_cer")}
-            lines.append({"step": entry["step"], "loss": f"{loss:.4g}", **scores})
-    return make_markdown_table(lines)
+            row = {"step": entry["step"], "loss": f"{training_loss:.4g}"}
+            for name in ("eval_loss", "eval_wer", "eval_cer"):
+                row[name] = f"{entry[name]:.4g}"
+            rows.append(row)
+    return make_markdown_table(rows)
 
 
-def card_metadata(
-    info: dict[str, Any], metrics: dict[str, float], languages: list[str], name: str
-) -> str:
-    """The card's YAML: what the Hub reads, with one result for each set, split and kind of error rate."""
-    base, results = info["identity"]["model_name_or_path"], []
-    sources = [(role, source) for role, sources in info["data"].items() for source in sources]
-    kinds = {"wer_norm": "WER, normalised", "wer_ortho": "WER, as written", "cer": "CER"}
-    for (role, source), (kind, title) in itertools.product(sources, kinds.items()):
-        key = "_".join(
-            filter(None, (role, source["record"] if len(info["data"][role]) > 1 else "", kind))
-        )
-        if role != "train" and key in metrics:
-            place = {f"dataset_{what}": source[what] for what in ("split", "revision")}
-            place |= {"dataset_config": source["config_name"] or "default", "metric_name": title}
-            what = (
-                "automatic-speech-recognition",
-                source["name"],
-                source["name"],
-                kind.split("_")[0],
-            )
-            results.append(huggingface_hub.EvalResult(*what, round(metrics[key], 2), **place))
-    return huggingface_hub.ModelCardData(
-        language=languages[0] if len(languages) == 1 else languages,
-        license=info.get("base_licence"),
-        library_name="transformers",
-        pipeline_tag="automatic-speech-recognition",
-        base_model=None if Path(base).exists() else base,
-        datasets=sorted(
-            {source["name"] for _, source in sources if not Path(source["name"]).exists()}
-        )
-        or None,
-        metrics=["wer", "cer"],
-        tags=["whisper", "speech", "generated_from_trainer", *languages],
-        model_name=name,
-        eval_results=results or None,
-    ).to_yaml()
+def eval_results(
+    data: dict[str, list[dict[str, Any]]], metrics: dict[str, float]
+) -> list[huggingface_hub.EvalResult]:
+    """One result for each scored set and kind of error rate. data: the sets of run_info.json."""
+    results = []
+    for role, sources in data.items():
+        for source in sources if role != "train" else ():
+            prefix = f"{role}_{source['record']}" if len(sources) > 1 else role
+            for kind, title in RESULTS.items():
+                value = metrics.get(f"{prefix}_{kind}")
+                if value is None:
+                    continue
+                result = huggingface_hub.EvalResult(
+                    task_type=TASK,
+                    dataset_type=source["name"],
+                    dataset_name=source["name"],
+                    dataset_config=source["config_name"] or "default",
+                    dataset_split=source["split"],
+                    dataset_revision=source["revision"],
+                    metric_type=kind.split("_")[0],
+                    metric_name=title,
+                    metric_value=round(value, 2),
+                )
+                results.append(result)
+    return results
 
 
-def model_card(
-    info: dict, languages: list[str], name: str, metrics: dict[str, float], history: list[dict]
-) -> str:
-    """README.md of the trained model: metadata, scores, curve, how to use it, settings, the command, versions."""
-    base = info["identity"]["model_name_or_path"]
-    datasets_used = {
-        Path(source["name"]).name for sources in info["data"].values() for source in sources
-    }
-    names = """lora_rank train_window pack_utterances timestamp_probability learning_rate max_steps
-        per_device_train_batch_size gradient_accumulation_steps fp16 bf16 seed"""
-    audio, hours = metrics.get("train_audio_hours", 0.0), metrics.get("train_hours", 0.0)
-    rows, rejected = (int(metrics.get(key, 0)) for key in ("train_rows", "train_rejected"))
-    trained = f"{rows} rows ({rejected} of them rejected), {audio:.2f} h of audio, in {hours:.2f} h"
-    facts = {
-        "training": trained if rows else "none by this run",
-        "settings": ", ".join(f"{key} {info['arguments'][key]}" for key in names.split()),
-        "hardware": ", ".join(info["machine"]["gpus"]) or f"{info['machine']['cores']} CPU cores",
-        "versions": ", ".join(
-            f"{key} {found}" for key, found in {**info["versions"], "git": info["git"]}.items()
-        ),
-    }
-    sets = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
-    spoken = f'"{languages[0]}"' if len(languages) == 1 else None
+def describe_training(metrics: dict[str, float]) -> str:
+    """How much the model was trained on, and for how long."""
+    num_rows = int(metrics.get("train_rows", 0))
+    if num_rows == 0:
+        return "none by this run"
+    num_rejected = int(metrics.get("train_rejected", 0))
+    audio_in_hours = metrics.get("train_audio_hours", 0.0)
+    time_in_hours = metrics.get("train_hours", 0.0)
     return (
-        f"---\n{card_metadata(info, metrics, languages, name)}\n---\n\n# {name}\n\n{Path(base).name} fine-tuned on "
-        f"{', '.join(sorted(datasets_used))}; scored by real generation.\n\n```\n{score_table(metrics, sets)}\n```\n\n"
-        f"{curve_table(history)}\n\n```python\nfrom transformers import pipeline\n\n"
-        f'print(pipeline("automatic-speech-recognition", model="{name}")("speech.flac")["text"])\n```\n\n'
-        "With faster-whisper:\n\n```bash\npip install faster-whisper 'av<19'\n"
-        f"ct2-transformers-converter --model {name} --output_dir whisper-ct2 "
-        "--copy_files tokenizer.json preprocessor_config.json\n```\n\n```python\n"
-        'from faster_whisper import WhisperModel\n\nmodel = WhisperModel("whisper-ct2")\n'
-        f'segments, _ = model.transcribe("speech.flac", language={spoken}, without_timestamps=True)\n'
-        'print("".join(segment.text for segment in segments))\n```\n\n'
-        + "".join(f"* {title}: {text}\n" for title, text in facts.items())
-        + f"\n```\n{info['command']}\n```\n"
+        f"{num_rows} rows ({num_rejected} of them rejected), {audio_in_hours:.2f} h of audio, "
+        f"in {time_in_hours:.2f} h"
     )
+
+
+@dataclass(kw_only=True)
+class CardWriter:
+    """Writes the model card at every save, from what is known by then."""
+
+    run_info: dict[str, Any]
+    languages: list[str]  # codes, 'en' for a model that knows English only
+    model_name: str
+    has_training_code: bool  # it is uploaded beside the card
+    early_metrics: dict[str, float] = field(default_factory=dict)  # known before training
+
+    def __post_init__(self) -> None:
+        self.info = public_run_info(self.run_info)  # the card has no other source
+
+    def during_training(self, history: list[dict[str, Any]], totals: dict[str, float]) -> str:
+        """The card of a model that is still trained. totals: what it was trained on so far."""
+        return self.write(self.early_metrics | last_scores(history) | totals, history)
+
+    def write(self, metrics: dict[str, float], history: list[dict[str, Any]]) -> str:
+        """The text of README.md. history: the trainer's log."""
+        info = self.info
+        base_model = info["identity"]["model_name_or_path"]
+        is_local_model = base_model == LOCAL_MODEL
+        names = {source["name"] for sources in info["data"].values() for source in sources}
+        eval_sources = info["data"].get("eval", [])
+        versions = info["versions"] | ({"git": info["git"]} if info["git"] else {})
+        card = huggingface_hub.ModelCard.from_template(
+            self.metadata(metrics),
+            template_path=str(TEMPLATE),
+            title=self.model_name,
+            base="A local model" if is_local_model else Path(base_model).name,
+            data=", ".join(sorted(Path(name).name for name in names)),
+            scores=score_table(metrics, [s["record"] for s in eval_sources if s["record"]]),
+            curve=curve_table(history),
+            spoken=f'"{self.languages[0]}"' if len(self.languages) == 1 else "None",
+            training=describe_training(metrics),
+            settings=", ".join(f"{name} {info['arguments'][name]}" for name in SETTINGS),
+            hardware=", ".join(info["machine"]["gpus"]) or f"{info['machine']['cores']} CPU cores",
+            versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+            has_training_code=self.has_training_code,
+            command=info["command"],
+        )
+        return str(card)
+
+    def metadata(self, metrics: dict[str, float]) -> huggingface_hub.ModelCardData:
+        """What the Hub reads: the card's YAML."""
+        base_model = self.info["identity"]["model_name_or_path"]
+        names = {source["name"] for sources in self.info["data"].values() for source in sources}
+        return huggingface_hub.ModelCardData(
+            language=self.languages[0] if len(self.languages) == 1 else self.languages,
+            license=self.info["base_licence"],
+            library_name="transformers",
+            pipeline_tag=TASK,
+            base_model=None if base_model == LOCAL_MODEL else base_model,
+            datasets=sorted(names - {LOCAL_DATA}) or None,
+            metrics=["wer", "cer"],
+            tags=["whisper", "speech", "generated_from_trainer", *self.languages],
+            model_name=self.model_name,
+            eval_results=eval_results(self.info["data"], metrics) or None,
+        )

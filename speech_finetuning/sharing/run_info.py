@@ -16,76 +16,142 @@ import torch
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import redacted
 from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.sharing.public import is_hub_name, public_identity
+
+PROJECT = Path(__file__).parents[2]
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "huggingface_hub",
+    "evaluate",
+    "jiwer",
+    "soundfile",
+    "soxr",
+    "numpy",
+)
 
 
 def run_identity(model_args: Any, records: list[Any]) -> dict[str, Any]:
-    """What makes two starts the same run; a folder that holds another one's weights is refused."""
-    names = "dataset_name dataset_config_name train_split_name audio_column_name text_column_name language task"
-    sources = [{name: getattr(record, name) for name in names.split()} for record in records]
+    """What makes two starts the same run: the model, and which data is read how."""
+    sources = [
+        {
+            "dataset_name": record.dataset_name,
+            "dataset_config_name": record.dataset_config_name,
+            "train_split_name": record.train_split_name,
+            "audio_column_name": record.audio_column_name,
+            "text_column_name": record.text_column_name,
+            "language": record.language,
+            "task": record.task,
+        }
+        for record in records
+    ]
     model = {
-        name: getattr(model_args, name)
-        for name in ("model_name_or_path", "model_revision", "lora_rank")
+        "model_name_or_path": model_args.model_name_or_path,
+        "model_revision": model_args.model_revision,
+        "lora_rank": model_args.lora_rank,
     }
-    return {**model, **(sources[0] if len(sources) == 1 else {"data_mix": sources})}
+    if len(sources) == 1:
+        return model | sources[0]
+    return model | {"data_mix": sources}
 
 
-def check_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
-    """Raises UserError if output_dir holds weights or checkpoints that are not this run's (it may be './' if not)."""
+def claim_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
+    """Makes sure that the folder, which may be './', holds no weights or checkpoints of another
+    run. Raises: UserError."""
     patterns = ("checkpoint-*", "*.safetensors", "pytorch_model*.bin")
     weights = [path for pattern in patterns for path in output_dir.glob(pattern)]
     if not weights:
         return
     record = output_dir / "run_info.json"
-    previous = (
-        json.loads(record.read_text(encoding="utf-8")).get("identity", {})
-        if record.is_file()
-        else {}
-    )
+    previous = {}
+    if record.is_file():
+        previous = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
+    # A clone of the repository on the Hub has the record without local names.
+    hub_names = [name for name in hub_names_of(identity) if is_hub_name(name)]
+    uploaded = public_identity(identity, hub_names)
     changed = [
         f"{name} was {previous.get(name)!r}"
         for name, value in identity.items()
-        if previous.get(name) != value
+        if previous.get(name) not in (value, uploaded[name])
     ]
     if changed:
         reason = "; ".join(changed) if previous else "there is no run_info.json of this script"
         raise UserError(
-            f"--output_dir {output_dir} has {weights[0].name} of another run ({reason}). Choose another."
+            f"--output_dir {output_dir} has {weights[0].name} of another run ({reason}). "
+            "Choose another."
         )
 
 
-def run_info(
-    argv: list[str], arguments: dict, sets: dict[str, list[SpeechDataset]], identity: dict
-) -> dict[str, Any]:
-    """What is needed to understand and repeat the run: command, arguments, versions, git, data, machine."""
-    packages = (
-        "torch transformers datasets accelerate huggingface_hub evaluate jiwer soundfile soxr numpy"
-    )
-    versions = {name: importlib.metadata.version(name) for name in packages.split()}
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    names = ("record", "name", "config_name", "split", "kind", "revision", "num_rows")
-    data = {
-        role: [{n: getattr(item.source, n) for n in names} for item in items]
-        for role, items in sets.items()
-    }
-    machine = {
+def hub_names_of(identity: dict[str, Any]) -> list[str]:
+    """The model and the data sets of a run: names on the Hub or local paths."""
+    sources = identity.get("data_mix", [identity])
+    return [identity["model_name_or_path"], *(source["dataset_name"] for source in sources)]
+
+
+def describe_git(folder: Path) -> str | None:
+    """The commit that the code is of, with -dirty if it was changed since; None outside git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def describe_machine() -> dict[str, Any]:
+    return {
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
     }
+
+
+def describe_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions["torch"] = torch.__version__  # with its build
+    return versions
+
+
+def describe_dataset(dataset: SpeechDataset) -> dict[str, Any]:
+    source = dataset.source
     return {
-        "command": redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv])),
+        "record": source.record,
+        "name": source.name,
+        "config_name": source.config_name,
+        "split": source.split,
+        "kind": source.kind,
+        "revision": source.revision,
+        "num_rows": source.num_rows,
+    }
+
+
+def collect_run_info(
+    *,
+    argv: list[str],
+    arguments: dict[str, Any],
+    speech: dict[str, list[SpeechDataset]],
+    identity: dict[str, Any],
+    base_licence: str | None,
+) -> dict[str, Any]:
+    """What is needed to understand and repeat the run: run_info.json. `sharing.public` makes of it
+    what is uploaded. speech: data sets by role. hub_names: whatever else is named is local."""
+    command = shlex.join(["python", Path(sys.argv[0]).name, *argv])
+    return {
+        "command": redacted(command),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "identity": identity,
         "arguments": json.loads(redacted(json.dumps(arguments, default=str))),
-        "versions": {
-            "python": platform.python_version(),
-            **versions,
-            "torch": torch.__version__,
-        },  # with its build
-        "git": subprocess.getoutput(
-            f"git -C '{Path(__file__).parents[2]}' describe --always --dirty --abbrev=40"
-        ),
-        "data": data,
-        "machine": machine,
+        "versions": describe_versions(),
+        "git": describe_git(PROJECT),
+        "data": {
+            role: [describe_dataset(dataset) for dataset in datasets]
+            for role, datasets in speech.items()
+        },
+        "machine": describe_machine(),
+        "hub_names": sorted(set(filter(is_hub_name, hub_names_of(identity)))),
+        "base_licence": base_licence,
     }

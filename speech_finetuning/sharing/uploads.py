@@ -1,186 +1,210 @@
 """Uploads that cannot hurt a run."""
 
 import atexit
+import contextlib
+import enum
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from speech_finetuning.base.errors import RunEnded, one_line
-from speech_finetuning.base.files import redacted, without_folders
+from speech_finetuning.base.files import printable, redacted
+from speech_finetuning.sharing.snapshot import PROJECT, write_snapshot
+from speech_finetuning.sharing.uploader import REFUSED
 
 logger = logging.getLogger(__name__)
 
 SLOWEST_UPLOAD_IN_BYTES_PER_SECOND = 500_000  # what is slower counts as hung
-# By name, never by folder: output_dir may be "./" with .git, .env and .venv in it.
-MODEL_FILES = """*.safetensors *.safetensors.index.json config.json generation_config.json processor_config.json
-preprocessor_config.json tokenizer*.json vocab.json merges.txt normalizer.json *_tokens*.json adapter_*""".split()
-REPORT_FILES = """run_info.json all_results.json scorecard.json runs/[A-Z]*/events* runs/data/events*""".split()
-TRANSCRIPT_FILES = (
-    "predictions_*.jsonl worst_*.txt".split()
-)  # with --push_predictions only: data may be private
+MAX_REFUSALS = 3  # in a row at the end of the run, before it is given up
+LONGEST_PAUSE_IN_SECONDS = 60.0
+ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours, cursor movements
 
 
-def link_files(source: Path, patterns: list[str], target: Path) -> None:
-    """Copies the files that are named; weights and optimiser states as hard links, which rotation cannot touch. Texts
-    lose tokens and local paths."""
-    for path in [path for pattern in patterns for path in source.glob(pattern) if path.is_file()]:
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        if path.suffix in (".json", ".jsonl", ".txt") and not path.name.startswith(
-            ("tokenizer", "merges")
-        ):
-            place.write_text(without_folders(path.read_text(encoding="utf-8")), encoding="utf-8")
-            continue
-        try:
-            (os.link if path.suffix in (".safetensors", ".pt") else shutil.copy2)(path, place)
-        except OSError:  # a file system without hard links
-            shutil.copy2(path, place)
+class UploadState(enum.Enum):
+    IDLE = "everything is uploaded"
+    READY = "a snapshot waits to be uploaded"
+    UPLOADING = "a process is uploading a snapshot"
+    FAILED = "the last upload failed; its files go up with the next snapshot"
 
 
+@dataclass(kw_only=True)
 class HubUploads:
-    """Uploads snapshots by the `hf` command, a child process with a deadline, so that a hung server can block neither
-    training nor exit. What is saved during an upload follows it; what failed is tried again with the next save."""
+    """Uploads snapshots of the model, each by a process of its own with a deadline, so that a hung
+    server blocks neither training nor exit. A snapshot taken during an upload follows it; what
+    could not be uploaded goes up with the next snapshot."""
 
-    def __init__(
-        self, repo_id: str, output_dir: Path, strategy: str, has_texts: bool, wait_in_seconds: float
-    ) -> None:
-        self.repo_id, self.output_dir, self.strategy = repo_id, output_dir, strategy
-        self.patterns, self.wait_in_seconds = (
-            REPORT_FILES + TRANSCRIPT_FILES * has_texts,
-            wait_in_seconds,
-        )
-        self.current, self.next = (
-            output_dir / "_upload" / "current",
-            output_dir / "_upload" / "next",
-        )
-        self.child: subprocess.Popen | None = None
-        self.is_due, self.num_pushed, self.error, self.deadline = False, 0, "", 0.0
-        self.write_card: Callable[[list[dict]], str] = lambda history: ""
-        shutil.rmtree(self.next.parent, ignore_errors=True)
+    repo_id: str
+    output_dir: Path
+    strategy: str  # --hub_strategy: every_save, checkpoint, all_checkpoints or end
+    with_transcripts: bool
+    must_be_private: bool
+    wait_in_seconds: float  # for a hung upload, and for a Hub that fails at the end of the run
+    state: UploadState = UploadState.IDLE
+    num_uploads: int = 0
+    error: str = ""  # of the last upload
+    was_refused: bool = False
+    child: subprocess.Popen | None = field(default=None, repr=False)
+    deadline: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.folder = self.output_dir / "_upload"
+        self.current = self.folder / "current"  # the snapshot that is being uploaded
+        self.next = self.folder / "next"  # the one that follows
+        self.log = self.folder / "log"
+        shutil.rmtree(self.folder, ignore_errors=True)
         atexit.register(self.cancel)
 
-    def submit(self, model: Path, history: list[dict], checkpoint: Path | None = None) -> None:
-        """Takes a snapshot of a model folder, and of a whole checkpoint if the strategy wants it, and uploads it."""
+    def submit(self, model_folder: Path, card: str, checkpoint: Path | None = None) -> None:
+        """Takes a snapshot of a model, and of a checkpoint if that is wanted, and uploads it.
+        card: the text of README.md. checkpoint: None at the end of the run. Raises: OSError."""
         if checkpoint is not None and self.strategy == "end":
             return
-        link_files(model, MODEL_FILES, self.next)
-        link_files(self.output_dir, self.patterns, self.next)
-        shutil.copy2(
-            Path(__file__).parents[2] / "run_speech_recognition_seq2seq_streaming.py", self.next
+        if self.strategy not in ("checkpoint", "all_checkpoints"):
+            checkpoint = None
+        write_snapshot(
+            self.next,
+            model_folder=model_folder,
+            output_dir=self.output_dir,
+            card=card,
+            checkpoint=checkpoint,
+            checkpoint_name="last-checkpoint" if self.strategy == "checkpoint" else None,
+            with_transcripts=self.with_transcripts,
         )
-        (self.next / "README.md").write_text(
-            without_folders(self.write_card(history)), encoding="utf-8"
-        )
-        if checkpoint is not None and self.strategy != "every_save":
-            name = "last-checkpoint" if self.strategy == "checkpoint" else checkpoint.name
-            files = [
-                path
-                for path in checkpoint.rglob("*")
-                if path.is_file() and path.name != "training_args.bin"
-            ]
-            link_files(
-                checkpoint, [str(path.relative_to(checkpoint)) for path in files], self.next / name
-            )
-        self.is_due = True
+        if self.state is not UploadState.UPLOADING:
+            self.state = UploadState.READY
         self.poll()
 
     def poll(self) -> None:
-        """Notes how the running upload ended, ends it if it takes too long, and starts the next one if it is due."""
+        """Notes how the running upload has ended, ends it if it takes too long, and starts the next
+        one if it is due."""
         try:
-            if self.child is not None:
-                code = self.child.poll()
-                if code is None and time.monotonic() < self.deadline:
-                    return
-                self.cancel()
-                self.note(code)
-            self.start()
-        except OSError as error:  # a full disk; `finish` tries again as long as there is an error
+            if self.state is UploadState.UPLOADING:
+                self.check_on_upload()
+            if self.state is UploadState.READY:
+                self.start()
+        except OSError as error:  # a full disk
             self.error = one_line(error)
+            self.was_refused = False
+            self.state = UploadState.FAILED
             logger.warning("hub: an upload could not start: %s", self.error)
-            if self.current.exists() and not self.next.exists():
-                self.current.rename(self.next)
 
     def start(self) -> None:
-        """Starts the next upload if it is due. Raises: OSError."""
-        if self.is_due and self.next.exists() and self.child is None:
-            self.is_due = False
-            self.next.rename(self.current)
-            size = sum(path.stat().st_size for path in self.current.rglob("*"))
-            self.deadline = (
-                time.monotonic() + self.wait_in_seconds + size / SLOWEST_UPLOAD_IN_BYTES_PER_SECOND
+        """Starts a process that uploads the next snapshot. Raises: OSError."""
+        if self.current.exists():  # a full disk has kept it there
+            self.keep_for_next()
+        self.next.rename(self.current)
+        num_bytes = sum(path.stat().st_size for path in self.current.rglob("*"))
+        transfer_in_seconds = num_bytes / SLOWEST_UPLOAD_IN_BYTES_PER_SECOND
+        command = [sys.executable, "-P", "-m", "speech_finetuning.sharing.uploader"]
+        command += [self.repo_id, str(self.current), "--parent_pid", str(os.getpid())]
+        if self.must_be_private:
+            command.append("--must_be_private")
+        search_path = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, search_path)),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_COLOR": "1",
+        }
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,  # its end tells the child that this process has ended
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                # The terminal's Ctrl-C is for the trainer, which decides.
+                start_new_session=True,
             )
-            words = [
-                sys.executable,
-                "-m",
-                "huggingface_hub.cli.hf",
-                "upload",
-                self.repo_id,
-                str(self.current),
-                ".",
-            ]
-            how = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-            with open(self.current.parent / "log", "w", encoding="utf-8") as log:
-                # In a session of its own: the terminal's Ctrl-C is for the trainer, which decides.
-                self.child = subprocess.Popen(words, stdout=log, start_new_session=True, **how)
+        self.deadline = time.monotonic() + self.wait_in_seconds + transfer_in_seconds
+        self.state = UploadState.UPLOADING
 
-    def note(self, code: int | None) -> None:
-        """Counts an upload that has ended; what failed stays for the next one, under what was saved since."""
-        self.child, self.error = None, ""
+    def check_on_upload(self) -> None:
+        """Notes how the upload has ended, if it has or if its time is over. Raises: OSError."""
+        code = self.child.poll()
+        if code is None and time.monotonic() < self.deadline:
+            return
+        self.cancel()
         if code == 0:
-            self.num_pushed += 1
-        else:
-            log = self.current.parent / "log"
-            text = (
-                log.read_text(encoding="utf-8", errors="replace")
-                if log.exists()
-                else "its snapshot has vanished"
-            )
-            self.error = (
-                "no end in time" if code is None else redacted(" ".join(text.split()))[-300:]
-            )
-            logger.warning(
-                "hub: an upload failed (%s); it is tried again with the next save.", self.error
-            )
-            if self.next.exists() and self.current.exists():
-                shutil.copytree(
-                    self.next, self.current, copy_function=os.replace, dirs_exist_ok=True
-                )
-                shutil.rmtree(self.next)
-            if self.current.exists():
-                self.current.rename(self.next)
-        shutil.rmtree(self.current, ignore_errors=True)
+            self.num_uploads += 1
+            self.error = ""
+            self.state = UploadState.READY if self.next.exists() else UploadState.IDLE
+            shutil.rmtree(self.current)
+            self.tidy()
+            return
+        self.error = "it did not end in time" if code is None else self.last_words()
+        self.was_refused = code == REFUSED
+        logger.warning(
+            "hub: an upload failed (%s); it is tried again with the next save.", self.error
+        )
+        self.state = UploadState.READY if self.next.exists() else UploadState.FAILED
+        self.keep_for_next()
+
+    def keep_for_next(self) -> None:
+        """Puts what could not be uploaded under what was saved since."""
+        if not self.current.exists():  # somebody has deleted it
+            return
+        if self.next.exists():
+            shutil.copytree(self.next, self.current, copy_function=os.replace, dirs_exist_ok=True)
+            shutil.rmtree(self.next)
+        self.current.rename(self.next)
+
+    def last_words(self) -> str:
+        """Why the upload failed: the last line that its process wrote, as clean text."""
+        text = ""
+        with contextlib.suppress(OSError):
+            text = ANSI_SEQUENCE.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
+        lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+        last = lines[-1] if lines else f"its process ended with code {self.child.returncode}"
+        return textwrap.shorten(printable(redacted(last)), 300, placeholder=" ...")
+
+    def tidy(self) -> None:
+        """Removes the log of an upload that worked, and the folder if nothing waits in it."""
+        self.log.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a snapshot waits
+            self.folder.rmdir()
 
     def cancel(self) -> None:
-        """Ends the running upload."""
+        """Ends the running upload, if there is one."""
         if self.child is not None:
             self.child.kill()
             self.child.wait()
+            self.child.stdin.close()
 
     def figures(self) -> dict[str, int]:
-        return {
-            "hub_pushed": self.num_pushed,
-            "hub_pending": int(self.child is not None) + int(self.next.exists()),
-        }
+        """For the log: snapshots uploaded, and those that wait or are being uploaded."""
+        num_pending = int(self.state is UploadState.UPLOADING) + int(self.next.exists())
+        return {"hub_pushed": self.num_uploads, "hub_pending": num_pending}
 
     def finish(self) -> None:
-        """Waits until all is uploaded, with new tries. Raises: RunEnded(76) with the command that finishes it."""
-        give_up, pause = time.monotonic() + self.wait_in_seconds, 1.0
-        while self.child is not None or self.next.exists():
+        """Waits until everything is uploaded, with new tries.
+        Raises: RunEnded(76) with the command that finishes it."""
+        give_up_at = time.monotonic() + self.wait_in_seconds
+        num_refusals = 0
+        pause_in_seconds = 1.0
+        while self.state is not UploadState.IDLE:
             self.poll()
-            time.sleep(0.2)
-            if self.child is None and self.error:
-                if time.monotonic() > give_up:
-                    words = shlex.join(["hf", "upload", self.repo_id, str(self.next), "."])
-                    raise RunEnded(
-                        76,
-                        f"trained and saved, but not uploaded ({self.error}). Finish with: {words}",
-                    )
-                time.sleep(pause)
-                pause, self.is_due = min(2 * pause, 60.0), True
+            if self.state is UploadState.UPLOADING:
+                time.sleep(0.2)
+            if self.state is UploadState.FAILED:
+                num_refusals = num_refusals + 1 if self.was_refused else 0
+                if num_refusals >= MAX_REFUSALS or time.monotonic() > give_up_at:
+                    raise RunEnded(76, self.ending())
+                time.sleep(pause_in_seconds)
+                pause_in_seconds = min(2 * pause_in_seconds, LONGEST_PAUSE_IN_SECONDS)
+                self.state = UploadState.READY
+
+    def ending(self) -> str:
+        """What a run says that could not upload everything."""
+        folder = self.next if self.next.exists() else self.current
+        # `hf upload` creates a repository that is missing: never a public one.
+        command = shlex.join(["hf", "upload", self.repo_id, str(folder), ".", "--private"])
+        return f"trained and saved, but not uploaded ({self.error}). Finish with: {command}"

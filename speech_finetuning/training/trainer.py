@@ -60,6 +60,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         stop: StopSignals,
         eval_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         uploads: Any = None,
+        card_writer: Any = None,
         train_window: Literal["full", "longest"] = "full",
         full_window_fraction: float = 1.0,
         max_train_time_in_hours: float | None = None,
@@ -70,6 +71,7 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
         self.progress = progress
         self.stop = stop
         self.uploads = uploads
+        self.card_writer = card_writer
         self.train_window = train_window
         self.full_window_fraction = full_window_fraction
         self.deadline = time.monotonic() + 3600 * (max_train_time_in_hours or math.inf)
@@ -486,13 +488,16 @@ class SpeechTrainer(transformers.Seq2SeqTrainer):
                 if has_adapters := bool(adapted_layers(self.model)):  # others get plain weights
                     self.try_to_save(self.save_model)
                 folder = output_dir if has_adapters else output_dir / name
-                self.try_to_save(
-                    self.uploads.submit, folder, self.state.log_history, output_dir / name
-                )
+                self.try_to_save(self.submit_upload, folder, output_dir / name)
             rotate_checkpoints(
                 str(output_dir), self.args.save_total_limit, self.state.best_model_checkpoint
             )
         self.stop.is_deferred = was_deferred
+
+    def submit_upload(self, model_folder: Path, checkpoint: Path) -> None:
+        """Has what was saved uploaded, with a card of what is known by now."""
+        card = self.card_writer.during_training(self.state.log_history, self.progress.totals())
+        self.uploads.submit(model_folder, card, checkpoint)
 
     def try_to_save(self, save: Callable[..., None], *args: Any) -> None:
         """save(*args), its error noted instead of raised: older checkpoints are kept, the next save tries again."""

@@ -677,31 +677,43 @@ def test_what_waiting_cannot_mend_ends_at_once(
     hub.remove_faults()
 
 
-@pytest.mark.parametrize("where", ["Popen", "rmtree"])
+@pytest.mark.parametrize("where", ["Popen", "rename"])
 def test_an_upload_that_the_disk_prevents_is_neither_lost_nor_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ):
-    """The disk is full when the upload starts, or when its end is noted; then it is not, and the upload fails."""
+    """The disk is full when the upload starts, or when its end is noted; then it is not, and the
+    upload fails."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    uploads = HubUploads("alice/x", tmp_path, "every_save", False, 0.5)
-    module = subprocess if where == "Popen" else shutil
+    uploads = HubUploads(
+        repo_id="alice/x",
+        output_dir=tmp_path,
+        strategy="every_save",
+        with_transcripts=False,
+        must_be_private=False,
+        wait_in_seconds=0.5,
+    )
+    module = subprocess if where == "Popen" else Path
     real, fails = getattr(module, where), [OSError(28, "No space left on device")]
+    num_calls_before = 0 if where == "Popen" else 1  # the first one starts the upload
 
     def full(*args: object, **kwargs: object) -> object:
-        if fails:
+        nonlocal num_calls_before
+        num_calls_before -= 1
+        if fails and num_calls_before < 0:
             raise fails.pop()
         return real(*args, **kwargs)
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(module, where, full)
-    uploads.submit(tmp_path / "model", [])
+    uploads.submit(tmp_path / "model", "card")
     with pytest.raises(
         RunEnded, match="trained and saved, but not uploaded .*hf upload alice/x"
     ) as ending:
         uploads.finish()
     assert ending.value.code == 76 and not fails
-    assert (tmp_path / "_upload" / "next" / "config.json").is_file()
+    folder = ending.value.reason.split("hf upload alice/x ")[1].split()[0]
+    assert Path(folder, "config.json").is_file()
 
 
 def test_a_disk_that_is_full_at_the_end_is_one_line(

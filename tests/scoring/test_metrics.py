@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Sequence
 
 import datasets
-import huggingface_hub
 import jiwer
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from speech_finetuning.scoring.metrics import SpeechErrors, has_loop
 from speech_finetuning.scoring.predictions import write_predictions
 from speech_finetuning.scoring.readings import NORM, NORM_MARKS, ScoringTarget, text_normalizers
 from speech_finetuning.scoring.scorecard import Scorecard
-from speech_finetuning.sharing.model_card import model_card
 
 # Accents in one and in two code points, scripts without capitals or spaces, a word that sounds twice.
 WORDS = "uno dos tres año über cafe\u0301 café żółć naïve नमस्ते ภาษาไทย 你好 Ελλάδα привет l'été x".split()
@@ -202,48 +200,6 @@ def test_two_hundred_random_pairs_equal_jiwer(preparer):
     )
     counts = ("substitutions", "deletions", "insertions", "hits")
     assert [metrics[name] for name in counts] == [getattr(truth, name) for name in counts]
-
-
-def test_a_card_survives_quotes_colons_and_other_alphabets():
-    odd = "a: \"b\" 'c' #d | - ünï नमस्ते"
-    source = {
-        "record": "",
-        "name": odd,
-        "config_name": odd,
-        "split": "validation",
-        "kind": "parquet",
-        "revision": None,
-    }
-    info = {
-        "identity": {"model_name_or_path": "openai/whisper-tiny"},
-        "data": {"train": [source | {"split": "train"}], "eval": [source]},
-        "arguments": dict.fromkeys(
-            "lora_rank train_window pack_utterances timestamp_probability learning_rate max_steps "
-            "per_device_train_batch_size gradient_accumulation_steps fp16 bf16 seed".split(),
-            1,
-        ),
-        "machine": {"gpus": [], "cores": 2},
-        "versions": {"torch": "2"},
-        "git": "abc",
-        "command": f"python x --dataset_name {odd}",
-    }
-    names = ("wer", "cer", "wer_norm", "wer_ortho", "wer_low", "wer_high", "repetition_loops")
-    counts = dict.fromkeys(("substitutions", "deletions", "insertions", "num_rows"), 3)
-    metrics = {
-        f"{role}_{name}": 10.0 + i for role in ("eval", "zero_shot") for i, name in enumerate(names)
-    }
-    metrics |= {
-        f"{role}_{name}": value for role in ("eval", "zero_shot") for name, value in counts.items()
-    }
-    card = huggingface_hub.ModelCard(model_card(info, ["no"], odd, metrics, []))
-    assert card.data.language == "no" and card.data.license is None
-    assert card.data.datasets == [odd] and card.data.model_name == odd
-    found = {r.metric_name: r.metric_value for r in card.data.eval_results}
-    assert found == {"WER, normalised": 12.0, "WER, as written": 13.0, "CER": 11.0}
-    assert {
-        (r.dataset_name, r.dataset_config, r.dataset_split) for r in card.data.eval_results
-    } == {(odd, odd, "validation")}
-    assert "before training" in card.text and odd in card.text and "none by this run" in card.text
 
 
 def test_two_hundred_random_pairs_equal_a_plain_levenshtein():

@@ -76,11 +76,13 @@ def test_what_is_uploaded_and_what_never_is(
     stored = [request for request in hub.requests if request.host == "storage"]
     assert stored and not [request for request in stored if "authorization" in request.headers]
     files = hub.files("model", REPO)
+    code = {name: files.pop(name) for name in list(files) if name.startswith("training_code/")}
+    check_training_code(code, tmp_path / "downloaded code")
     top = {name for name in files if "/" not in name}
     assert top == {
         *"README.md all_results.json config.json generation_config.json model.safetensors run_info.json".split(),
         *"preprocessor_config.json processor_config.json scorecard.json tokenizer.json tokenizer_config.json".split(),
-        *(".gitattributes", Path(script.__file__).name),
+        ".gitattributes",
     }
     assert any(name.startswith("runs/") and "events" in name for name in files)
     last = {
@@ -95,7 +97,7 @@ def test_what_is_uploaded_and_what_never_is(
         "rng_state.pth",
         "stream_state.json",
     } <= last
-    everything = b"".join(files.values())
+    everything = b"".join([*files.values(), *code.values()])
     assert SECRET.encode() not in everything and b"training_args" not in b"".join(
         n.encode() for n in files
     )
@@ -105,11 +107,10 @@ def test_what_is_uploaded_and_what_never_is(
     assert len(local) == 8 and not [
         name for name in files if "prediction" in name or "worst" in name
     ]
-    script_text = Path(script.__file__).read_bytes()
     transcripts = {json.loads(line)["reference"].encode() for line in local} | {
         json.loads(line)["prediction"].encode() for line in local
     }
-    rest = b"".join(data for name, data in files.items() if data != script_text)
+    rest = b"".join(files.values())
     assert not [text for text in transcripts if len(text) > 12 and text in rest]
     assert (
         load(files["model.safetensors"]).keys() == load_file(tmp_path / "model.safetensors").keys()
@@ -127,11 +128,36 @@ def test_what_is_uploaded_and_what_never_is(
     )
     folder = tmp_path / "downloaded"
     for name in top:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(files[name])
     assert AutoModelForSpeechSeq2Seq.from_pretrained(folder) and AutoProcessor.from_pretrained(
         folder
     )
+
+
+def check_training_code(files: dict[str, bytes], folder: Path) -> None:
+    """The code on the Hub is all of it and no more, and runs where it is downloaded."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    names = {name.removeprefix("training_code/") for name in files}
+    project = Path(script.__file__).parent
+    modules = project.glob("speech_finetuning/**/*.py")
+    expected = {path.relative_to(project).as_posix() for path in modules}
+    assert expected | {"LICENSE", "requirements.txt", Path(script.__file__).name} <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = folder / "training_code" / Path(script.__file__).name
+    result = subprocess.run(
+        [sys.executable, program, "--help"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--max_network_wait_in_minutes" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -304,7 +330,8 @@ def uploaders(folder: Path) -> list[str]:
             words = path.read_bytes().decode().split("\0")
         except OSError:
             continue
-        if "upload" in words and os.path.realpath(path.parent / "cwd") == str(folder.resolve()):
+        is_here = os.path.realpath(path.parent / "cwd") == str(folder.resolve())
+        if is_here and "speech_finetuning.sharing.uploader" in words:
             found.append(" ".join(words))
     return found
 

@@ -1,0 +1,109 @@
+"""The model card: what the Hub reads of it, and what everybody may see of the run."""
+
+import shlex
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from speech_finetuning.sharing.model_card import SETTINGS, CardWriter, curve_table
+
+ODD = "a: \"b\" 'c' #d | - ünï नमस्ते"
+
+
+def make_info(**changes: Any) -> dict[str, Any]:
+    """run_info.json of a run on a data set of the Hub with an odd name."""
+    source = {
+        "record": "",
+        "name": ODD,
+        "config_name": ODD,
+        "split": "validation",
+        "kind": "parquet",
+        "revision": "abc",
+        "num_rows": 3,
+    }
+    return {
+        "command": "python /opt/code/x.py --dataset_name x --max_steps 6",
+        "started": "2026-01-01T00:00:00Z",
+        "identity": {"model_name_or_path": "openai/whisper-tiny", "dataset_name": ODD},
+        "arguments": dict.fromkeys(SETTINGS, 1),
+        "versions": {"torch": "2"},
+        "git": None,
+        "data": {"train": [source | {"split": "train"}], "eval": [source]},
+        "machine": {"gpus": [], "cores": 2},
+        "hub_names": ["openai/whisper-tiny", ODD],
+        "base_licence": None,
+        **changes,
+    }
+
+
+def make_card(info: dict[str, Any], **changes: Any) -> huggingface_hub.ModelCard:
+    names = ("wer", "cer", "wer_norm", "wer_ortho", "wer_low", "wer_high", "repetition_loops")
+    metrics = {}
+    for role in ("eval", "zero_shot"):
+        metrics |= {f"{role}_{name}": 10.0 + i for i, name in enumerate(names)}
+        for name in ("substitutions", "deletions", "insertions", "num_rows"):
+            metrics[f"{role}_{name}"] = 3
+    settings = {
+        "run_info": info,
+        "languages": ["no"],
+        "model_name": ODD,
+        "has_training_code": False,
+        **changes,
+    }
+    return huggingface_hub.ModelCard(CardWriter(**settings).write(metrics, []))
+
+
+def test_a_card_survives_quotes_colons_and_other_alphabets():
+    card = make_card(make_info(command=shlex.join(["python", "x.py", "--task", ODD])))
+    assert card.data.language == "no" and card.data.license is None
+    assert card.data.datasets == [ODD] and card.data.model_name == ODD
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found == {"WER, normalised": 12.0, "WER, as written": 13.0, "CER": 11.0}
+    places = {(r.dataset_name, r.dataset_split, r.dataset_revision) for r in card.data.eval_results}
+    assert places == {(ODD, "validation", "abc")}
+    assert "before training" in card.text and ODD in card.text
+    assert "none by this run" in card.text and "| step |" not in card.text
+
+
+def test_a_card_of_local_names_says_that_they_are_local():
+    card = make_card(make_info(hub_names=[]), has_training_code=True)
+    assert "A local model fine-tuned on local data;" in card.text
+    assert card.data.base_model is None and card.data.datasets is None
+    assert {result.dataset_name for result in card.data.eval_results} == {"local data"}
+    assert ODD not in card.content.replace(f"# {ODD}", "").replace(f'model="{ODD}"', "").replace(
+        f"--model {ODD}", ""
+    ).replace(card.data.to_yaml(), "")
+    assert "python x.py --dataset_name 'local data' --max_steps 6" in card.text
+    assert "`training_code/`" in card.text
+
+
+@pytest.mark.parametrize(("languages", "spoken"), [(["es"], '"es"'), (["es", "fr"], "None")])
+def test_the_examples_say_which_language_is_spoken(languages: list[str], spoken: str):
+    card = make_card(make_info(), languages=languages)
+    assert f"language={spoken}" in card.text
+    assert card.data.language == (languages[0] if len(languages) == 1 else languages)
+
+
+def test_the_curve_has_a_line_for_every_evaluation():
+    history = [
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "eval_loss": 1.5, "eval_wer": 50.0, "eval_cer": 20.123456},
+        {"step": 3, "loss": 1.0},
+        {"step": 4, "eval_loss": 1.25, "eval_wer": 40.0, "eval_cer": 10.0},
+    ]
+    lines = curve_table(history).splitlines()
+    assert "| step |" in lines[0] and len(lines) == 4
+    assert lines[2].replace(" ", "").startswith("|2|2|1.5|50|20.12|")
+    assert lines[3].replace(" ", "").startswith("|4|1|1.25|40|10|")
+
+
+def test_scores_of_several_sets_are_told_apart():
+    source = make_info()["data"]["eval"][0]
+    data = {"eval": [source | {"record": name} for name in ("one", "two")]}
+    writer = CardWriter(
+        run_info=make_info(data=data), languages=["es"], model_name="x", has_training_code=False
+    )
+    metrics = {"eval_one_cer": 1.234, "eval_two_cer": 2.0, "eval_cer": 3.0}
+    values = [result.metric_value for result in writer.metadata(metrics).eval_results]
+    assert values == [1.23, 2.0]
