@@ -279,6 +279,6 @@ def test_header_equals_requirements():
     source = "\n".join(path.read_text().split('"""', 2)[2] for path in files)
     for requirement in listed:
         name = requirement.split("=")[0].rstrip("><")
-        assert f"import {name}" in source or name in ("accelerate", "tensorboard"), (
+        assert f"import {name}" in source or name in ("accelerate", "tensorboard", "jinja2"), (
             f"{name} is never used"
         )
