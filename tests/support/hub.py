@@ -5,7 +5,7 @@
         hub.add_fault(path_contains="resolve", status=503, times=2)
         subprocess.run([sys.executable, ...], env=hub.environment(tmp_path, token="hf_owner_token"))
 
-    python tests/hub.py --serve dataset:alice/speech=out/speech model:alice/tiny=out/model
+    python tests/support/hub.py --serve dataset:alice/speech=out/speech model:alice/tiny=out/model
 
 The clients must run in a process of their own: they read HF_ENDPOINT when they are imported. As on the real Hub, large
 files live on a second host (`hub.storage_url`), to which `resolve` redirects. A repository belongs to the user its
@@ -50,7 +50,8 @@ LFS_SUFFIXES = {
     ".zip",
 }
 LFS_SIZE_IN_BYTES = 10 * 2**20  # larger files are LFS whatever their name
-ACTIONS = ("status", "drop", "hang", "truncate", "trickle")
+ACTIONS = ("status", "drop", "hang", "truncate", "trickle", "page", "short")
+PAGE = b"<!DOCTYPE html><html><body>Welcome! Please accept our terms of use.</body></html>"
 
 Files = Mapping[str, bytes] | str | Path  # path in the repository -> content, or a folder
 
@@ -138,9 +139,10 @@ class Repo:
 class Fault:
     """What goes wrong with the next `times` (None: with all) requests of a method whose path contains a text.
 
-    "status" answers with `status` and `headers`, "drop" hangs up: neither carries the request out. "hang" does, but
-    only after `seconds`, and only if the client still waits. "truncate" (hangs up after half of the body) and
-    "trickle" (sends the body in 20 pieces over `seconds`) carry it out.
+    "status" answers with `status` and `headers`, "page" with 200 and a page of HTML, as a proxy does, "drop" hangs up:
+    none of them carries the request out. "hang" does, but only after `seconds`, and only if the client still waits.
+    "truncate" (hangs up after half of the body), "short" (half of the body, announced as if it were all) and "trickle"
+    (sends the body in 20 pieces over `seconds`) carry it out.
     The path is quoted and has its query. Large files: "resolve/main/a.bin" is the redirect, "?name=a.bin" the content.
     """
 
@@ -605,8 +607,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fault is not None and fault.action == "status":
             answer = json_answer({"error": "injected fault"}, fault.status, fault.headers)
+        elif fault is not None and fault.action == "page":
+            answer = Answer(200, PAGE, {"Content-Type": "text/html", **fault.headers})
         else:
             answer = hub.answer(request)
+        if fault is not None and fault.action == "short":
+            answer.body = answer.body[: len(answer.body) // 2]
         request.status = answer.status
         self.send(answer, fault)
 
@@ -790,6 +796,11 @@ class Hub:
         """Adds a Fault with these fields. A request meets the first fault that matches and is not used up."""
         with self.lock:
             self.faults.append(Fault(**fields))
+
+    def remove_repo(self, kind: str, repo_id: str) -> None:
+        """Deletes a repository behind the clients' backs."""
+        with self.lock:
+            del self.repos[kind, repo_id]
 
     def remove_faults(self) -> None:
         with self.lock:

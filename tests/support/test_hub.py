@@ -430,6 +430,22 @@ def test_faults(hub: Hub) -> None:
         hub.add_fault(action="explode")
 
 
+def test_answers_that_are_not_what_was_asked_for(hub: Hub) -> None:
+    path = "/alice/open/resolve/main/a.txt"
+    hub.add_repo("model", "alice/open", {"a.txt": b"abcdef"})
+    hub.add_fault(path_contains="a.txt", action="page")
+    hub.add_fault(path_contains="a.txt", action="short", times=2)
+    status, headers, body = ask(hub.url, "GET", path)
+    assert (status, headers["content-type"]) == (200, "text/html") and b"<html>" in body
+    assert ask(hub.url, "GET", path)[::2] == (200, b"abc")
+    status, headers, body = ask(hub.url, "GET", path, Range="bytes=2-5")
+    assert (status, headers["content-range"], body) == (206, "bytes 2-5/6", b"cd")
+    assert headers["content-length"] == "2"
+    assert ask(hub.url, "GET", path)[::2] == (200, b"abcdef")
+    hub.remove_repo("model", "alice/open")
+    assert ask(hub.url, "GET", path)[0] == 401
+
+
 def test_hang_and_latency() -> None:
     path = "/alice/open/resolve/main/a.txt"
     with Hub(latency_in_seconds=0.2) as hub:
