@@ -20,7 +20,8 @@ from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, num_usable_cores,
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.positions import StreamPosition, position_after_resharding
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
-from speech_finetuning.data.sources import SourceRow, SpeechSource, load_source
+from speech_finetuning.data.shards import SourceRow
+from speech_finetuning.data.sources import SpeechSource, load_source
 from speech_finetuning.data.stream import (
     RankShare,
     SpeechStream,
