@@ -120,6 +120,7 @@ def ends_in_loop(text: str) -> bool:
     For transcripts that were cut at the length limit: a dozen tokens of "aaaa" are too short for
     zlib, whose header alone has 11 bytes. Speech may end with "no no no no", but it ends.
     """
+    text = f" {text}"  # the first of "la la la la" is a word like the others
     longest = min(len(text) // MIN_REPETITIONS, MAX_REPEATED_CHARACTERS)
     for length in range(1, longest + 1):
         unit = text[-length:]

@@ -15,6 +15,7 @@ from speech_finetuning.scoring.metrics import (
     SpeechErrors,
     WordCounts,
     bootstrap_interval,
+    ends_in_loop,
     has_loop,
 )
 from speech_finetuning.scoring.readings import (
@@ -30,6 +31,8 @@ from speech_finetuning.scoring.readings import (
 from speech_finetuning.scoring.scores import ErrorRates, Interval, Scores
 
 logger = logging.getLogger(__name__)
+
+MAX_CUT_OUTPUTS = 50.0  # percent, before a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,8 @@ class ScoredRow:
 
     @property
     def has_loop(self) -> bool:
+        if self.is_cut and ends_in_loop(self.prediction):
+            return True
         return has_loop(self.prediction, self.row.duration_in_seconds)
 
 
@@ -139,7 +144,9 @@ class Scorecard:
         places = [place_of[index] for index in indices]
         ids, loss_sums, token_counts = (values[places] for values in outputs.predictions)
         self.scored = self.score_rows(indices, ids, token_counts)
-        metrics = self.score_set(self.scored, set_name="").to_metrics()
+        scores = self.score_set(self.scored, set_name="")
+        self.warn_of_cut_outputs(scores)
+        metrics = scores.to_metrics()
         metrics["loss"] = float(loss_sums.sum() / max(1, token_counts.sum()))
         if len(self.targets) > 1:
             for set_name in self.targets:
@@ -147,6 +154,18 @@ class Scorecard:
                 if rows:
                     metrics |= self.score_set(rows, set_name=set_name).to_metrics()
         return metrics
+
+    def warn_of_cut_outputs(self, scores: Scores) -> None:
+        """Most transcripts without an end are no accident."""
+        if scores.cut_outputs > MAX_CUT_OUTPUTS:
+            logger.warning(
+                "%.0f %% of %d transcripts end at the length limit of %d tokens. Either the model "
+                "does not stop (%.0f %% end in a loop), or --generation_max_length is too low.",
+                scores.cut_outputs,
+                scores.num_rows,
+                self.max_new_tokens,
+                scores.repetition_loops,
+            )
 
     def score_rows(
         self, indices: list[int], ids: np.ndarray, token_counts: np.ndarray
@@ -185,7 +204,9 @@ class Scorecard:
         """The scores of these rows; sets the counts of each."""
         kept = [row for row in rows if row.leading.reference]
         num_empty = len(rows) - len(kept)
-        if num_empty:
+        if not any(row.row.reference for row in rows):
+            logger.info("no references: %d rows are transcribed, not scored.", len(rows))
+        elif num_empty:
             logger.warning("%d of %d rows have no reference: not scored.", num_empty, len(rows))
         errors = self.errors_of([row.leading for row in rows])
         interval = None

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
+from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.sources import SpeechSource, load_source
 from speech_finetuning.model.generation import generate_ids
+from speech_finetuning.scoring.eval_sets import EvalSetKey, eval_set_key, prepare_eval_set
 
 Train = Callable[[str], dict[str, float]]
 
@@ -44,7 +48,9 @@ def make_folder(folder: Path, seconds: list[float], texts: list[str] | None) -> 
     return folder
 
 
-def test_prediction_needs_no_references(train: Train, tmp_path: Path):
+def test_prediction_needs_no_references(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     folder = make_folder(tmp_path / "clips", [0.5, 1.0, 1.5], None)
     metrics = train(f"--do_predict --dataset_name {folder}")
     rows = predictions(tmp_path / "output", "predict")
@@ -52,6 +58,9 @@ def test_prediction_needs_no_references(train: Train, tmp_path: Path):
         "prediction" in row for row in rows
     )
     assert [row["duration"] for row in rows] == [0.5, 1.0, 1.5] and "wer" not in rows[0]
+    assert "reference:  " not in caplog.text
+    assert "no references: 3 rows are transcribed, not scored." in caplog.messages
+    assert f"all transcripts: {tmp_path / 'output' / 'predictions_predict.jsonl'}" in caplog.text
     assert (
         metrics["predict_num_rows"] == metrics["predict_empty_references"] == 3
         and "predict_wer" not in metrics
@@ -166,3 +175,89 @@ def test_a_rejected_row_does_not_make_the_features_be_written_twice(train: Train
     features_in_bytes = 5.5 * 100 * 80 * 4  # seconds, frames, mel bins, float32
     assert features_in_bytes < size < 1.3 * features_in_bytes
     assert [row["duration"] for row in predictions(tmp_path / "output", "eval")] == [0.5, 2.0, 3.0]
+
+
+def test_missing_clips_are_named_with_the_path_that_was_tried_and_read_once_they_are_there(
+    train: Train, tmp_path: Path
+):
+    """The list is right and the clips are elsewhere: one line, and nothing of it stays."""
+    folder = make_folder(tmp_path / "clips", [0.5, 1.0, 1.5, 2.0], ["uno", "dos", "tres", ""])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in folder.glob("*.wav"):
+        path.rename(elsewhere / path.name)
+    flags = f"--do_eval --eval_split_name test --dataset_name {folder}"
+    with pytest.raises(UserError) as error:
+        train(flags)
+    message = str(error.value)
+    assert message.startswith("no usable row in split 'test'")
+    assert "Rejected: 3 audio_missing, 1 text_empty. For example " in message
+    assert all(str(folder / f"{number}.wav") in message for number in range(3))
+    assert "\n" not in message
+    listing = (tmp_path / "output" / "rejected.jsonl").read_text(encoding="utf-8")
+    assert listing.count("audio_missing") == 3
+    for path in elsewhere.iterdir():
+        path.rename(folder / path.name)
+    assert train(flags)["eval_num_rows"] == 3
+
+
+def test_every_field_that_can_change_the_rows_is_in_the_key_of_the_cache():
+    """A new field of a source or of its preparation has to be added there, or here."""
+    in_other_words = {
+        "mel_filters": "num_mel_bins",
+        "tokenizer": "num_tokens and prefix_tokens",
+        "data_files": "files",
+        "parts": "what is opened of data_files",
+        "max_network_wait_in_seconds": "changes no row",
+        "source": "its fields",
+        "preparer": "its fields",
+        "weight": "of training rows",
+    }
+    names = set()
+    for kind in (SpeechDataset, SpeechSource, Preprocessor):
+        names |= {field.name for field in fields(kind)}
+    assert names - in_other_words.keys() - {field.name for field in fields(EvalSetKey)} == set()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"do_lower_case": True},
+        {"needs_text": False},
+        {"max_duration_in_seconds": 3.0},
+        {"takes_long_clips": True},
+        {"mel_filters": np.zeros((201, 128), np.float32)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_preparation_is_another_cache(preparer: Preprocessor, tmp_path: Path, change: dict):
+    folder = make_folder(tmp_path / "clips", [0.5], ["uno"])
+    source = load_source(str(folder), split="test")
+    key = eval_set_key(SpeechDataset(source, preparer))
+    assert key == eval_set_key(SpeechDataset(source, replace(preparer)))
+    assert len(key.fingerprint()) == 16
+    other = eval_set_key(SpeechDataset(source, replace(preparer, **change)))
+    assert other.fingerprint() != key.fingerprint()
+
+
+def test_a_changed_clip_is_another_cache(preparer: Preprocessor, tmp_path: Path):
+    folder = make_folder(tmp_path / "clips", [0.5], ["uno"])
+    dataset = SpeechDataset(load_source(str(folder), split="test"), preparer)
+    before = eval_set_key(dataset).fingerprint()
+    soundfile.write(folder / "0.wav", speech_like(0.75), SAMPLE_RATE_IN_HZ)
+    assert eval_set_key(dataset).fingerprint() != before
+
+
+def test_names_in_another_encoding_can_be_stored(preparer: Preprocessor, tmp_path: Path):
+    """A clip's name is bytes to Linux; Python shows what is not UTF-8 as lone surrogates."""
+    folder = make_folder(tmp_path / "clips", [0.5, 1.0], ["uno", "dos"])
+    names = ["a\udcf1o.wav", "m\udcf1.wav"]
+    lines = [json.dumps({"path": name, "sentence": "uno"}) for name in names]
+    (folder / "test.jsonl").write_text("\n".join(lines))
+    (folder / "0.wav").rename(folder / "a\udcf1o.wav")
+    (folder / "test.csv").unlink()
+    dataset = SpeechDataset(load_source(str(folder), split="test"), preparer)
+    eval_set = prepare_eval_set(dataset, num_threads=1, folder=tmp_path / "cache")
+    assert eval_set.num_usable == 1
+    (rejection,) = eval_set.rejections
+    assert rejection.row.endswith("m\\udcf1.wav")

@@ -1,6 +1,8 @@
 """Error rates: jiwer's numbers, three readings of a text, rows counted once."""
 
 import json
+import logging
+import time
 import zlib
 from collections.abc import Sequence
 
@@ -11,8 +13,8 @@ import pytest
 import torchmetrics
 from transformers import EvalPrediction
 
-from speech_finetuning.scoring.metrics import SpeechErrors, has_loop
-from speech_finetuning.scoring.predictions import write_predictions
+from speech_finetuning.scoring.metrics import SpeechErrors, ends_in_loop, has_loop
+from speech_finetuning.scoring.predictions import log_examples, write_predictions
 from speech_finetuning.scoring.readings import NORM, NORM_MARKS, ScoringTarget, text_normalizers
 from speech_finetuning.scoring.scorecard import Scorecard
 
@@ -149,6 +151,32 @@ def test_prediction_files_hold_every_row_even_without_references(preparer, tmp_p
     assert (tmp_path / "predictions_eval.jsonl").read_text().count("\n") == 1
 
 
+def test_prediction_files_show_control_characters_and_do_not_obey_them(preparer, tmp_path):
+    hostile = "uno\x1b]0;title\x07 \x08dos\x9b31m \u202etres"
+    card = scorecard(preparer.tokenizer, [hostile])
+    card(outputs(preparer.tokenizer, [hostile + " cuatro"], [0]))
+    write_predictions(tmp_path, "eval", card.scored)
+    lines = (tmp_path / "predictions_eval.jsonl").read_text(encoding="utf-8")
+    worst = (tmp_path / "worst_eval.txt").read_text(encoding="utf-8")
+    for text in (lines, worst):
+        assert text.replace("\n", "").isprintable()
+    assert json.loads(lines)["reference"] == hostile
+    assert json.loads(lines)["prediction"] == hostile + " cuatro"
+
+
+def test_transcripts_without_references_have_no_empty_reference_in_the_log(preparer, caplog):
+    card = scorecard(preparer.tokenizer, ["", "dos\x07"])
+    card(outputs(preparer.tokenizer, ["uno", "dos tres"], [0, 1]))
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        log_examples(card.scored)
+    assert caplog.messages == [
+        "transcribed: uno",
+        "reference:   dos\\x07",
+        "transcribed: dos tres",
+    ]
+
+
 def test_the_interval_is_seeded_and_contains_the_rate(preparer):
     generator = np.random.default_rng(3)
     words = "uno dos tres cuatro cinco".split()
@@ -184,6 +212,44 @@ def test_loops_are_looked_for_in_stretches_of_30_s():
     assert not has_loop(plain, 600.0)
     assert has_loop(plain, 10.0)
     assert has_loop(plain + " y otra vez" * 40, 600.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01, 3.0, 7200.0])
+def test_hostile_transcripts_are_looked_through_quickly(seconds: float):
+    assert not has_loop("", seconds)
+    assert not has_loop("a", seconds)
+    assert not has_loop("\ud800", seconds)
+    began = time.process_time()
+    assert has_loop("a" * 10_000_000, seconds)
+    assert ends_in_loop("ab" * 5_000_000)
+    assert not ends_in_loop("".join(map(chr, range(1000, 50_000))))
+    assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("text", ["aaaa", "uno dos dos dos dos", "la la la la", "x" * 12])
+def test_a_loop_at_the_end_is_found_in_few_characters(text: str):
+    assert ends_in_loop(text)
+    assert not has_loop(text, 3.0)
+
+
+@pytest.mark.parametrize("text", ["", "a", "aaa", "uno dos", "no no no, uno", "1000", "dos dos"])
+def test_speech_that_ends_is_no_loop(text: str):
+    assert not ends_in_loop(text)
+
+
+def test_a_short_loop_counts_where_the_output_was_cut(preparer, caplog: pytest.LogCaptureFixture):
+    """A dozen tokens of "aaaa", of a model that does not stop: too short for zlib."""
+    card = scorecard(preparer.tokenizer, ["uno", "dos", "tres"])
+    card.max_new_tokens = 12
+    given = outputs(preparer.tokenizer, ["a" * 12, "uno dos tres", "jajajaja"], [0, 1, 2])
+    metrics = card(given)
+    assert metrics["repetition_loops"] == pytest.approx(100 / 3)
+    assert metrics["cut_outputs"] == pytest.approx(200 / 3)
+    assert "67 % of 3 transcripts end at the length limit of 12 tokens" in caplog.text
+    card.max_new_tokens = 13
+    caplog.clear()
+    assert card(given)["repetition_loops"] == 0
+    assert caplog.text == ""
 
 
 def test_two_hundred_random_pairs_equal_jiwer(preparer):
