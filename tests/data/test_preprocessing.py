@@ -1,0 +1,75 @@
+"""Preprocessor: which rows are rejected, and why."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.cli import demonstration
+from speech_finetuning.data.shards import SourceRow
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limits", "reason"),
+    [
+        (4.0, {}, None),
+        (4.1, {}, "audio_too_long"),  # the window of the tiny model
+        (2.1, {"max_duration_in_seconds": 2.0}, "audio_too_long"),
+        (0.4, {"min_duration_in_seconds": 0.5}, "audio_too_short"),
+        (0.5, {"min_duration_in_seconds": 0.5}, None),
+        (0.05, {}, None),
+    ],
+)
+def test_duration_filters_and_never_cuts(
+    preparer, seconds: float, limits: dict, reason: str | None
+):
+    for name, value in limits.items():
+        setattr(preparer, name, value)
+    clip = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
+    result = preparer(
+        SourceRow(id="r", audio={"bytes": demonstration.encode(clip), "path": None}, text="uno")
+    )
+    assert (result.reason if isinstance(result, Rejection) else None) == reason
+    if reason is None:
+        assert result["duration"] == pytest.approx(seconds)
+
+
+def test_text_is_checked_before_audio_is_decoded(preparer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("speech_finetuning.data.preprocessing.decode_audio", pytest.fail)
+    for text, reason in (
+        (None, "text_empty"),
+        ("  \n", "text_empty"),
+        ("uno " * 40, "label_too_long"),
+    ):
+        assert (
+            preparer(SourceRow(id="r", audio={"bytes": b"x", "path": None}, text=text)).reason
+            == reason
+        )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "detail"),
+    [
+        (b"", "audio_empty", ""),
+        (demonstration.encode(np.ones(1), "WAV", 48_000), "audio_empty", "no samples"),
+        (b"this is not audio" * 20, "audio_unreadable", 'text, not audio: "this is'),
+        (b"\x81\x82" * 20, "audio_unreadable", "Format not recognised"),
+        (demonstration.encode(np.zeros(0), "WAV"), "audio_empty", "no samples"),
+        (
+            demonstration.encode(np.random.default_rng(0).normal(0, 0.1, 16_000))[:4_000],
+            "audio_unreadable",
+            "",
+        ),
+        (b"\0\0\0\x20ftypM4A " + bytes(64), "audio_unreadable", "ffmpeg -i IN.m4a"),
+        (b"\x1aE\xdf\xa3" + bytes(64), "audio_unreadable", "ffmpeg -i IN.webm"),
+    ],
+)
+def test_bad_audio_is_rejected_with_a_reason(preparer, data: bytes, reason: str, detail: str):
+    row = SourceRow(id="a row", audio={"bytes": data, "path": None}, text="uno")
+    descriptors = Path("/proc/self/fd")  # of Linux, where a clip has one
+    before = len(list(descriptors.glob("*")))
+    rejection = preparer(row)
+    assert isinstance(rejection, Rejection)
+    assert (rejection.reason, rejection.row) == (reason, "a row") and detail in rejection.detail
+    assert len(list(descriptors.glob("*"))) == before
