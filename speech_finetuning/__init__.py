@@ -1,8 +1,8 @@
 """What has to hold whatever the training script changes. Floors, each imports only what stands to its left:
 
     base      errors, rejections, files, network, threads, shutdown: knows no speech
-    data      audio, text, columns, manifests, builders, sources, shards, preprocessing, positions,
-              stream, packing: bytes to examples
+    data      audio, containers, signatures, text, columns, manifests, builders, sources, shards,
+              preprocessing, positions, stream, packing: bytes to examples
     model     loading, adapters, windows, generation: the checkpoint, its language, its window
     scoring   readings, metrics, eval_sets, scores, scorecard, predictions: rows to numbers that cannot flatter
     training  loss, progress, checkpoints, callbacks, trainer, session: Seq2SeqTrainer, the few overrides
