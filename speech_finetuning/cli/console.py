@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
 import transformers
+
+from speech_finetuning.training.compat import leave_retrying_to_us
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +84,7 @@ def set_up_logging(args: transformers.Seq2SeqTrainingArguments) -> None:
             logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
         )
     package_logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
-    # Their own waiting, up to 33 minutes for one read, would come on top of ours (datasets 5.2, file_utils.py:832).
-    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
-    datasets.config.STREAMING_READ_RETRY_INTERVAL = (
-        datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL
-    ) = 0
-    datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 0
+    leave_retrying_to_us()
     for name in ("httpx", "httpx2", "datasets", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_warning()

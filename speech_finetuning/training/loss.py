@@ -11,24 +11,28 @@ from speech_finetuning.data.text import IGNORED_LABEL
 
 @dataclass
 class TokenWeightedLoss:
-    """Cross-entropy summed over this micro-batch, divided by the target tokens of the optimiser step on all ranks.
-    Whisper's own loss ignores that number and comes out multiplied by accumulation and processes (transformers 5.23,
-    modeling_whisper.py:1126); this one makes 8x1, 2x4 and 1x8 equal."""
+    """Cross-entropy summed over a micro-batch, divided by the target tokens of the whole step.
+
+    The step is the optimiser's, on all ranks. Whisper's own loss ignores that number and comes out
+    multiplied by accumulation and processes (transformers 5.24, modeling_whisper.py:1126); this one
+    makes 8x1, 2x4 and 1x8 equal.
+    """
 
     label_smoothing: float
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """outputs.logits: (batch, n_tokens, vocabulary); labels: (batch, n_tokens), -100 where nothing is said."""
-        logits, how = (
-            outputs.logits.float().flatten(0, 1),
-            {"ignore_index": IGNORED_LABEL, "reduction": "sum"},
-        )
+        """outputs.logits: (batch, n_tokens, vocabulary); labels: (batch, n_tokens), -100 where
+        nothing is to be predicted."""
         total = functional.cross_entropy(
-            logits, labels.flatten(), label_smoothing=self.label_smoothing, **how
+            outputs.logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
         )
-        num_tokens = (
-            labels.ne(IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
-        )
+        num_tokens = num_items_in_batch
+        if num_tokens is None:
+            num_tokens = labels.ne(IGNORED_LABEL).sum()
         return total / torch.as_tensor(num_tokens, device=total.device).clamp(min=1)

@@ -68,7 +68,7 @@ def test_a_table_of_checks_and_nothing_left(
     )
     assert "for 4000 steps" in checks["time"][1] and "GB free" in checks["disk"][1]
     assert (
-        "hears the same in 8 clips" in log
+        "transcribes 8 clips alike" in log
         and "data report" in log
         and "<|es|><|transcribe|>" in log
     )

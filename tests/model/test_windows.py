@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import RankShare, SpeechStream, group_by_length
-from speech_finetuning.model.windows import encoder_window
-from speech_finetuning.training.trainer import SpeechTrainer
+from speech_finetuning.model.windows import TrainingWindow, encoder_window
 
 Train = Callable[[str], dict[str, float]]
 
@@ -44,11 +42,9 @@ def test_a_short_window_is_the_full_one_cut_and_leaves_no_trace(tiny_model: Path
     assert model.config.max_source_positions == 200
 
 
-def test_torch_compile_meets_windows_of_every_length_with_one_graph(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@torch._dynamo.config.patch(allow_unspec_int_on_nn_module=False)
+def test_torch_compile_meets_windows_of_every_length_with_one_graph(train: Train, tmp_path: Path):
     """The first graph is for constant sizes, the second for all."""
-    monkeypatch.setattr(torch._dynamo.config, "allow_unspec_int_on_nn_module", False)
     how = "--do_train --max_steps 12 --train_window longest --per_device_train_batch_size 2 --save_strategy no"
     losses = {}
     for name, more in {
@@ -107,25 +103,18 @@ def test_like_lengths_meet_in_a_batch_and_the_place_is_kept(speech: Path, prepar
 
 @pytest.mark.parametrize("is_sharded_by_rank", [False, True])
 def test_processes_have_the_full_window_at_the_same_time(is_sharded_by_rank: bool):
-    trainer = SimpleNamespace(
-        train_window="longest",
-        full_window_fraction=0.25,
-        args=SimpleNamespace(data_seed=1, train_batch_size=4, world_size=2),
-        progress=SimpleNamespace(
-            share=RankShare(world_size=2, is_sharded_by_rank=is_sharded_by_rank)
-        ),
-        window_in_frames=400,
+    """Two ranks that take turns in one order of rows, or go through orders of their own."""
+    share = RankShare(world_size=2, is_sharded_by_rank=is_sharded_by_rank)
+    window = TrainingWindow(
+        full_window_in_frames=400, full_fraction=0.25, seed=1, rows_at_once=share.rows_per_round(4)
     )
-    ends = [
-        [4 * (step + 1 if is_sharded_by_rank else 2 * step + rank + 1) for step in range(400)]
-        for rank in (0, 1)
-    ]
-    windows = [[SpeechTrainer.window_of(trainer, [50], row) for row in rows] for rows in ends]
-    assert (
-        windows[0] == windows[1]
-        and set(windows[0]) == {100, 400}
-        and 70 < windows[0].count(400) < 130
-    )
+    windows = []
+    for rank in (0, 1):
+        rounds = range(1, 401)
+        ends = [4 * n if is_sharded_by_rank else 4 * (2 * (n - 1) + rank + 1) for n in rounds]
+        windows.append([window.frames([50, 20], last_row=end) for end in ends])
+    assert windows[0] == windows[1]
+    assert set(windows[0]) == {100, 400} and 70 < windows[0].count(400) < 130
 
 
 def test_short_windows_save_padding_and_change_nothing_that_is_saved(train: Train, tmp_path: Path):
