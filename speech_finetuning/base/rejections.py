@@ -13,13 +13,15 @@ class Rejection(Exception):
 
     The stages raise it, Preprocessor returns it as a value, and the run counts and lists it.
     reason: a short name such as audio_too_long; detail: what was found; row: the row's id.
+    num_rows: rows that it stands for: of a damaged file all that are left, as far as known.
     """
 
-    def __init__(self, reason: str, detail: str = "", row: str = "") -> None:
-        super().__init__(reason, detail, row)
+    def __init__(self, reason: str, detail: str = "", row: str = "", num_rows: int = 1) -> None:
+        super().__init__(reason, detail, row, num_rows)
         self.reason = reason
         self.detail = detail
         self.row = row
+        self.num_rows = num_rows
 
 
 def describe_counts(counts: Counter) -> str:

@@ -1,5 +1,6 @@
 """The undecoded rows of one file; after a network error, reading goes on at the same row."""
 
+import contextlib
 import os
 import tarfile
 from collections.abc import Iterator
@@ -69,8 +70,7 @@ class ShardReader:
                 return
             except Exception as error:
                 if is_damage(error):
-                    rejection = Rejection("file_damaged", one_line(error)[:200], self.id)
-                    yield SourceRow(id=self.id, audio=None, text=None, rejection=rejection)
+                    yield self.damaged_row(error)
                     return
                 self.patience.wait(error, f"reading {self.source.name} {self.id}")
 
@@ -89,6 +89,18 @@ class ShardReader:
                 group = groups.shard(num_shards=len(sizes), index=number)
                 yield from group.skip(num_rows_to_skip)
             num_rows_to_skip = max(0, num_rows_to_skip - size)
+
+    def damaged_row(self, error: Exception) -> SourceRow:
+        """Stands for the rest of the file. Its id ends in the file's name, where it is known."""
+        row_id = self.id
+        num_rows = 1
+        if self.source.kind == "parquet":
+            url = self.source.url(*self.place)
+            row_id = f"{self.id}/{url.rpartition('/')[2]}"
+            with contextlib.suppress(Exception):  # the count is not worth a run
+                num_rows = max(1, sum(rows_of_groups(url)) - self.num_rows)
+        rejection = Rejection("file_damaged", one_line(error)[:200], row_id, num_rows)
+        return SourceRow(id=row_id, audio=None, text=None, rejection=rejection)
 
     def source_row(self, row: dict[str, Any]) -> SourceRow:
         audio = row[self.source.audio_column]

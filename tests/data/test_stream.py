@@ -314,7 +314,8 @@ def test_a_damaged_file_is_a_rejection_and_nothing_else_is_lost(tmp_path: Path, 
     damage(sorted(folder.glob("*.parquet"))[1])
     items = list(itertools.islice(make_stream(load(folder), preparer), 21))
     rejections = [item.rejection for item in items if item.rejection is not None]
-    assert [rejection.reason for rejection in rejections] == ["file_damaged"]
+    assert [(one.reason, one.num_rows) for one in rejections] == [("file_damaged", 10)]
+    assert rejections[0].row.endswith("/train-00001-of-00003.parquet")
     assert len({item.example["id"] for item in items if item.example is not None}) == 20
 
 
