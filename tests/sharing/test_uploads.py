@@ -4,7 +4,9 @@ The trainer is a process of its own, the Hub a real HTTP server on loopback."""
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from safetensors.torch import load, load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
 
 pytestmark = pytest.mark.slow  # a process each
 REPO = "alice/whisper-tiny-es"
@@ -133,6 +136,74 @@ def test_what_is_uploaded_and_what_never_is(
     assert AutoModelForSpeechSeq2Seq.from_pretrained(folder) and AutoProcessor.from_pretrained(
         folder
     )
+
+
+def make_list(folder: Path, elsewhere: Path, split: str, num_rows: int) -> None:
+    """A list whose clips are named in every way: beside it, by an absolute path, by an address, or
+    in another folder."""
+    lines = ["path,text"]
+    for i, (data, text) in enumerate(demonstration.make_rows(num_rows, seed=num_rows)):
+        clip = (elsewhere if i % 4 == 3 else folder / "clips") / f"{split} {i}.flac"
+        clip.parent.mkdir(parents=True, exist_ok=True)
+        clip.write_bytes(data)
+        relative = os.path.relpath(clip, folder)
+        name = [relative, str(clip), f"file://{clip}", relative][i % 4]
+        lines.append(f'"{name}",{text}')
+    (folder / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_nothing_local_is_in_any_byte_that_is_uploaded(hub: Hub, tmp_path: Path, tiny_model: Path):
+    """A model, data and folders of a customer's, named in ways that no pattern would find."""
+    secret = "Acme"
+    model = tmp_path / f"{secret} Corp, Inc" / "base model"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": f"{secret}.Model"}
+    (model / "config.json").write_text(json.dumps(config))
+    data = tmp_path / "customers" / secret / "speech"
+    for split, num_rows in (("train", 8), ("validation", 8)):
+        make_list(data, tmp_path / f"other {secret}", split, num_rows)
+    recipe = tmp_path / f"{secret}.yaml"
+    recipe.write_text("save_total_limit: 2\nlogging_steps: 1\n")
+    words = command(
+        Path(f"{secret} Corp, Inc/base model"),
+        f"../{tmp_path.name}/customers/{secret}/speech",
+        f"runs, of {secret}/out dir",
+        max_steps=4,
+        config=recipe.name,
+        hub_strategy="checkpoint",
+        push_predictions=True,
+        load_best_model_at_end=True,
+        run_name=secret,
+    )
+    result = run(hub, tmp_path, words)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert SECRET not in result.stdout + result.stderr
+    output_dir = tmp_path / f"runs, of {secret}" / "out dir"
+    for path in output_dir.rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
+    assert secret in (output_dir / "run_info.json").read_text()  # for whoever has the folder
+    files = hub.files("model", REPO)
+    host = socket.gethostname()
+    for name, content in files.items():
+        if name.startswith("training_code/"):
+            continue
+        assert secret not in name and host not in name
+        for text in (secret, "customers", "runs, of", str(tmp_path), tmp_path.name, "auto_map"):
+            assert text.encode() not in content, (name, text)
+    assert any(name.startswith("runs/") and "tfevents" in name for name in files)
+    card = ModelCard(files["README.md"].decode())
+    assert "A local model fine-tuned on local data" in card.text and card.data.datasets is None
+    assert "--dataset_name 'local data'" in card.text and "--max_steps 4" in card.text
+    rows = [json.loads(line) for line in files["predictions_eval.jsonl"].decode().splitlines()]
+    clips = {row["id"].split("/", 3)[3] for row in rows}
+    assert clips == {f"clips/validation {i}.flac" for i in (0, 1, 2, 4, 5, 6)} | {
+        "validation 3.flac",
+        "validation 7.flac",
+    }
+    assert files["worst_eval.txt"].decode().count(", WER ") == 8
+    state = json.loads(files["last-checkpoint/trainer_state.json"])
+    assert state["best_model_checkpoint"] in ("checkpoint-2", "checkpoint-4")
 
 
 def check_training_code(files: dict[str, bytes], folder: Path) -> None:
@@ -305,6 +376,30 @@ def test_a_hub_that_is_gone_is_waited_for_and_then_exit_75(
     )
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_a_repository_that_vanishes_is_not_made_anew(
+    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, private: bool
+):
+    """Although a lost network would be waited for: half an hour."""
+    words = command(
+        tiny_model, speech, "out", hub_private_repo=private, max_network_wait_in_minutes=30
+    )
+    env = hub.environment(tmp_path / "home", token=SECRET) | {"CUDA_VISIBLE_DEVICES": ""}
+    log = tmp_path / "log"
+    began = time.monotonic()
+    with open(log, "w") as file:
+        child = subprocess.Popen(words, stdout=file, stderr=file, env=env, cwd=tmp_path)
+        wait_for(lambda: "may be written by" in log.read_text())
+        assert hub.repos["model", REPO].private == private
+        hub.remove_repo("model", REPO)
+        assert child.wait(240) == 76
+    last = log.read_text().splitlines()[-1]
+    assert f"not uploaded ({REPO} is gone, or this token" in last and last.endswith(" --private")
+    assert not hub.repos and time.monotonic() - began < 200
+    status = json.loads((tmp_path / "out" / "exit_status.json").read_text())
+    assert status["code"] == 76 and f"{REPO} is gone" in status["reason"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_a_hung_upload_ends_the_run_at_once(
     hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, number: int
@@ -330,8 +425,8 @@ def uploaders(folder: Path) -> list[str]:
             words = path.read_bytes().decode().split("\0")
         except OSError:
             continue
-        is_here = os.path.realpath(path.parent / "cwd") == str(folder.resolve())
-        if is_here and "speech_finetuning.sharing.uploader" in words:
+        is_uploader = "speech_finetuning.sharing.uploader" in words
+        if is_uploader and os.path.realpath(path.parent / "cwd") == str(folder.resolve()):
             found.append(" ".join(words))
     return found
 
