@@ -1,7 +1,8 @@
 """What has to hold whatever the training script changes. Floors, each imports only what stands to its left:
 
     base      errors, rejections, files, network, threads, shutdown: knows no speech
-    data      audio, containers, signatures, text, columns, manifests, builders, sources, shards,
+    data      audio, containers, signatures, text, segments, tables, columns, cells, manifests,
+              builders, places, sources, shards,
               preprocessing, positions, stream, packing: bytes to examples
     model     loading, adapters, windows, generation: the checkpoint, its language, its window
     scoring   readings, metrics, eval_sets, scores, scorecard, predictions: rows to numbers that cannot flatter

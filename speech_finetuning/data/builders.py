@@ -1,11 +1,13 @@
 """What `datasets` opens: Hub repositories, folders of audio, parquet files, tars."""
 
+import contextlib
 import logging
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import datasets
 import fsspec
@@ -16,7 +18,14 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.base.network import as_user_error, is_network_error
-from speech_finetuning.data.columns import SpeechColumns, WantedColumns, find_columns
+from speech_finetuning.data.columns import (
+    SAMPLING_RATE_COLUMNS,
+    OpenedSplit,
+    SpeechColumns,
+    WantedColumns,
+    find_columns,
+    find_name,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +39,7 @@ class HubFile:
     repo_id: str
     revision: str
     path: str
+    root: str  # the address of the repository's files at this revision
 
 
 def hub_file(url: str) -> HubFile | None:
@@ -37,25 +47,33 @@ def hub_file(url: str) -> HubFile | None:
 
     huggingface_hub.parse_hf_uri (2.4) refuses ids without a namespace, such as `squad`.
     """
-    match = re.fullmatch(r"hf://datasets/([^@]+)@([^/]+)/(.+)", url)
+    match = re.fullmatch(r"(hf://datasets/([^@]+)@([^/]+))/(.+)", url.split("::")[-1])
     if match is None:
         return None
-    repo_id, revision, path = match.groups()
-    return HubFile(repo_id=repo_id, revision=urllib.parse.unquote(revision), path=path)
+    root, repo_id, revision, path = match.groups()
+    return HubFile(
+        repo_id=repo_id,
+        revision=urllib.parse.unquote(revision),
+        path=path,
+        root=root,
+    )
 
 
 def load_builder(
     name: str,
-    *,
     config_name: str | None,
+    *,
     cache_dir: str | None,
+    revision: str | None = None,
 ) -> datasets.DatasetBuilder:
     """The `datasets` builder; of a script dataset that of its parquet export.
 
-    Raises: UserError.
+    revision: of a data set on the Hub; None: the newest. Raises: UserError.
     """
     try:
-        return datasets.load_dataset_builder(name, config_name, cache_dir=cache_dir)
+        return datasets.load_dataset_builder(
+            name, config_name, cache_dir=cache_dir, revision=revision
+        )
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
@@ -64,17 +82,20 @@ def load_builder(
             raise
         if "BuilderConfig" in str(error):
             raise UserError(f"--dataset_config_name {config_name}: {one_line(error)}") from error
-        raise UserError(
-            f"--dataset_name {name}: {one_line(error)} "
-            "Pass a Hub id or a folder; set HF_TOKEN for a private one."
-        ) from error
-    return load_parquet_export(name, config_name=config_name, cache_dir=cache_dir)
+        advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
+        if revision is not None and "Revision" in str(error):
+            advice = (
+                "The run began with this revision, which is gone. Start another run, with an "
+                "--output_dir of its own."
+            )
+        raise UserError(f"--dataset_name {name}: {one_line(error)} {advice}") from error
+    return load_parquet_export(name, config_name, cache_dir=cache_dir)
 
 
 def load_parquet_export(
     name: str,
-    *,
     config_name: str | None,
+    *,
     cache_dir: str | None,
 ) -> datasets.DatasetBuilder:
     """The builder of the Hub's own conversion of a script dataset.
@@ -112,18 +133,10 @@ def open_builder(
     config_name: str | None,
     *,
     cache_dir: str | None,
-    streaming: bool,
+    revision: str | None = None,
 ) -> datasets.DatasetBuilder:
-    """The builder, of a downloaded snapshot if not streaming. Raises: UserError."""
-    builder = load_builder(name, config_name=config_name, cache_dir=cache_dir)
-    folder = None if streaming else download_snapshot(builder, cache_dir)
-    if folder is not None:
-        is_named = builder.config.name == config_name
-        builder = load_builder(
-            folder,
-            config_name=config_name if is_named else None,
-            cache_dir=cache_dir,
-        )
+    """The builder of a data set, set to decode no audio. Raises: UserError."""
+    builder = load_builder(name, config_name, cache_dir=cache_dir, revision=revision)
     if hasattr(builder.config, "decode_num_threads"):
         # Else audio folders on the Hub are decoded despite all casts (datasets 5.2,
         # builder.py:1186).
@@ -135,6 +148,25 @@ def files_of_builder(builder: datasets.DatasetBuilder) -> dict[str, list[str]]:
     """{split: [path or address]}."""
     files = builder.config.data_files or {}
     return {str(split): list(urls) for split, urls in files.items()}
+
+
+def first_hub_file(builder: datasets.DatasetBuilder) -> HubFile | None:
+    """None if the files are here."""
+    urls = [url for urls in files_of_builder(builder).values() for url in urls]
+    return hub_file(urls[0]) if urls else None
+
+
+def warn_if_moved(file: HubFile) -> None:
+    """Says that a data set has changed since a run began, which goes on with the old revision."""
+    refs = huggingface_hub.HfApi().list_repo_refs(file.repo_id, repo_type="dataset")
+    newest = {ref.target_commit for ref in [*refs.branches, *refs.converts, *refs.tags]}
+    if file.revision not in newest:
+        logger.warning(
+            "%s has changed on the Hub since this run began. The run goes on with the data that it "
+            "began with, revision %s; another --output_dir begins with the new data.",
+            file.repo_id,
+            file.revision,
+        )
 
 
 def download_snapshot(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str | None:
@@ -151,47 +183,122 @@ def download_snapshot(builder: datasets.DatasetBuilder, cache_dir: str | None) -
         )
         return None
     logger.info("downloading %d files of %s (--streaming False)", len(on_hub), on_hub[0].repo_id)
-    return huggingface_hub.snapshot_download(
-        on_hub[0].repo_id,
-        repo_type="dataset",
-        revision=on_hub[0].revision,
-        allow_patterns=[*(file.path for file in on_hub), "README.md", "*metadata.*"],
-        cache_dir=cache_dir,
-    )
+    try:
+        return huggingface_hub.snapshot_download(
+            on_hub[0].repo_id,
+            repo_type="dataset",
+            revision=on_hub[0].revision,
+            allow_patterns=[*(file.path for file in on_hub), "README.md", "*metadata.*"],
+            cache_dir=cache_dir,
+        )
+    except OSError as error:
+        if "Consistency check failed" in str(error):  # huggingface_hub 2.4, of a body's length
+            raise ConnectionError(one_line(error)) from error
+        raise
 
 
-def open_split(
-    builder: datasets.DatasetBuilder,
-    split: str,
-    wanted: WantedColumns,
-) -> tuple[datasets.IterableDataset, SpeechColumns]:
-    """One split with its audio as bytes or path, never decoded, and its text; and the columns.
+def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColumns) -> OpenedSplit:
+    """One split with its audio as bytes or path, never decoded, and its text.
+
+    Raises: UserError for a wrong column, or a file that the builder cannot read.
+    """
+    urls = files_of_builder(builder)[split]
+    with errors_of_builder(builder):
+        dataset = builder.as_streaming_dataset(split)
+        if dataset.features is None:
+            # Reads the first rows; datasets 5.2 has no public name for it.
+            dataset = dataset._resolve_features()
+        features = dataset.features or {}
+        columns = find_columns(list(features), wanted, f"split '{split}' of {builder.dataset_name}")
+        columns = replace(columns, sampling_rate=sampling_rate_column(features, columns.audio))
+        if columns.text is not None:
+            check_is_text(features, columns.text)
+        if builder.name == "parquet":
+            # Files may differ in their other columns, which would be cast to those of the first.
+            builder.config.columns = columns.names()
+            dataset = builder.as_streaming_dataset(split)
+        undecoded = undecoded_feature(builder.name, features[columns.audio])
+        if undecoded is not None:
+            dataset = dataset.cast_column(columns.audio, undecoded)
+        dataset = dataset.select_columns(columns.names())
+        num_rows = count_rows(builder, split, dataset, columns, urls)
+    return OpenedSplit(dataset=dataset, columns=columns, num_rows=num_rows)
+
+
+@contextlib.contextmanager
+def errors_of_builder(builder: datasets.DatasetBuilder) -> Iterator[None]:
+    """Turns what a builder says about files that it cannot read into a UserError.
+
+    ValueError stands for UnicodeDecodeError and pandas' ParserError too.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, pyarrow.ArrowException, KeyError, NotImplementedError) as error:
+        if is_network_error(error):
+            raise
+        place = builder.config.data_dir or builder.base_path
+        raise UserError(
+            f"{place}: {builder.name} cannot read its files: {one_line(error)[:600]}"
+        ) from error
+
+
+# ---- columns ----
+def undecoded_feature(builder_name: str, feature: Any) -> Any:
+    """What to cast audio to, so that it is not decoded; None if it is not audio to `datasets`.
 
     Folder and tar builders import torchcodec even for Audio(decode=False) (datasets 5.2,
     features/audio.py:106), so their column becomes the file's path, or bytes and path.
-    Raises: UserError for a wrong column.
     """
-    dataset = builder.as_streaming_dataset(split)
-    if dataset.features is None:
-        # Reads the first rows; datasets 5.2 has no public name for it.
-        dataset = dataset._resolve_features()
-    features = dataset.features or {}
-    columns = find_columns(list(features), wanted, f"split '{split}' of {builder.dataset_name}")
-    if columns.text is not None:
-        check_is_text(features, columns.text)
-    if isinstance(features[columns.audio], datasets.Audio):  # else it holds bytes, a path, or both
-        dataset = dataset.cast_column(columns.audio, undecoded_feature(builder.name))
-    names = [columns.audio] if columns.text is None else [columns.audio, columns.text]
-    return dataset.select_columns(names), columns
-
-
-def undecoded_feature(builder_name: str) -> datasets.Audio | datasets.Value | dict:
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        inner = undecoded_feature(builder_name, feature.feature)
+        return None if inner is None else type(feature)(inner)
+    if not isinstance(feature, datasets.Audio):
+        return None
     path = datasets.Value("string")
     if builder_name == "audiofolder":
         return path
     if builder_name == "webdataset":
         return {"bytes": datasets.Value("binary"), "path": path}
     return datasets.Audio(decode=False)
+
+
+def sampling_rate_column(features: datasets.Features, audio: str) -> str | None:
+    """The column with the rate of audio that is a list of samples; None for other audio.
+
+    Raises: UserError if the column is no audio, or the rate is missing.
+    """
+    feature = features[audio]
+    if is_audio(feature):
+        return None
+    there = f"Found: {', '.join(features)}."
+    if not is_samples(feature):
+        kind = getattr(feature, "dtype", type(feature).__name__)
+        raise UserError(f"--audio_column_name {audio}: holds {kind}, not audio. {there}")
+    rate = find_name(list(features), None, SAMPLING_RATE_COLUMNS)
+    if rate is None:
+        raise UserError(
+            f"--audio_column_name {audio}: holds lists of samples, whose rate is unknown. Add a "
+            f"column sampling_rate, in Hz. {there}"
+        )
+    return rate
+
+
+def is_audio(feature: Any) -> bool:
+    """Encoded bytes, a path, both, samples with their rate, or a list of such audio."""
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return is_audio(feature.feature) and not isinstance(feature.feature, datasets.Value)
+    if isinstance(feature, dict):
+        return "path" in feature or "bytes" in feature or {"array", "sampling_rate"} <= set(feature)
+    kinds = ("string", "large_string", "binary", "large_binary")
+    is_value = isinstance(feature, datasets.Value) and feature.dtype in kinds
+    return is_value or isinstance(feature, datasets.Audio)
+
+
+def is_samples(feature: Any) -> bool:
+    is_list = isinstance(feature, datasets.List | datasets.LargeList)
+    return is_list and getattr(feature.feature, "dtype", "").startswith(("float", "double", "int"))
 
 
 def check_is_text(features: datasets.Features, column: str) -> None:
@@ -204,32 +311,60 @@ def check_is_text(features: datasets.Features, column: str) -> None:
         )
 
 
+# ---- rows ----
 def count_rows(
     builder: datasets.DatasetBuilder,
-    splits: list[str],
-    opened: Sequence[datasets.IterableDataset],
-    urls: Sequence[str],
+    split: str,
+    dataset: datasets.IterableDataset,
+    columns: SpeechColumns,
+    urls: list[str],
 ) -> int | None:
-    """Rows of these splits without reading their audio: from parquet footers, metadata files or
-    split info, else None."""
+    """Rows of a split without reading their audio; None if that would be needed.
+
+    They are in parquet footers, metadata files or the split's info.
+    Raises: UserError for a parquet file without one of the columns.
+    """
     if builder.name.endswith("folder"):
-        return sum(1 for dataset in opened for _ in dataset)  # paths and metadata only
+        return sum(1 for _ in dataset)  # paths and metadata only
     if builder.name == "parquet":
         with ThreadPoolExecutor(16) as pool:
-            return sum(sum(sizes) for sizes in pool.map(rows_of_groups, urls))
+            footers = list(pool.map(read_footer, urls))
+        for url, footer in zip(urls, footers, strict=True):
+            if footer is not None:
+                check_has_columns(url, footer, columns)
+        return sum(footer.num_rows for footer in footers if footer is not None)
     known = builder.info.splits or {}
-    counts = [known[split].num_examples for split in splits if split in known]
-    if len(counts) < len(splits) or not all(counts):
+    if split not in known or not known[split].num_examples:
         return None
-    return sum(counts)
+    return known[split].num_examples
+
+
+def check_has_columns(
+    url: str, footer: pyarrow.parquet.FileMetaData, columns: SpeechColumns
+) -> None:
+    """Raises: UserError."""
+    found = footer.schema.to_arrow_schema().names
+    missing = [name for name in columns.names() if name not in found]
+    if missing:
+        raise UserError(
+            f"{url}: has no column {', '.join(missing)}, as other files of its split have. Found: "
+            f"{', '.join(found)}. Give its columns the names of the others, or leave the file out."
+        )
+
+
+def read_footer(url: str) -> pyarrow.parquet.FileMetaData | None:
+    """A parquet file's own description; None if it is damaged (a rejection says so when it is
+    read)."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            return pyarrow.parquet.ParquetFile(file).metadata
+    except pyarrow.ArrowInvalid:
+        return None
 
 
 def rows_of_groups(url: str) -> list[int]:
-    """Rows of each row group, according to a parquet file's footer; none if the file is damaged
-    (its rejection is counted while reading)."""
-    try:
-        with fsspec.open(url, "rb") as file:
-            footer = pyarrow.parquet.ParquetFile(file).metadata
-            return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
-    except pyarrow.ArrowInvalid:
+    """Rows of each row group of a parquet file; none if it is damaged."""
+    footer = read_footer(url)
+    if footer is None:
         return []
+    return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]

@@ -1,16 +1,105 @@
-"""Tables of files: CSV, TSV and JSON lines."""
+"""Lists of clips: what each row of a CSV, TSV or JSON-lines file says about audio and text."""
 
-import csv
-import json
-from collections.abc import Iterable, Iterator
+import functools
+import itertools
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from speech_finetuning.data.columns import SpeechColumns, WantedColumns, find_columns
+from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.cells import AudioCell, undecoded_cell
+from speech_finetuning.data.columns import (
+    AUDIO_COLUMNS,
+    OpenedSplit,
+    SegmentColumns,
+    SpeechColumns,
+    WantedColumns,
+    find_columns,
+    find_name,
+    find_segment_columns,
+)
+from speech_finetuning.data.segments import Segment
+from speech_finetuning.data.tables import (
+    TABLE_SUFFIXES,
+    TableFormat,
+    TableRow,
+    detect_format,
+    is_json,
+    read_table,
+)
 
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+logger = logging.getLogger(__name__)
+
+NUM_ROWS_TO_INSPECT = 20  # of a list, to find its columns
+# Where a list's clips are, seen from it: beside it, as in Common Voice, as in LJSpeech.
+FOLDERS_OF_CLIPS = ("", "clips", "wavs")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm", ".aac", ".wma", ".amr")
+HEADER_ADVICE = " If the first line is not a header, write one: path,sentence."
+CLIP = "clip"  # the one column of a list's dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedClip:
+    """One row of a list. line: of its file, from 1; problem: why it cannot be read."""
+
+    line: int
+    audio: AudioCell = None
+    text: str | None = None
+    segment: Segment | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioPlace:
+    """What stands before and after the names of a list's clips."""
+
+    folder: str
+    suffix: str = ""
+
+    def path_of(self, name: str) -> str:
+        if "://" in name:
+            return name
+        return os.path.join(self.folder, f"{name}{self.suffix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A list: how it is written, and where its columns and clips are. Pickles."""
+
+    path: str
+    form: TableFormat
+    columns: SpeechColumns
+    segments: SegmentColumns | None
+    place: AudioPlace
+
+    def num_rows(self) -> int:
+        """Counted by reading the list, so that text which cannot be decoded is found at once."""
+        return sum(1 for _ in read_table(self.path, self.form))
+
+    def clips(self) -> Iterator[ListedClip]:
+        for row in read_table(self.path, self.form):
+            yield self.clip(row)
+
+    def clip(self, row: TableRow) -> ListedClip:
+        """What the row says. Anything unexpected becomes its `problem`, never a label."""
+        problem = row.problem
+        try:
+            if problem is None:
+                return ListedClip(
+                    line=row.line,
+                    audio=audio_of(row.cells.get(self.columns.audio), self.place),
+                    text=text_of(row.cells.get(self.columns.text)),
+                    segment=segment_of(row.cells, self.segments),
+                )
+        except (ValueError, Rejection) as error:
+            problem = error.detail if isinstance(error, Rejection) else str(error)
+        return ListedClip(line=row.line, problem=f"{self.path}, line {row.line}: {problem}.")
 
 
 def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
@@ -20,79 +109,206 @@ def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
     inside it). Empty if `datasets` has to look at the place.
     """
     path = Path(name)
-    if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return {"train": [str(path)]}
     if config_name and (path / config_name).is_dir():
         path /= config_name
-    if any((*path.glob("*.parquet"), *path.glob("*.tar"), *path.glob("metadata.*"))):
+    if not path.is_dir():
         return {}
-    files = sorted(file for file in path.glob("*") if file.suffix in MANIFEST_SUFFIXES)
-    return {file.stem: [str(file)] for file in files}
+    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    for file in files:
+        if file.suffix in (".parquet", ".tar") or file.stem == "metadata":
+            return {}
+    return {file.stem: [str(file)] for file in files if file.suffix.lower() in TABLE_SUFFIXES}
 
 
-def open_manifest(
-    files: list[str],
-    wanted: WantedColumns,
-) -> tuple[datasets.IterableDataset, SpeechColumns]:
-    """The rows of one split as {audio column: path, text column: text}; and these columns.
+def open_manifests(files: list[str], wanted: WantedColumns) -> OpenedSplit:
+    """The rows of one split as {CLIP: ListedClip}, a shard for each file.
 
-    Raises: UserError for a wrong column.
+    Raises: UserError for a wrong column, and for a file whose text cannot be read.
     """
-    columns = find_columns(list(next(read_manifest(files), {})), wanted, files[0])
-    dataset = datasets.IterableDataset.from_generator(
-        read_speech,
-        gen_kwargs={"files": files, "columns": columns},
+    manifests = [inspect_manifest(path, wanted) for path in files]
+    return OpenedSplit(
+        dataset=datasets.IterableDataset.from_generator(
+            read_manifests,
+            gen_kwargs={"manifests": manifests},
+        ),
+        columns=manifests[0].columns,
+        num_rows=sum(manifest.num_rows() for manifest in manifests),
     )
-    return dataset, columns
 
 
-def count_manifest(files: Iterable[str]) -> int:
-    return sum(1 for _ in read_manifest(files))
+def read_manifests(manifests: list[Manifest]) -> Iterator[dict[str, ListedClip]]:
+    for manifest in manifests:
+        for clip in manifest.clips():
+            yield {CLIP: clip}
 
 
-def read_speech(files: list[str], columns: SpeechColumns) -> Iterator[dict[str, str | None]]:
-    """The audio, as an absolute path or an address, and the text of every row."""
-    for name in files:
-        folder = None
-        for row in read_manifest([name]):
-            audio = row.get(columns.audio)
-            folder = folder or folder_of_audio(Path(name).parent, audio)
-            if audio and "://" not in audio:
-                audio = str(folder / audio)
-            speech = {columns.audio: audio}
-            if columns.text is not None:
-                text = row.get(columns.text)
-                speech[columns.text] = None if text is None else str(text)
-            yield speech
+def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
+    """Judges the list by its first rows. Raises: UserError."""
+    folder = Path(path).parent
+    form = detect_format(
+        path,
+        is_header=functools.partial(names_speech, wanted=wanted),
+        names_without_header=functools.partial(names_of_cells, folder=folder, wanted=wanted),
+    )
+    rows = list(itertools.islice(read_table(path, form), NUM_ROWS_TO_INSPECT))
+    names = list(form.names) or list(dict.fromkeys(name for row in rows for name in row.cells))
+    names = choose_existing_audio(path, names, rows, wanted)
+    columns = find_columns(names, wanted, path, "" if is_json(path) else HEADER_ADVICE)
+    first_audio = next((row.cells.get(columns.audio) for row in rows if row.cells), None)
+    segments = find_segment_columns(names)
+    if segments is not None:
+        logger.info("%s: each row is a segment, from its column %s.", path, segments.start)
+    return Manifest(
+        path=path,
+        form=form,
+        columns=columns,
+        segments=segments,
+        place=place_of_clips(folder, first_audio),
+    )
 
 
-def folder_of_audio(folder: Path, first_audio: str | None) -> Path:
-    """The folder that a list's paths start from: its own, or `clips` in it, as in a Common Voice
-    download, if the first row is a bare file name that is not there."""
-    is_bare_name = first_audio and Path(first_audio).name == first_audio
-    if is_bare_name and not (folder / first_audio).is_file() and (folder / "clips").is_dir():
-        return folder / "clips"
-    return folder
+# ---- columns ----
+def names_speech(names: list[str], wanted: WantedColumns) -> bool:
+    """Whether these are a header's names: the columns to read are among them."""
+    audio = find_name(names, wanted.audio, AUDIO_COLUMNS)
+    return audio is not None and (len(names) > 1 or not wanted.text_required)
 
 
-def read_manifest(files: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The rows of manifests. A TSV file has no quoting (Common Voice); a JSON line that cannot be
-    read becomes a row without cells."""
-    for name in files:
-        with open(name, encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows: Iterable[dict]
-            if name.endswith(".tsv"):
-                rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            elif name.endswith(".csv"):
-                rows = csv.DictReader(file)
-            else:
-                rows = map(parse_json_line, file)
-            yield from rows
+def names_of_cells(cells: list[str], folder: Path, wanted: WantedColumns) -> tuple[str, ...]:
+    """Names for the cells of a first row without a header above it: audio and text; empty if it is
+    not clear which is which."""
+    if wanted.audio is not None or wanted.text is not None:
+        return ()
+    is_audio = [looks_like_audio(cell, folder) for cell in cells]
+    if is_audio == [True, False]:
+        return ("audio", "text")
+    if is_audio == [False, True]:
+        return ("text", "audio")
+    if is_audio == [True, False, False] and place_of_clips(folder, cells[0]).suffix:
+        return ("audio", "text", "normalized_text")  # LJSpeech
+    return ()
 
 
-def parse_json_line(line: str) -> dict[str, Any]:
+def looks_like_audio(cell: str, folder: Path) -> bool:
+    return cell.lower().endswith(AUDIO_SUFFIXES) or clip_exists(folder, cell)
+
+
+def clip_exists(folder: Path, name: Any) -> bool:
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    return os.path.isfile(place_of_clips(folder, name).path_of(name))
+
+
+def place_of_clips(folder: Path, first_name: Any) -> AudioPlace:
+    """Where the first clip is: beside the list, in `clips` (Common Voice), or in `wavs` and without
+    its suffix in the list (LJSpeech). Others are looked for in the same place."""
+    own = AudioPlace(folder=str(folder))
+    if not isinstance(first_name, str) or not first_name or "://" in first_name:
+        return own
+    suffixes = ("", ".wav", ".flac", ".mp3")
+    if Path(first_name).suffix.lower() in AUDIO_SUFFIXES:
+        suffixes = ("",)
+    for suffix in suffixes:
+        for name in FOLDERS_OF_CLIPS:
+            place = AudioPlace(folder=str(folder / name), suffix=suffix)
+            if os.path.isfile(place.path_of(first_name)):
+                return place
+    # A first clip that is missing must not hide the others.
+    if Path(first_name).name == first_name and (folder / "clips").is_dir():
+        return AudioPlace(folder=str(folder / "clips"))
+    return own
+
+
+def choose_existing_audio(
+    path: str, names: list[str], rows: list[TableRow], wanted: WantedColumns
+) -> list[str]:
+    """The names without usual audio columns before the first whose files exist."""
+    if wanted.audio is not None:
+        return names
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    candidates = [lower[name] for name in AUDIO_COLUMNS if name in lower]
+    folder = Path(path).parent
+    for candidate in candidates:
+        if any(clip_exists(folder, row.cells.get(candidate)) for row in rows):
+            stale = candidates[: candidates.index(candidate)]
+            if stale:
+                logger.warning(
+                    "%s: audio is read from the column %s; no file that %s names exists.",
+                    path,
+                    candidate,
+                    " or ".join(stale),
+                )
+            return [name for name in names if name not in stale]
+    return names
+
+
+# ---- cells ----
+def is_missing(value: Any) -> bool:
+    """None, an empty cell, or the NaN that pandas writes for one."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def text_of(value: Any) -> str | None:
+    """Raises: ValueError for what is no text; a number stands for itself."""
+    if is_missing(value):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"expected a text, found {shown(value)}")
+    text = str(value)
+    if "\N{REPLACEMENT CHARACTER}" in text:
+        raise ValueError(
+            "the text contains U+FFFD, which stands for characters that a conversion has lost"
+        )
+    return text
+
+
+def audio_of(value: Any, place: AudioPlace) -> AudioCell:
+    """An absolute path or an address; of samples their file. Raises: ValueError, Rejection."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict):  # as `datasets` writes audio to JSON
+        if value.get("array") is not None:
+            return undecoded_cell(value)
+        if is_missing(value.get("path")) or not is_missing(value.get("bytes")):
+            raise ValueError(f"expected the path of an audio file, found {shown(value)}")
+        value = value["path"]
+    if is_missing(value):
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"expected the path of an audio file, found {shown(value)}")
+    return place.path_of(value)
+
+
+def segment_of(cells: dict[str, Any], columns: SegmentColumns | None) -> Segment | None:
+    """Raises: ValueError for times that are no seconds."""
+    if columns is None:
+        return None
+    start = seconds_of(cells, columns.start)
+    end = seconds_of(cells, columns.end)
+    duration = seconds_of(cells, columns.duration)
+    start = start or 0.0
+    if end is not None:
+        duration = end - start
+    if start == 0.0 and duration is None:
+        return None
+    return Segment(start_in_seconds=start, duration_in_seconds=duration)
+
+
+def seconds_of(cells: dict[str, Any], column: str | None) -> float | None:
+    value = None if column is None else cells.get(column)
+    if is_missing(value):
+        return None
     try:
-        value = json.loads(line)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        if isinstance(value, bool) or not math.isfinite(seconds := float(value)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"{column}: expected seconds, found {shown(value)}") from None
+    return seconds
+
+
+def shown(value: Any) -> str:
+    """A value of another type in a message, not too long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,9 +1,10 @@
 """One source row to one training example."""
 
 import math
+import os
 import sys
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from speech_finetuning.data.audio import (
     log_mel,
     read_audio,
 )
+from speech_finetuning.data.cells import AudioCell
+from speech_finetuning.data.segments import Segment, cut_out
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import SpeechSource
 from speech_finetuning.data.text import encode_text, normalize_text
@@ -73,25 +76,34 @@ class Preprocessor:
         return text, labels[: self.max_label_length + 1]
 
     def prepare_audio(
-        self, audio: str | dict[str, Any] | None, speed: float
+        self, audio: AudioCell, segment: Segment | None, speed: float
     ) -> tuple[np.ndarray, int]:
         """((n_samples,) float32 at 16 kHz, sampling rate of the file in Hz). Raises: Rejection."""
+        if segment is not None and isinstance(audio, str) and os.path.isfile(audio):
+            # A recording may be hours long: only the segment is read.
+            return decode_audio(cut_out(audio, segment), self.check_duration, speed)
         data = retry_on_network_error(
             read_audio,
             audio,
             limit_in_seconds=self.max_network_wait_in_seconds,
             task="reading audio",
         )
+        if segment is not None:
+            data = cut_out(data, segment)
         return decode_audio(data, self.check_duration, speed)
 
     def prepare(
-        self, audio: str | dict[str, Any] | None, text: str | None, speed: float = 1.0
+        self,
+        audio: AudioCell,
+        text: str | None,
+        speed: float = 1.0,
+        segment: Segment | None = None,
     ) -> Example:
         """An example without its id. Raises: Rejection, network errors that lasted too long."""
         if audio is None and text is None and self.needs_text:
             raise Rejection("row_unreadable", "neither audio nor text")
         text, labels = self.prepare_text(text)
-        waveform, sampling_rate = self.prepare_audio(audio, speed)
+        waveform, sampling_rate = self.prepare_audio(audio, segment, speed)
         window_in_frames = self.window_in_frames
         if self.takes_long_clips:
             num_frames = math.ceil(len(waveform) / HOP_LENGTH_IN_SAMPLES)
@@ -113,7 +125,7 @@ class Preprocessor:
         if row.rejection is not None:
             return row.rejection
         try:
-            return {"id": row.id, **self.prepare(row.audio, row.text, speed)}
+            return {"id": row.id, **self.prepare(row.audio, row.text, speed, row.segment)}
         except Rejection as rejection:
             return Rejection(rejection.reason, rejection.detail, row.id)
 

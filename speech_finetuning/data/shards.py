@@ -1,6 +1,7 @@
 """The undecoded rows of one file; after a network error, reading goes on at the same row."""
 
 import contextlib
+import logging
 import os
 import tarfile
 from collections.abc import Iterator
@@ -13,7 +14,12 @@ from speech_finetuning.base.errors import one_line
 from speech_finetuning.base.network import Backoff
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.builders import rows_of_groups
+from speech_finetuning.data.cells import AudioCell, path_of, undecoded_cell
+from speech_finetuning.data.manifests import CLIP, ListedClip
+from speech_finetuning.data.segments import Segment
 from speech_finetuning.data.sources import SpeechSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +27,14 @@ class SourceRow:
     """One undecoded row.
 
     audio: an encoded file as {"bytes", "path"}, or the path of one.
-    rejection: set when the file of rows could not be read from here on.
+    segment: the part of that file that the text belongs to; None: all of it.
+    rejection: why the row, or its file from here on, cannot be read.
     """
 
     id: str
-    audio: str | dict[str, Any] | None
-    text: str | None
+    audio: AudioCell = None
+    text: str | None = None
+    segment: Segment | None = None
     rejection: Rejection | None = None
 
     def size_in_bytes(self) -> int:
@@ -42,8 +50,9 @@ class SourceRow:
 class ShardReader:
     """The rows of one file of a source, without its first `num_rows`.
 
-    Network errors are waited out and reading goes on at the same row. A damaged file ends in one
-    rejected row that says so. `num_rows` counts the rows before the one that was yielded last.
+    Network errors are waited out and reading goes on at the same row. A file that is found damaged
+    is read once more, if it comes over the network, and ends in one rejected row that says so.
+    `num_rows` counts the rows before the one that was yielded last.
     """
 
     def __init__(
@@ -57,22 +66,28 @@ class ShardReader:
         self.source = source
         self.place = place
         self.num_rows = num_rows
-        self.patience = Backoff(wait_in_seconds)
+        self.backoff = Backoff(wait_in_seconds)
         self.id = "/".join(filter(None, [source.record, source.split, *map(str, place)]))
 
     def __iter__(self) -> Iterator[SourceRow]:
+        num_rows_when_damaged = None
         while True:
             try:
                 for row in self.rows_left():
-                    self.patience.reset()
+                    self.backoff.reset()
                     yield self.source_row(row)
                     self.num_rows += 1
                 return
             except Exception as error:
-                if is_damage(error):
+                task = f"reading {self.source.name} {self.id}"
+                if not is_damage(error):
+                    self.backoff.wait(error, task)
+                elif self.source.is_remote and num_rows_when_damaged != self.num_rows:
+                    logger.warning("%s: %s Reading it once more.", task, one_line(error)[:300])
+                    num_rows_when_damaged = self.num_rows
+                else:
                     yield self.damaged_row(error)
                     return
-                self.patience.wait(error, f"reading {self.source.name} {self.id}")
 
     def rows_left(self) -> Iterator[dict[str, Any]]:
         """The rows after the first `num_rows`: from a parquet file only the row groups that contain
@@ -100,14 +115,35 @@ class ShardReader:
             with contextlib.suppress(Exception):  # the count is not worth a run
                 num_rows = max(1, sum(rows_of_groups(url)) - self.num_rows)
         rejection = Rejection("file_damaged", one_line(error)[:200], row_id, num_rows)
-        return SourceRow(id=row_id, audio=None, text=None, rejection=rejection)
+        return SourceRow(id=row_id, rejection=rejection)
 
     def source_row(self, row: dict[str, Any]) -> SourceRow:
-        audio = row[self.source.audio_column]
-        text_column = self.source.text_column
-        text = None if text_column is None else row.get(text_column)
-        path = audio.get("path") if isinstance(audio, dict) else audio
-        return SourceRow(id=f"{self.id}/{path or ''}", audio=audio, text=text)
+        """The row as it will be prepared; whatever its cells hold, it is a row."""
+        if CLIP in row:
+            return self.listed_row(row[CLIP])
+        columns = self.source.columns
+        text = None if columns.text is None else row.get(columns.text)
+        sampling_rate = row.get(columns.sampling_rate) if columns.sampling_rate else None
+        row_id = f"{self.id}/"
+        try:
+            audio = undecoded_cell(row[columns.audio], sampling_rate)
+            row_id = f"{self.id}/{path_of(audio)}"
+            return SourceRow(id=row_id, audio=self.source.own_audio(audio, self.place), text=text)
+        except Rejection as rejection:
+            named = Rejection(rejection.reason, rejection.detail, row_id)
+            return SourceRow(id=row_id, rejection=named)
+
+    def listed_row(self, clip: ListedClip) -> SourceRow:
+        if clip.problem is not None:
+            row_id = f"{self.id}/line {clip.line}"
+            return SourceRow(
+                id=row_id,
+                rejection=Rejection("row_unreadable", clip.problem, row_id),
+            )
+        row_id = f"{self.id}/{path_of(clip.audio)}"
+        if clip.segment is not None:
+            row_id += f"#{clip.segment}"
+        return SourceRow(id=row_id, audio=clip.audio, text=clip.text, segment=clip.segment)
 
 
 def is_damage(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """Where rows come from: opens a data set without reading its audio."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -7,14 +8,17 @@ import datasets
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.data.builders import (
-    count_rows,
+    download_snapshot,
     files_of_builder,
-    hub_file,
+    first_hub_file,
     open_builder,
     open_split,
+    warn_if_moved,
 )
-from speech_finetuning.data.columns import SpeechColumns, WantedColumns
-from speech_finetuning.data.manifests import count_manifest, manifest_files, open_manifest
+from speech_finetuning.data.cells import AudioCell, check_path
+from speech_finetuning.data.columns import OpenedSplit, SpeechColumns, WantedColumns
+from speech_finetuning.data.manifests import manifest_files, open_manifests
+from speech_finetuning.data.places import check_path_exists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +31,24 @@ class SpeechSource:
     split: str  # also several, 'train+validation'
     kind: str  # the `datasets` builder: parquet, audiofolder, webdataset, ...; or manifest
     revision: str | None  # commit on the Hub, None for local files
+    root: str | None  # of a data set from the Hub: where its files are; its rows name no others
+    allow_audio_urls: bool  # but these https:// addresses
     parts: tuple[datasets.IterableDataset, ...]
     data_files: tuple[str, ...]
-    audio_column: str
-    text_column: str | None
+    columns: SpeechColumns
     num_rows: int | None  # None when only reading everything would tell
+
+    @property
+    def audio_column(self) -> str:
+        return self.columns.audio
+
+    @property
+    def text_column(self) -> str | None:
+        return self.columns.text
+
+    @property
+    def is_remote(self) -> bool:
+        return "://" in self.data_files[0]
 
     def shards(self) -> list[tuple[int, int]]:
         """(part, shard within the part) for every file of the source, in the order of the files."""
@@ -49,6 +66,23 @@ class SpeechSource:
         """The address of a parquet file, which is a shard."""
         return self.data_files[self.shards().index((part, shard))]
 
+    def own_audio(self, cell: AudioCell, place: tuple[int, int]) -> AudioCell:
+        """The audio of a row of this shard, which of a data set from the Hub must be its own.
+
+        Raises: Rejection(audio_outside_dataset).
+        """
+        if self.root is None:
+            return cell
+        folder = self.root
+        if len(self.data_files) == len(self.shards()):  # each shard is a file
+            folder = os.path.dirname(self.url(*place))
+        return check_path(
+            cell,
+            root=self.root,
+            folder=folder,
+            allow_urls=self.allow_audio_urls,
+        )
+
 
 def load_source(
     name: str,
@@ -61,6 +95,8 @@ def load_source(
     cache_dir: str | None = None,
     streaming: bool = True,
     record: str = "",
+    revision: str | None = None,
+    allow_audio_urls: bool = False,
 ) -> SpeechSource:
     """Opens a dataset without reading its audio; 'train+validation' is one source of both splits.
 
@@ -68,62 +104,106 @@ def load_source(
     audio_column, text_column: None for the usual names.
     text_required: False if the text column may be missing.
     record: the source's name in a --data_mix.
+    revision: of a data set on the Hub, as SpeechSource.revision of a run that goes on; None: the
+    newest.
+    allow_audio_urls: whether rows of a data set from the Hub may name https:// addresses.
     Raises: UserError for a missing dataset, configuration, split or column, or no rows.
     """
-    builder = None
-    files = manifest_files(name, config_name)
-    if not files:
-        builder = open_builder(name, config_name, cache_dir=cache_dir, streaming=streaming)
-        files = files_of_builder(builder)
-    parts = parts_of_split(name, split, files)
-    urls = tuple(url for part in parts for url in files[part])
+    found = find_files(
+        name, config_name, cache_dir=cache_dir, streaming=streaming, revision=revision
+    )
+    parts = parts_of_split(name, split, found.files)
+    urls = tuple(url for part in parts for url in found.files[part])
     wanted = WantedColumns(audio=audio_column, text=text_column, text_required=text_required)
-    opened, columns = open_parts(builder, {part: files[part] for part in parts}, wanted)
-    num_rows = count_manifest(urls) if builder is None else count_rows(builder, parts, opened, urls)
+    opened = open_parts(found, parts, wanted)
+    counts = [part.num_rows for part in opened]
+    num_rows = None if None in counts else sum(counts)
     if num_rows == 0:
         raise UserError(
             f"split '{split}' of {name} is empty, or none of its {len(urls)} files is readable."
         )
-    on_hub = hub_file(urls[0])
     return SpeechSource(
         record=record,
         name=name,
         config_name=config_name,
         split=split,
-        kind="manifest" if builder is None else builder.name,
-        revision=None if on_hub is None else on_hub.revision,
-        parts=tuple(opened),
+        kind=found.kind,
+        revision=found.revision,
+        root=found.root,
+        allow_audio_urls=allow_audio_urls,
+        parts=tuple(part.dataset for part in opened),
         data_files=urls,
-        audio_column=columns.audio,
-        text_column=columns.text,
+        columns=opened[0].columns,
         num_rows=num_rows,
     )
 
 
-def open_parts(
-    builder: datasets.DatasetBuilder | None,
-    files: dict[str, list[str]],
-    wanted: WantedColumns,
-) -> tuple[list[datasets.IterableDataset], SpeechColumns]:
-    """A dataset for each part of a split, and the columns, which have the same names in all.
+@dataclass(frozen=True, kw_only=True)
+class FoundFiles:
+    """The files of a data set, not yet opened; the other fields are those of SpeechSource."""
 
-    builder: None for lists. Raises: UserError for a wrong column.
-    """
+    files: dict[str, list[str]]  # of each split
+    kind: str = "manifest"
+    builder: datasets.DatasetBuilder | None = None  # None: lists
+    revision: str | None = None
+    root: str | None = None
+
+
+def find_files(
+    name: str,
+    config_name: str | None,
+    *,
+    cache_dir: str | None,
+    streaming: bool,
+    revision: str | None,
+) -> FoundFiles:
+    """Raises: UserError for a data set or a configuration that is not there."""
+    if files := manifest_files(name, config_name):
+        return FoundFiles(files=files)
+    check_path_exists(name)
+    builder = open_builder(name, config_name, cache_dir=cache_dir, revision=revision)
+    on_hub = first_hub_file(builder)
+    if on_hub is None:
+        return FoundFiles(files=files_of_builder(builder), kind=builder.name, builder=builder)
+    if revision is not None:
+        warn_if_moved(on_hub)
+    root = on_hub.root
+    if not streaming:
+        root = download_snapshot(builder, cache_dir)
+        is_named = builder.config.name == config_name
+        builder = open_builder(root, config_name if is_named else None, cache_dir=cache_dir)
+    return FoundFiles(
+        files=files_of_builder(builder),
+        kind=builder.name,
+        builder=builder,
+        revision=on_hub.revision,
+        root=root,
+    )
+
+
+def open_parts(found: FoundFiles, parts: list[str], wanted: WantedColumns) -> list[OpenedSplit]:
+    """Every part of a split; their columns have the same names. Raises: UserError."""
     opened = []
-    for part, names in files.items():
-        if builder is None:
-            dataset, columns = open_manifest(names, wanted)
+    for part in parts:
+        if found.builder is None:
+            one = open_manifests(found.files[part], wanted)
         else:
-            dataset, columns = open_split(builder, part, wanted)
-        opened.append(dataset)
-        wanted = replace(wanted, audio=columns.audio, text=columns.text)
-    return opened, columns
+            one = open_split(found.builder, part, wanted)
+        opened.append(one)
+        wanted = replace(wanted, audio=one.columns.audio, text=one.columns.text)
+    return opened
 
 
 def parts_of_split(name: str, split: str, found: Iterable[str]) -> list[str]:
     """The splits that 'train+validation' names. Raises: UserError for one that is not there."""
     parts = [part.strip() for part in split.split("+")]
     for part in parts:
+        if "[" in part:
+            raise UserError(
+                f"split '{part}': a stream is not sliced. Name the split alone, "
+                f"'{part.partition('[')[0]}', and take its first rows with --max_train_samples N "
+                "or --max_eval_samples N; or write the parts of a table to files of their own."
+            )
         if part not in found:
             raise UserError(f"split '{part}': {name} has no such split. Found: {', '.join(found)}.")
     return parts

@@ -1,0 +1,70 @@
+"""What --dataset_name names: a path is never asked of the Hub, but answered with what is there."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.tables import TABLE_SUFFIXES
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Endings of file names, which no id of a data set has.
+FILE_SUFFIXES = (
+    *TABLE_SUFFIXES,
+    *(".parquet", ".arrow", ".tar", ".gz", ".tgz", ".zip", ".txt", ".xls", ".xlsx", ".ods"),
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm"),
+)
+MAX_NAMES = 10  # of a folder, in a message
+
+
+def check_path_exists(name: str) -> None:
+    """Raises: UserError for a path that is not a folder, unless it may be an id on the Hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return
+    if path.is_file():
+        raise UserError(f"--dataset_name {name}: {remedy_for_file(path)}")
+    if is_path(name) or nearest_name(path):
+        raise UserError(f"--dataset_name {name}: does not exist. {what_is_there(path)}")
+
+
+def is_path(name: str) -> bool:
+    """Whether a name that does not exist here is meant as a path all the same."""
+    if HUB_ID.fullmatch(name) is None or name.startswith("."):
+        return True
+    return name.lower().endswith(FILE_SUFFIXES) or ("/" in name and Path(name).parent.is_dir())
+
+
+def remedy_for_file(path: Path) -> str:
+    lists = ", ".join(TABLE_SUFFIXES)
+    suffix = path.suffix.lower()
+    if suffix in (".parquet", ".tar"):
+        return f"pass its folder, {path.parent}: such files are the splits of a data set."
+    if suffix in (".xls", ".xlsx", ".ods"):
+        return f"a spreadsheet is not read. Save it as CSV in UTF-8: {path.stem}.csv"
+    if suffix in (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm"):
+        return f"one clip is not a data set. Pass its folder, {path.parent}, or a list of clips."
+    return f"not a kind of file that is read. Pass a folder, or a list of clips ({lists})."
+
+
+def nearest_name(path: Path) -> str | None:
+    """What the folder has under almost this name."""
+    if not path.parent.is_dir():
+        return None
+    names = [file.name for file in path.parent.iterdir()]
+    return next(iter(difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)), None)
+
+
+def what_is_there(path: Path) -> str:
+    """The entries of the nearest folder that exists, and the nearest name."""
+    nearest = nearest_name(path)
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+    listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    text = f"In {os.fspath(folder)}: {listed or 'nothing'}."
+    if nearest is not None:
+        text += f" Did you mean {path.parent / nearest}?"
+    if "/" not in os.fspath(path):
+        text += f" (A data set on the Hub: write its owner too, OWNER/{path.name}.)"
+    return text

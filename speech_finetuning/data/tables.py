@@ -1,0 +1,304 @@
+"""Text tables: CSV, TSV, JSON lines. A line is a row; one that cannot be read costs no other."""
+
+import codecs
+import csv
+import json
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from speech_finetuning.base.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+MAX_LINE_LENGTH = 2**20  # in characters; no transcript of 30 s is as long
+MAX_LINES_OF_ONE_ROW = 20  # where quotation marks enclose line breaks
+DELIMITERS = (",", ";", "\t", "|")
+# The first that begins the file; UTF-32's begins with UTF-16's.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# As programs write CSV, the standard (RFC 4180) first: a space after each comma; \" for a quotation
+# mark (Spark, MySQL).
+DIALECTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"skipinitialspace": True},
+    {"escapechar": "\\", "doublequote": False},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """cells: {column: value}, none if there is a problem. line: of the file, from 1."""
+
+    line: int
+    cells: dict[str, Any]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFormat:
+    """How a file is written. names: its columns; empty for JSON lines, whose rows name them."""
+
+    delimiter: str = ","
+    has_quotes: bool = True
+    has_header: bool = True
+    names: tuple[str, ...] = ()
+
+
+def is_json(path: str) -> bool:
+    return path.lower().endswith((".jsonl", ".json"))
+
+
+def read_table(path: str, form: TableFormat) -> Iterator[TableRow]:
+    """The rows in the order of the file. Raises: UserError if the file is not UTF-8 (or UTF-16)."""
+    with closing(numbered_lines(path)) as lines:
+        if is_json(path):
+            for number, line in lines:
+                if line.strip():
+                    yield parse_json_line(number, line)
+            return
+        yield from read_csv(lines, form)
+
+
+# ---- text ----
+def detect_encoding(path: str) -> str:
+    """Of the byte order mark, else UTF-8."""
+    with open(path, "rb") as file:
+        beginning = file.read(4)
+    for mark, encoding in BYTE_ORDER_MARKS:
+        if beginning.startswith(mark):
+            return encoding
+    return "utf-8"
+
+
+def numbered_lines(path: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, line); of one beyond MAX_LINE_LENGTH only its beginning, which is longer."""
+    encoding = detect_encoding(path)
+    try:
+        with open(path, encoding=encoding) as file:
+            number = 0
+            while line := file.readline(MAX_LINE_LENGTH + 1):
+                number += 1
+                if "\0" in line:
+                    raise wrong_encoding(path, number, "contains NUL bytes", "UTF-16LE")
+                if len(line) > MAX_LINE_LENGTH:
+                    skip_rest_of_line(file, line)
+                yield number, line
+    except UnicodeDecodeError as error:
+        if encoding.startswith("utf-8"):
+            number = first_line_not_utf8(path)
+            raise wrong_encoding(path, number, "is not UTF-8", "LATIN1") from error
+        raise UserError(f"{path}: begins as {encoding.upper()} text, but is damaged.") from error
+
+
+def skip_rest_of_line(file: TextIO, line: str) -> None:
+    while line and not line.endswith("\n"):
+        line = file.readline(MAX_LINE_LENGTH)
+
+
+def first_line_not_utf8(path: str) -> int:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def wrong_encoding(path: str, line: int, found: str, likely: str) -> UserError:
+    file = Path(path)
+    new = f"{file.stem}.utf8{file.suffix}"
+    return UserError(
+        f"{path}, line {line}: {found}. Convert the file from the encoding that it was saved in, "
+        f"for example: iconv -f {likely} -t UTF-8 '{file.name}' > '{new}'"
+    )
+
+
+# ---- JSON lines ----
+def parse_json_line(number: int, line: str) -> TableRow:
+    problem = None
+    value = None
+    if len(line) > MAX_LINE_LENGTH:
+        problem = too_long()
+    else:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problem = f"no JSON: {error}"
+    if problem is None and not isinstance(value, dict):
+        problem = f"expected a JSON object, found {type(value).__name__}"
+    if problem is not None:
+        return TableRow(line=number, cells={}, problem=problem)
+    return TableRow(line=number, cells=value)
+
+
+def too_long() -> str:
+    return f"longer than {MAX_LINE_LENGTH:,} characters"
+
+
+# ---- CSV and TSV ----
+def split_line(line: str, form: TableFormat) -> list[str] | None:
+    """The cells; None if quotation marks do not match."""
+    if not form.has_quotes:
+        return line.rstrip("\r\n").split(form.delimiter)
+    first = None
+    for dialect in DIALECTS:
+        try:
+            rows = list(csv.reader([line], delimiter=form.delimiter, strict=True, **dialect))
+        except csv.Error:
+            continue
+        cells = rows[0] if rows else []
+        if len(cells) <= len(form.names):
+            return cells
+        if first is None:
+            first = cells
+    return first
+
+
+def read_csv(lines: Iterator[tuple[int, str]], form: TableFormat) -> Iterator[TableRow]:
+    """The rows after the header. Blank lines are none."""
+    ahead: deque[tuple[int, str]] = deque()
+    is_header = form.has_header
+    while True:
+        look_ahead(ahead, lines, 1)
+        if not ahead:
+            return
+        number, line = ahead.popleft()
+        if not line.strip():
+            continue
+        if is_header:
+            is_header = False
+            continue
+        if len(line) > MAX_LINE_LENGTH:
+            yield TableRow(line=number, cells={}, problem=too_long())
+            continue
+        cells = split_line(line, form)
+        if cells is None:
+            cells = split_quoted_lines(line, ahead, lines, form)
+        yield csv_row(number, cells, form)
+
+
+def look_ahead(
+    ahead: deque[tuple[int, str]], lines: Iterator[tuple[int, str]], num_lines: int
+) -> None:
+    """Fills `ahead` up to num_lines, where the file has as many."""
+    while len(ahead) < num_lines:
+        item = next(lines, None)
+        if item is None:
+            return
+        ahead.append(item)
+
+
+def split_quoted_lines(
+    line: str,
+    ahead: deque[tuple[int, str]],
+    lines: Iterator[tuple[int, str]],
+    form: TableFormat,
+) -> list[str] | None:
+    """The cells of a row whose quotation marks enclose line breaks; its other lines leave `ahead`.
+
+    None, and nothing is taken, if the marks are not closed before a line that is a row in itself:
+    then one is missing, and what follows would become part of a transcript.
+    """
+    joined = line
+    for num_lines in range(1, MAX_LINES_OF_ONE_ROW):
+        look_ahead(ahead, lines, num_lines)
+        if len(ahead) < num_lines:
+            return None
+        next_line = ahead[num_lines - 1][1]
+        joined += next_line
+        alone = split_line(next_line, form)
+        is_row = alone is not None and len(alone) >= len(form.names)
+        if is_row or len(joined) > MAX_LINE_LENGTH:
+            return None
+        cells = split_line(joined, form)
+        if cells is not None and len(cells) == len(form.names):
+            for _ in range(num_lines):
+                ahead.popleft()
+            return cells
+    return None
+
+
+def csv_row(number: int, cells: list[str] | None, form: TableFormat) -> TableRow:
+    if cells is None:
+        problem = 'a quotation mark is not closed. Write "" for one within a cell'
+        return TableRow(line=number, cells={}, problem=problem)
+    if any(cell.strip() for cell in cells[len(form.names) :]):
+        if form.has_quotes:
+            remedy = f"Put cells that contain '{form.delimiter}' in quotation marks"
+        else:
+            remedy = "The transcript contains the character that separates the columns"
+        problem = f"{len(cells)} cells, but the table has {len(form.names)} columns. {remedy}"
+        return TableRow(line=number, cells={}, problem=problem)
+    return TableRow(line=number, cells=dict(zip(form.names, cells, strict=False)))
+
+
+# ---- the format ----
+def detect_format(
+    path: str,
+    is_header: Callable[[list[str]], bool],
+    names_without_header: Callable[[list[str]], tuple[str, ...]],
+) -> TableFormat:
+    """The delimiter and the columns, judged by the first line.
+
+    is_header: whether cells are names of columns that will be read.
+    names_without_header: names for the cells of a first row; empty if they are no row either.
+    Raises: UserError for a JSON array.
+    """
+    with closing(numbered_lines(path)) as lines:
+        first = next((line for _, line in lines if line.strip()), "")
+    if is_json(path):
+        check_is_json_lines(path, first)
+        return TableFormat()
+    is_tsv = path.lower().endswith(".tsv")
+    usual = "\t" if is_tsv else ","
+    forms = []
+    for delimiter in sorted(DELIMITERS, key=lambda candidate: candidate != usual):
+        # Quotation marks mean nothing in Common Voice's TSV, nor in LJSpeech's lists.
+        has_quotes = delimiter != "|" and not is_tsv
+        form = TableFormat(delimiter=delimiter, has_quotes=has_quotes)
+        names = tuple(cell.strip() for cell in split_line(first, form) or [])
+        forms.append(TableFormat(delimiter=delimiter, has_quotes=has_quotes, names=names))
+    for form in forms:
+        if is_header(list(form.names)):
+            log_delimiter(path, form, usual)
+            return form
+    for form in forms:
+        if names := names_without_header(list(form.names)):
+            log_delimiter(path, form, usual)
+            logger.warning("%s has no header; its columns are: %s.", path, ", ".join(names))
+            return TableFormat(
+                delimiter=form.delimiter,
+                has_quotes=form.has_quotes,
+                has_header=False,
+                names=names,
+            )
+    return max(forms, key=lambda form: len(form.names))
+
+
+def log_delimiter(path: str, form: TableFormat, usual: str) -> None:
+    if form.delimiter != usual:
+        shown = "tabs" if form.delimiter == "\t" else f"'{form.delimiter}'"
+        logger.info("%s: its columns are separated by %s.", path, shown)
+
+
+def check_is_json_lines(path: str, first: str) -> None:
+    """Raises: UserError for one JSON array or one object over several lines."""
+    if re.match(r"\s*\[\s*(\{|$)", first) or first.strip() == "{":
+        new = f"{Path(path).stem}.jsonl"
+        raise UserError(
+            f"{path}: expected one JSON object on each line, found one value over the whole file. "
+            f"Convert an array with: jq -c '.[]' '{Path(path).name}' > '{new}'"
+        )
