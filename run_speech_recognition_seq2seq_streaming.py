@@ -189,7 +189,8 @@ class DataArguments:
         default=None, help="Scores the first N rows of each split; default: all."
     )
     max_rejected_fraction: float = HfArg(
-        default=0.5, help="Ends the run if more of 1,000 rows are unfit; 1: never."
+        default=0.5,
+        help="Ends the run if more of the first 1,000 rows, or of a pass, are unfit; 1: never.",
     )
     do_lower_case: bool = HfArg(
         default=False, help="Lower-cases the transcripts, and so what the model will write."

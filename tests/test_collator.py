@@ -5,8 +5,13 @@ import torch
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
-from speech_finetuning.data.positions import StreamPosition
-from speech_finetuning.data.stream import StreamItem
+from speech_finetuning.data.positions import (
+    BlockStart,
+    SourcePass,
+    SourcePosition,
+    StreamPosition,
+)
+from speech_finetuning.data.stream import RejectedRow, StreamItem
 
 ONE = {"id": "r1", "duration": 1.0, "features": torch.ones(2, 3), "labels": [7, 1, 2, 9]}
 TWO = {
@@ -16,11 +21,13 @@ TWO = {
     "labels": [7, 1, 2, 3, 4, 9],
 }
 REJECTION = Rejection("text_empty", "", "r3")
+SECOND_PASS = SourcePass(source=0, pass_number=1)
 COLLATOR = script.TrainCollator(decoder_start_token_id=7, pad_token_id=9, n_mels=2)
 
 
 def position_at(row: int) -> StreamPosition:
-    return StreamPosition(row=row, sources=())
+    source = SourcePosition(start=BlockStart(pass_number=1))
+    return StreamPosition(row=row, sources=(source,))
 
 
 def test_labels_are_shifted_and_padded_and_clips_lie_end_to_end():
@@ -39,7 +46,7 @@ def test_labels_are_shifted_and_padded_and_clips_lie_end_to_end():
     assert info.num_rows == 3
     assert info.ids == ["r1", "r2"]
     assert info.audio_in_seconds == 3.5
-    assert info.rejections == [REJECTION]
+    assert info.rejections == [RejectedRow(rejection=REJECTION, source_pass=SECOND_PASS)]
     assert info.error is None
 
 

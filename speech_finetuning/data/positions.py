@@ -64,6 +64,14 @@ class SourcePosition:
         )
 
 
+@dataclass(frozen=True, kw_only=True, order=True)
+class SourcePass:
+    """One pass over one source, of all ranks together."""
+
+    source: int  # its index in the mix
+    pass_number: int  # passes over it before this one
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamPosition:
     """Where the stream goes on: after `row` rows of the mix."""
@@ -78,6 +86,11 @@ class StreamPosition:
     @classmethod
     def beginning(cls, num_sources: int) -> "StreamPosition":
         return cls(sources=(SourcePosition(),) * num_sources)
+
+    def last_pass(self) -> SourcePass:
+        """The pass that the last row belongs to."""
+        start = self.sources[self.last_source].start
+        return SourcePass(source=self.last_source, pass_number=start.pass_number)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, with the names of the fields."""
@@ -135,13 +148,18 @@ def saved_revisions(state: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _from_version_2(state: dict[str, Any]) -> dict[str, Any]:
-    """The names of then to the names of now."""
+    """The names of then to the names of now. Rows that were lost in damaged files, and rejections
+    by pass, were not counted."""
     return {
         "version": VERSION,
         "position": _position_from_version_2(state["position"]),
-        "rank_positions": [_position_from_version_2(position) for position in state["dealt"]],
-        "counts": state["counts"],
+        "rank_positions": [
+            _position_from_version_2(position) for position in state.get("dealt", [])
+        ],
+        "counts": {**state["counts"], "num_lost_rows": 0},
         "rejected": state["rejected"],
+        "rejected_in_pass": [],
+        "damaged_files": {},
         "rejected_bytes": state["rejected_bytes"],
         "revisions": {},
     }

@@ -27,6 +27,7 @@ from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, map_in_order, rea
 from speech_finetuning.data.positions import (
     FIRST_BLOCK,
     BlockStart,
+    SourcePass,
     SourcePosition,
     StreamPosition,
 )
@@ -78,6 +79,14 @@ class StreamItem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RejectedRow:
+    """A rejection, and the pass in which it was met."""
+
+    rejection: Rejection
+    source_pass: SourcePass
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepInfo:
     """What the trainer has to know of a micro-batch beside its tensors."""
 
@@ -85,19 +94,24 @@ class StepInfo:
     num_rows: int  # rejected ones included
     ids: list[str]  # of the accepted rows
     audio_in_seconds: float  # of the accepted rows
-    rejections: list[Rejection]
+    rejections: list[RejectedRow]
     error: Exception | None  # ends the run
 
     @classmethod
     def of(cls, items: list[StreamItem]) -> "StepInfo":
         examples = [item.example for item in items if item.example is not None]
+        rejections = [
+            RejectedRow(rejection=item.rejection, source_pass=item.position.last_pass())
+            for item in items
+            if item.rejection is not None
+        ]
         errors = [item.error for item in items if item.error is not None]
         return cls(
             position=items[-1].position,
             num_rows=len(items),
             ids=[example["id"] for example in examples],
             audio_in_seconds=sum(example["duration"] for example in examples),
-            rejections=[item.rejection for item in items if item.rejection is not None],
+            rejections=rejections,
             error=errors[0] if errors else None,
         )
 
@@ -400,15 +414,15 @@ class PassOutcomes:
     def count(self, position: StreamPosition, result: dict[str, Any] | Rejection) -> None:
         """Counts the row before `position`.
         Raises: UserError if it begins a pass and there was no usable row in the one before."""
-        number = position.last_source
+        this_pass = position.last_pass()
+        number = this_pass.source
         counts = self.counts[number]
-        pass_number = position.sources[number].start.pass_number
-        if pass_number > self.pass_numbers[number]:
+        if this_pass.pass_number > self.pass_numbers[number]:
             if counts and not counts["accepted"]:
                 name = self.sets[number].source.name
                 raise UserError(
                     f"no usable row in a whole pass over {name}: {describe_counts(counts)}."
                 )
             counts = self.counts[number] = Counter()
-            self.pass_numbers[number] = pass_number
+            self.pass_numbers[number] = this_pass.pass_number
         counts[result.reason if isinstance(result, Rejection) else "accepted"] += 1

@@ -3,19 +3,20 @@
 import logging
 import os
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.rejections import Rejection, describe_counts, list_rejections
+from speech_finetuning.base.rejections import describe_counts, list_rejections
 from speech_finetuning.data.positions import (
     VERSION,
+    SourcePass,
     StreamPosition,
     in_this_version,
     position_after_resharding,
 )
-from speech_finetuning.data.stream import ONE_RANK, RankShare
+from speech_finetuning.data.stream import ONE_RANK, RankShare, RejectedRow
 
 logger = logging.getLogger(__name__)
 
@@ -35,24 +36,42 @@ class StreamProgress:
     position: StreamPosition | None = None  # None: the beginning
     num_rows: int = 0  # rejected ones included
     rejected: Counter[str] = field(default_factory=Counter)  # rows by reason
+    num_lost_rows: int = 0  # behind a rejection that stands for the rest of a damaged file
+    damaged_files: dict[str, int] = field(default_factory=dict)  # rows lost in a pass of each
+    rejected_in_pass: Counter[SourcePass] = field(default_factory=Counter)  # rows
     num_skipped_steps: int = 0  # steps whose loss was not finite
     audio_in_seconds: float = 0.0  # trained on, repeated passes included
     time_in_seconds: float = 0.0  # spent training, scoring not included
 
     def update(
-        self, *, position: StreamPosition, num_rows: int, rejections: list[Rejection]
+        self, *, position: StreamPosition, num_rows: int, rejections: list[RejectedRow]
     ) -> None:
         """Counts a step's rows, of all ranks, and lists its rejections. Raises: UserError if there
         are too many, on every rank, as all have the same counts."""
-        limit = self.rows_before_check()
-        was_checked = self.num_rows >= limit
+        rows_before = self.rows_met()
         self.position = position
         self.num_rows += num_rows
-        self.rejected.update(rejection.reason for rejection in rejections)
+        for rejected in rejections:
+            self.count_rejection(rejected)
         if self.share.rank == 0:
-            list_rejections(self.output_dir, "train", rejections)
-        if self.num_rows >= limit and not was_checked:
+            listed = [rejected.rejection for rejected in rejections]
+            list_rejections(self.output_dir, "train", listed)
+        if rows_before < self.rows_before_check() <= self.rows_met():
             self.check_rejections()
+        if self.rows_before_check() <= self.rows_met():
+            self.check_passes(rejections)
+
+    def count_rejection(self, rejected: RejectedRow) -> None:
+        rejection = rejected.rejection
+        self.rejected[rejection.reason] += 1
+        self.num_lost_rows += rejection.num_rows - 1
+        if rejection.reason == "file_damaged":
+            self.damaged_files[rejection.row] = rejection.num_rows
+        self.rejected_in_pass[rejected.source_pass] += rejection.num_rows
+
+    def rows_met(self) -> int:
+        """Rows used, and those that could not be read."""
+        return self.num_rows + self.num_lost_rows
 
     def rows_before_check(self) -> int:
         """1,000, or a whole pass if it is shorter."""
@@ -61,16 +80,49 @@ class StreamProgress:
         return min(ROWS_BEFORE_REJECTION_CHECK, sum(self.pass_rows.values()))
 
     def check_rejections(self) -> None:
-        """Raises: UserError if more rows were rejected than --max_rejected_fraction allows."""
-        num_rejected = self.rejected.total()
-        if num_rejected <= self.max_rejected_fraction * self.num_rows:
-            return
+        """Checks all rows so far. Raises: UserError if more were rejected than
+        --max_rejected_fraction allows."""
+        num_rejected = self.rejected.total() + self.num_lost_rows
+        if num_rejected > self.max_rejected_fraction * self.rows_met():
+            self.raise_rejected(f"{num_rejected} of the first {self.rows_met()} rows were rejected")
+
+    def check_passes(self, rejections: list[RejectedRow]) -> None:
+        """Checks the passes of these rows, so that a run of many steps does not go on for long with
+        a source that has become unreadable; where the rows of a pass are not known, nothing.
+        Raises: UserError if more were rejected than --max_rejected_fraction allows."""
+        for rejected in rejections:
+            this_pass = rejected.source_pass
+            name, num_rows = list(self.pass_rows.items())[this_pass.source]
+            num_rejected = self.rejected_in_pass[this_pass]
+            if num_rows is not None and num_rejected > self.max_rejected_fraction * num_rows:
+                over = f" over {name}" if name else ""
+                self.raise_rejected(
+                    f"{num_rejected} of the {num_rows} rows of pass {this_pass.pass_number + 1}{over} "
+                    f"were rejected"
+                )
+
+    def raise_rejected(self, found: str) -> NoReturn:
+        reasons = describe_counts(self.rejected)
+        if self.num_lost_rows:
+            reasons += f", and {self.num_lost_rows} rows behind them in damaged files"
         raise UserError(
-            f"{num_rejected} of the first {self.num_rows} rows were rejected "
-            f"({describe_counts(self.rejected)}), more than --max_rejected_fraction "
+            f"{found} ({reasons}), more than --max_rejected_fraction "
             f"{self.max_rejected_fraction:g}. See {self.output_dir / 'rejected.jsonl'}; mend them or "
             f"raise the limit."
         )
+
+    def log_summary(self) -> None:
+        """At the end of the training: the rows, and which were lost in damaged files."""
+        logger.info(
+            "training rows: %d, rejected: %s", self.num_rows, describe_counts(self.rejected)
+        )
+        if self.damaged_files:
+            files = [f"{count} in {name}" for name, count in sorted(self.damaged_files.items())]
+            logger.warning(
+                "damaged files: at least %d rows were lost in each pass: %s",
+                sum(self.damaged_files.values()),
+                ", ".join(files),
+            )
 
     def figures(self) -> dict[str, float]:
         """For the log: passes over each source and its share of the rows, rows used and rejected (by
@@ -131,11 +183,17 @@ class StreamProgress:
             "rank_positions": [each.to_json() for each in rank_positions],
             "counts": {
                 "num_rows": self.num_rows,
+                "num_lost_rows": self.num_lost_rows,
                 "num_skipped_steps": self.num_skipped_steps,
                 "audio_in_seconds": self.audio_in_seconds,
                 "time_in_seconds": self.time_in_seconds,
             },
             "rejected": dict(self.rejected),
+            "rejected_in_pass": [
+                {**asdict(this_pass), "num_rows": count}
+                for this_pass, count in sorted(self.rejected_in_pass.items())
+            ],
+            "damaged_files": self.damaged_files,
             "rejected_bytes": listing.stat().st_size if listing.exists() else 0,
             "revisions": self.revisions,
         }
@@ -146,10 +204,16 @@ class StreamProgress:
         state = in_this_version(state)
         counts = state["counts"]
         self.num_rows = counts["num_rows"]
+        self.num_lost_rows = counts["num_lost_rows"]
         self.num_skipped_steps = counts["num_skipped_steps"]
         self.audio_in_seconds = counts["audio_in_seconds"]
         self.time_in_seconds = counts["time_in_seconds"]
         self.rejected = Counter(state["rejected"])
+        self.rejected_in_pass = Counter()
+        for entry in state["rejected_in_pass"]:
+            this_pass = SourcePass(source=entry["source"], pass_number=entry["pass_number"])
+            self.rejected_in_pass[this_pass] = entry["num_rows"]
+        self.damaged_files = dict(state["damaged_files"])
         self.restore_position(
             StreamPosition.from_json(state["position"]),
             [StreamPosition.from_json(position) for position in state["rank_positions"]],

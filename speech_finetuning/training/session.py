@@ -11,7 +11,6 @@ import transformers
 
 from speech_finetuning.base.errors import RunEnded, UserError, one_line
 from speech_finetuning.base.files import write_json
-from speech_finetuning.base.rejections import describe_counts
 from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
 from speech_finetuning.model.generation import generate_ids
 from speech_finetuning.scoring.scores import last_scores
@@ -48,8 +47,7 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
     progress.check_rejections()
     if trainer.eval_dataset is not None and trainer.args.world_size == 1:
         check_reload(trainer, progress.output_dir)
-    rejected = describe_counts(progress.rejected)
-    logger.info("training rows: %d, rejected: %s", progress.num_rows, rejected)
+    progress.log_summary()
     return metrics | progress.totals()
 
 

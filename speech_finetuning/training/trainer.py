@@ -17,10 +17,10 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.modeling_outputs import BaseModelOutput
 
 from speech_finetuning.base.errors import RunEnded, portable
-from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.base.shutdown import StopSignals, ignore_signals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, pad_features
+from speech_finetuning.data.stream import RejectedRow
 from speech_finetuning.data.text import IGNORED_LABEL
 from speech_finetuning.model.generation import generate_ids, transcribe_long_form
 from speech_finetuning.model.windows import TrainingWindow, encoder_window
@@ -152,8 +152,8 @@ class SpeechTrainer(ResumableTrainer):
         return ([], errors) if errors else (batches, [])
 
     def raise_on_all_ranks(
-        self, endings: list[Exception], rejections: list[Rejection]
-    ) -> list[Rejection]:
+        self, endings: list[Exception], rejections: list[RejectedRow]
+    ) -> list[RejectedRow]:
         """Returns the rejections of all ranks. Raises on every rank what any has brought as its
         ending.
 

@@ -11,6 +11,7 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.data.positions import (
     VERSION,
     BlockStart,
+    SourcePass,
     SourcePosition,
     StreamPosition,
     in_this_version,
@@ -42,6 +43,11 @@ def state_of_81b91a7() -> dict[str, Any]:
 
 def test_a_position_survives_json():
     assert StreamPosition.from_json(json.loads(json.dumps(POSITION.to_json()))) == POSITION
+
+
+def test_a_position_knows_the_pass_of_its_last_row():
+    assert POSITION.last_pass() == SourcePass(source=1, pass_number=0)
+    assert replace(POSITION, last_source=0).last_pass() == SourcePass(source=0, pass_number=3)
 
 
 def test_a_position_is_not_changed_in_place():

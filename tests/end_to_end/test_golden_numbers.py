@@ -101,11 +101,12 @@ def ids_of_batch(batch: dict[str, Any]) -> list[str]:
 def read_stream_state(checkpoint: Path) -> dict[str, Any]:
     """The stream_state.json except the clock and what was added later, in the form of 81b91a7."""
     state = read_json(checkpoint / "stream_state.json")
-    assert state["counts"].pop("time_in_seconds") > 0
+    assert state["counts"]["time_in_seconds"] > 0
+    names = ("num_rows", "num_skipped_steps", "audio_in_seconds")
     return {
         "position": position_of_81b91a7(state["position"]),
         "dealt": [position_of_81b91a7(position) for position in state["rank_positions"]],
-        "counts": state["counts"],
+        "counts": {name: state["counts"][name] for name in names},
         "rejected": state["rejected"],
         "rejected_bytes": state["rejected_bytes"],
     }

@@ -1,6 +1,7 @@
 """What has been trained: counts, limits, figures of the log, and what a checkpoint contains of it."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,13 @@ import pytest
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
-from speech_finetuning.data.positions import BlockStart, SourcePosition, StreamPosition
-from speech_finetuning.data.stream import RankShare
+from speech_finetuning.data.positions import (
+    BlockStart,
+    SourcePass,
+    SourcePosition,
+    StreamPosition,
+)
+from speech_finetuning.data.stream import RankShare, RejectedRow
 from speech_finetuning.training.progress import StreamProgress
 
 
@@ -22,8 +28,16 @@ def position_at(row: int, **source: Any) -> StreamPosition:
     return StreamPosition(row=row, sources=(SourcePosition(rows_used=row, **source),))
 
 
-def make_rejections(count: int, reason: str = "audio_empty") -> list[Rejection]:
-    return [Rejection(reason, "", str(number)) for number in range(count)]
+def reject(rejection: Rejection, source: int = 0, pass_number: int = 0) -> RejectedRow:
+    source_pass = SourcePass(source=source, pass_number=pass_number)
+    return RejectedRow(rejection=rejection, source_pass=source_pass)
+
+
+def make_rejections(
+    count: int, reason: str = "audio_empty", source: int = 0, pass_number: int = 0
+) -> list[RejectedRow]:
+    rejections = [Rejection(reason, "", str(number)) for number in range(count)]
+    return [reject(rejection, source, pass_number) for rejection in rejections]
 
 
 def test_a_mix_is_judged_over_all_its_rows(tmp_path: Path):
@@ -31,6 +45,65 @@ def test_a_mix_is_judged_over_all_its_rows(tmp_path: Path):
     progress.update(position=position_at(5), num_rows=5, rejections=make_rejections(5))
     with pytest.raises(UserError, match="905 of the first 1000|904 of the first 904 rows"):
         progress.update(position=position_at(904), num_rows=899, rejections=make_rejections(899))
+
+
+def test_a_later_pass_is_checked_by_itself(tmp_path: Path):
+    """Four good passes do not outweigh one that cannot be read, nor does a start in between."""
+    progress = make_progress(tmp_path, pass_rows={"": 40})
+    for row in range(10, 161, 10):
+        progress.update(position=position_at(row), num_rows=10, rejections=[])
+    rejections = make_rejections(10, pass_number=4)
+    progress.update(position=position_at(170), num_rows=10, rejections=rejections)
+    state = json.loads(json.dumps(progress.state(micro_batch_size=10, positions=[])))
+    restored = make_progress(tmp_path, pass_rows={"": 40})
+    restored.restore(state)
+    restored.update(position=position_at(180), num_rows=10, rejections=rejections)
+    with pytest.raises(UserError, match="21 of the 40 rows of pass 5 were rejected"):
+        restored.update(position=position_at(190), num_rows=10, rejections=rejections[:1])
+
+
+def test_each_source_of_a_mix_is_checked_by_itself(tmp_path: Path):
+    progress = make_progress(tmp_path, pass_rows={"big": 2_000, "small": 100, "unknown": None})
+    progress.update(position=position_at(1_000), num_rows=1_000, rejections=[])
+    rejections = make_rejections(50, source=1)
+    progress.update(position=position_at(1_100), num_rows=100, rejections=rejections)
+    other = make_rejections(100, source=2) + make_rejections(50, source=1, pass_number=1)
+    progress.update(position=position_at(1_300), num_rows=200, rejections=other)
+    with pytest.raises(UserError, match="51 of the 100 rows of pass 1 over small were rejected"):
+        progress.update(position=position_at(1_400), num_rows=100, rejections=rejections[:1])
+
+
+def test_the_rest_of_a_damaged_file_counts_as_rejected(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """A pass of 100 rows in two files, of which the second is damaged after 5 rows."""
+    rejection = Rejection("file_damaged", "no snappy", "train/0/1/b.parquet", 45)
+    caplog.set_level(logging.INFO)
+    progress = make_progress(tmp_path, pass_rows={"": 100}, max_rejected_fraction=0.45)
+    for row, pass_number in ((56, 0), (112, 1)):
+        rejections = [reject(rejection, pass_number=pass_number)]
+        progress.update(position=position_at(row), num_rows=56, rejections=rejections)
+    progress.log_summary()
+    assert "training rows: 112, rejected: 2 file_damaged" in caplog.text
+    assert "at least 45 rows were lost in each pass: 45 in train/0/1/b.parquet" in caplog.text
+    state = json.loads(json.dumps(progress.state(micro_batch_size=28, positions=[])))
+    restored = make_progress(tmp_path, pass_rows={"": 100}, max_rejected_fraction=0.45)
+    restored.restore(state)
+    assert restored == progress
+    stricter = make_progress(tmp_path, pass_rows={"": 100}, max_rejected_fraction=0.44)
+    stricter.update(position=position_at(28), num_rows=28, rejections=[])
+    with pytest.raises(UserError, match="45 of the first 100 rows .* and 44 rows behind them"):
+        stricter.update(position=position_at(56), num_rows=28, rejections=[reject(rejection)])
+
+
+def test_without_damage_the_summary_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    progress = make_progress(tmp_path)
+    progress.update(position=position_at(8), num_rows=8, rejections=make_rejections(2))
+    progress.log_summary()
+    assert [record.getMessage() for record in caplog.records] == [
+        "training rows: 8, rejected: 2 audio_empty"
+    ]
 
 
 def test_a_checkpoint_of_an_older_version_says_so(tmp_path: Path):
