@@ -6,7 +6,8 @@
               preprocessing, positions, stream, packing: bytes to examples
     model     loading, adapters, windows, generation: the checkpoint, its language, its window
     scoring   readings, metrics, eval_sets, scores, scorecard, predictions: rows to numbers that cannot flatter
-    training  loss, progress, checkpoints, callbacks, trainer, session: Seq2SeqTrainer, the few overrides
+    training  loss, progress, checkpoints, callbacks, meter, resumable, trainer, session, compat:
+              Seq2SeqTrainer, the few overrides
     sharing   uploads, uploader, snapshot, public, hub, model_card, reports, run_info: what other people see
     cli       flags, checks, console, exit_status, data_report, dry_run, demonstration: what the
               terminal sees

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
-import speech_finetuning
 from speech_finetuning.cli.flags import RETIRED_ARGUMENTS, ArgumentParser
 
 PROJECT = Path(script.__file__).parent
@@ -332,41 +331,6 @@ def test_the_table_of_exit_codes_is_complete():
     cells = table_cells(PROJECT / "docs" / "long-runs.md", "Exit codes")
     documented = {int(cell) for cell in cells if cell.isdigit()}
     assert documented == {0, 1, 2} | exit_codes_in_the_code()
-
-
-def modules_by_floor() -> dict[str, set[str]]:
-    modules: dict[str, set[str]] = defaultdict(set)
-    for path in (PROJECT / "speech_finetuning").glob("*/*.py"):
-        if path.name != "__init__.py":
-            modules[path.parent.name].add(path.stem)
-    return modules
-
-
-def floor_plan(text: str) -> dict[str, set[str]]:
-    """The modules between a floor's name and the colon after them, in README.md or in the package's docstring."""
-    plan = {}
-    for floor in modules_by_floor():
-        (names,) = re.findall(rf"^ +{floor}/? +([\w,\s]+):", text, re.M)
-        plan[floor] = set(re.findall(r"\w+", names))
-    return plan
-
-
-def plan_errors(text: str) -> dict[str, set[str]]:
-    """Modules that a plan leaves out or has too many, by floor."""
-    plan = floor_plan(text)
-    return {
-        floor: plan[floor] ^ modules
-        for floor, modules in modules_by_floor().items()
-        if plan[floor] != modules
-    }
-
-
-def test_the_readme_s_floor_plan_is_the_package():
-    assert plan_errors(README.read_text(encoding="utf-8")) == {}
-
-
-def test_the_package_s_floor_plan_is_the_package():
-    assert plan_errors(speech_finetuning.__doc__) == {}
 
 
 def heading_anchors(page: Path) -> set[str]:

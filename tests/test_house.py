@@ -1,6 +1,7 @@
 """The house: its floors, and how large a room may be. See speech_finetuning/__init__.py for the plan."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,24 @@ def test_no_rooms_import_each_other_in_a_circle():
             del imports[leaf]
         imports = {room: needed - set(leaves) for room, needed in imports.items()}
     assert imports == {}
+
+
+def floor_plan(text: str) -> set[str]:
+    """'data.stream' and so on: what stands between a floor's name and the colon after its modules."""
+    rooms = set()
+    for floor in FLOORS:
+        (names,) = re.findall(rf"^ +{floor}/? +([\w,\s]+):", text, re.M)
+        rooms |= {f"{floor}.{name}" for name in re.findall(r"\w+", names)}
+    return rooms
+
+
+@pytest.mark.parametrize(
+    "plan", [PROJECT / "README.md", PACKAGE / "__init__.py"], ids=lambda path: path.name
+)
+def test_the_floor_plan_is_the_package(plan: Path):
+    """In the README and in the package's docstring: every room, and none that is gone."""
+    rooms = {name_of(path) for path in MODULES if path.name != "__init__.py"}
+    assert floor_plan(plan.read_text(encoding="utf-8")) ^ rooms == set()
 
 
 def test_a_floor_re_exports_nothing():
