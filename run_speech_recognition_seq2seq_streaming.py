@@ -49,7 +49,7 @@ from transformers.hf_argparser import HfArg
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import write_json
-from speech_finetuning.base.network import as_user_error, retry_on_network_error
+from speech_finetuning.base.network import as_user_error, limit_silence, retry_on_network_error
 from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.cli.checks import check_adapters, check_devices, check_flags, check_optimizer
@@ -1028,6 +1028,7 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     Raises: UserError for what the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
     _, data_args, _ = parse_arguments(argv)
+    limit_silence(data_args.max_network_wait_in_seconds)
     if data_args.dry_run:
         return dry_run(argv, stop)
     return run_job(build_job(argv, stop))

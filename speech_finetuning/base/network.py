@@ -1,14 +1,19 @@
 """Network failures are waited out; the user's mistakes are not."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import huggingface_hub
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError
+
+# Has no public name in huggingface_hub 2.4.
+from huggingface_hub.utils._http import default_client_factory
 
 from speech_finetuning.base.errors import RunEnded, UserError, one_line
 
@@ -18,6 +23,8 @@ PERMANENT_STATUSES = (401, 403, 404)  # waiting does not help
 # Packages whose errors come from the network. `socket` stands for gaierror: no such host.
 NETWORK_PACKAGES = ("httpx", "httpcore", "requests", "urllib3", "aiohttp", "socket")
 LONGEST_PAUSE_IN_SECONDS = 60.0
+LONGEST_SILENCE_IN_SECONDS = 30.0  # of a server, before it counts as gone
+SHORTEST_SILENCE_IN_SECONDS = 2.0
 
 
 def with_causes(error: BaseException) -> list[BaseException]:
@@ -36,7 +43,7 @@ def http_statuses(errors: list[BaseException]) -> list[int]:
 
 def is_network_error(error: BaseException) -> bool:
     """Whether waiting may help: for all that the network or a server does except 401, 403, 404."""
-    if HF_HUB_OFFLINE:
+    if HF_HUB_OFFLINE or isinstance(error, UserError | RunEnded):  # we know better than its cause
         return False
     errors = with_causes(error)
     statuses = http_statuses(errors)
@@ -47,6 +54,36 @@ def is_network_error(error: BaseException) -> bool:
         or type(error).__module__.startswith(NETWORK_PACKAGES)
         for error in errors
     )
+
+
+def limit_silence(limit_in_seconds: float) -> None:
+    """Has every request to the Hub fail, as a network error, when the server says nothing for long.
+
+    By itself huggingface_hub (2.4, utils/_http.py) waits for ever for most answers; what has a
+    shorter time-out keeps it. limit_in_seconds: for how long a lost network is waited for in all.
+    """
+    silence_in_seconds = min(
+        LONGEST_SILENCE_IN_SECONDS, max(SHORTEST_SILENCE_IN_SECONDS, limit_in_seconds)
+    )
+    make_client = functools.partial(make_impatient_client, silence_in_seconds)
+    huggingface_hub.set_client_factory(make_client)
+
+
+def make_impatient_client(silence_in_seconds: float) -> Any:
+    """The library's HTTP client, whose requests all have time-outs."""
+    client = default_client_factory()
+    hook = functools.partial(set_missing_timeouts, silence_in_seconds)
+    client.event_hooks["request"].append(hook)
+    return client
+
+
+def set_missing_timeouts(silence_in_seconds: float, request: Any) -> None:
+    """Not by the client's own setting, as many calls of the library ask for None by themselves."""
+    asked = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {
+        phase: asked.get(phase) or silence_in_seconds
+        for phase in ("connect", "read", "write", "pool")
+    }
 
 
 @contextlib.contextmanager

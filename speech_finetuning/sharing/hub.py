@@ -6,10 +6,9 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
-import transformers
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoFile
@@ -20,6 +19,9 @@ from speech_finetuning.sharing.public import is_hub_name
 from speech_finetuning.sharing.uploader import PERMANENT_REFUSALS
 from speech_finetuning.sharing.uploads import HubUploads
 from speech_finetuning.training.checkpoints import is_complete
+
+if TYPE_CHECKING:
+    import transformers
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +197,7 @@ def adopt_checkpoint(checkpoint: Path, output_dir: Path) -> None:
 
 
 def make_uploads(
-    records: list[Any], args: transformers.Seq2SeqTrainingArguments
+    records: list[Any], args: "transformers.Seq2SeqTrainingArguments"
 ) -> HubUploads | None:
     """Proves that the Hub can be written to, and fetches its last-checkpoint if that is to be
     continued. records: the data sets; the first one has the settings of the whole run.

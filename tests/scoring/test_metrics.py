@@ -27,24 +27,25 @@ def random_pairs(num_pairs: int, seed: int) -> tuple[list[str], list[str]]:
     generator = np.random.default_rng(seed)
     references, hypotheses = [], []
     for number in range(num_pairs):
-        said = [str(word) for word in generator.choice(WORDS, generator.integers(1, 13))]
-        heard = []
-        for word in said if number % 10 else []:
+        reference = [str(word) for word in generator.choice(WORDS, generator.integers(1, 13))]
+        hypothesis = []
+        for word in reference if number % 10 else []:
             other = str(generator.choice(WORDS))
             kinds = ([word], [], [other], [word, word], [other, word], [word[:-1]])
-            heard += kinds[generator.choice(len(kinds), p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])]
-        references.append(" ".join(said))
-        hypotheses.append(" ".join(word for word in heard if word))
+            hypothesis += kinds[generator.choice(len(kinds), p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])]
+        references.append(" ".join(reference))
+        hypotheses.append(" ".join(word for word in hypothesis if word))
     return references, hypotheses
 
 
 def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
     """Levenshtein's distance by the textbook: shares nothing with jiwer."""
     row = list(range(len(hypothesis) + 1))
-    for i, said in enumerate(reference, 1):
+    for i, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], i
-        for j, heard in enumerate(hypothesis, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (said != heard))
+        for j, found in enumerate(hypothesis, 1):
+            best = min(row[j] + 1, row[j - 1] + 1, diagonal + (expected != found))
+            diagonal, row[j] = row[j], best
     return row[-1]
 
 
@@ -67,11 +68,11 @@ def outputs(tokenizer, texts: list[str], indices: list[int]) -> EvalPrediction:
     return EvalPrediction((padded, losses, counts), np.array(indices))
 
 
-def test_numbers_are_jiwers(preparer):
+def test_numbers_are_jiwers(tokenizer):
     references = ["Uno, dos.", "tres cuatro cinco", "seis"]
     predictions = ["uno dos", "tres cinco", "seis siete ocho"]
-    card = scorecard(preparer.tokenizer, references)
-    metrics = card(outputs(preparer.tokenizer, predictions, [0, 1, 2]))
+    card = scorecard(tokenizer, references)
+    metrics = card(outputs(tokenizer, predictions, [0, 1, 2]))
     assert metrics["wer_ortho"] == pytest.approx(100 * jiwer.wer(references, predictions))
     assert metrics["cer_ortho"] == pytest.approx(100 * jiwer.cer(references, predictions))
     assert metrics["wer"] == metrics["wer_norm"] == pytest.approx(100 * 3 / 6)
@@ -82,53 +83,50 @@ def test_numbers_are_jiwers(preparer):
         metrics["hits"],
     ) == (0, 1, 2, 5)
     assert metrics["loss"] == pytest.approx((1 + 2 + 3) / 6)
-    as_written = scorecard(preparer.tokenizer, references, do_normalize=False)
-    assert (
-        as_written(outputs(preparer.tokenizer, predictions, [0, 1, 2]))["wer"]
-        == metrics["wer_ortho"]
-    )
+    as_written = scorecard(tokenizer, references, do_normalize=False)
+    assert as_written(outputs(tokenizer, predictions, [0, 1, 2]))["wer"] == metrics["wer_ortho"]
 
 
-def test_duplicates_of_several_processes_count_once_in_any_order(preparer):
-    card = scorecard(preparer.tokenizer, ["uno", "dos", "tres"])
-    metrics = card(outputs(preparer.tokenizer, ["tres", "uno", "dos", "tres"], [2, 0, 1, 2]))
+def test_duplicates_of_several_processes_count_once_in_any_order(tokenizer):
+    card = scorecard(tokenizer, ["uno", "dos", "tres"])
+    metrics = card(outputs(tokenizer, ["tres", "uno", "dos", "tres"], [2, 0, 1, 2]))
     assert metrics["num_rows"] == 3 and metrics["wer"] == 0 and metrics["hits"] == 3
     assert [(row.row.reference, row.prediction) for row in card.scored] == [
         (w, w) for w in ("uno", "dos", "tres")
     ]
 
 
-def test_marks_are_kept_where_whispers_normaliser_drops_them(preparer):
-    normalize = text_normalizers("hi", preparer.tokenizer)
+def test_marks_are_kept_where_whispers_normaliser_drops_them(tokenizer):
+    normalize = text_normalizers("hi", tokenizer)
     assert normalize[NORM]("नमस्ते, दुनिया!").split() == "नमस त द न य".split()
     assert normalize[NORM_MARKS]("नमस्ते, दुनिया!").split() == "नमस्ते दुनिया".split()
-    english = text_normalizers("en", preparer.tokenizer)
+    english = text_normalizers("en", tokenizer)
     assert english[NORM]("I can't, twenty one").split() == "i can not 21".split()
 
 
-def test_any_white_space_separates_words(preparer):
-    card = scorecard(preparer.tokenizer, ["uno\u00a0dos\ntres"])
-    assert card(outputs(preparer.tokenizer, ["uno dos tres"], [0]))["wer_ortho"] == 0
+def test_any_white_space_separates_words(tokenizer):
+    card = scorecard(tokenizer, ["uno\u00a0dos\ntres"])
+    assert card(outputs(tokenizer, ["uno dos tres"], [0]))["wer_ortho"] == 0
 
 
-def test_references_that_normalise_to_nothing_are_counted_not_scored(preparer):
-    card = scorecard(preparer.tokenizer, ["uno", "..."])
-    metrics = card(outputs(preparer.tokenizer, ["uno", "dos dos dos"], [0, 1]))
+def test_references_that_normalise_to_nothing_are_counted_not_scored(tokenizer):
+    card = scorecard(tokenizer, ["uno", "..."])
+    metrics = card(outputs(tokenizer, ["uno", "dos dos dos"], [0, 1]))
     assert metrics["empty_references"] == 1 and metrics["wer"] == 0 and metrics["insertions"] == 0
-    nothing = scorecard(preparer.tokenizer, ["!"])(outputs(preparer.tokenizer, ["uno"], [0]))
+    nothing = scorecard(tokenizer, ["!"])(outputs(tokenizer, ["uno"], [0]))
     assert "wer" not in nothing and "wer_ortho" in nothing
 
 
-def test_inputs_are_not_modified(preparer):
-    given = outputs(preparer.tokenizer, ["uno", "dos tres"], [0, 1])
+def test_inputs_are_not_modified(tokenizer):
+    given = outputs(tokenizer, ["uno", "dos tres"], [0, 1])
     before = given.predictions[0].copy()
-    scorecard(preparer.tokenizer, ["uno", "dos"])(given)
+    scorecard(tokenizer, ["uno", "dos"])(given)
     assert np.array_equal(given.predictions[0], before)
 
 
-def test_prediction_files_hold_every_row_even_without_references(preparer, tmp_path):
-    card = scorecard(preparer.tokenizer, ["uno dos", "!", "tres"])
-    card(outputs(preparer.tokenizer, ["uno tres", "dos", "tres tres"], [0, 1, 2]))
+def test_prediction_files_hold_every_row_even_without_references(tokenizer, tmp_path):
+    card = scorecard(tokenizer, ["uno dos", "!", "tres"])
+    card(outputs(tokenizer, ["uno tres", "dos", "tres tres"], [0, 1, 2]))
     write_predictions(tmp_path, "eval", card.scored)
     rows = [
         json.loads(line) for line in (tmp_path / "predictions_eval.jsonl").read_text().splitlines()
@@ -145,16 +143,16 @@ def test_prediction_files_hold_every_row_even_without_references(preparer, tmp_p
     )
     worst = (tmp_path / "worst_eval.txt").read_text()
     assert "REF: uno  dos" in worst and worst.count("SENTENCE") == 2
-    nothing = scorecard(preparer.tokenizer, ["!"])
-    nothing(outputs(preparer.tokenizer, ["uno"], [0]))
+    nothing = scorecard(tokenizer, ["!"])
+    nothing(outputs(tokenizer, ["uno"], [0]))
     write_predictions(tmp_path, "eval", nothing.scored)
     assert (tmp_path / "predictions_eval.jsonl").read_text().count("\n") == 1
 
 
-def test_prediction_files_show_control_characters_and_do_not_obey_them(preparer, tmp_path):
+def test_prediction_files_show_control_characters_and_do_not_obey_them(tokenizer, tmp_path):
     hostile = "uno\x1b]0;title\x07 \x08dos\x9b31m \u202etres"
-    card = scorecard(preparer.tokenizer, [hostile])
-    card(outputs(preparer.tokenizer, [hostile + " cuatro"], [0]))
+    card = scorecard(tokenizer, [hostile])
+    card(outputs(tokenizer, [hostile + " cuatro"], [0]))
     write_predictions(tmp_path, "eval", card.scored)
     lines = (tmp_path / "predictions_eval.jsonl").read_text(encoding="utf-8")
     worst = (tmp_path / "worst_eval.txt").read_text(encoding="utf-8")
@@ -164,9 +162,9 @@ def test_prediction_files_show_control_characters_and_do_not_obey_them(preparer,
     assert json.loads(lines)["prediction"] == hostile + " cuatro"
 
 
-def test_transcripts_without_references_have_no_empty_reference_in_the_log(preparer, caplog):
-    card = scorecard(preparer.tokenizer, ["", "dos\x07"])
-    card(outputs(preparer.tokenizer, ["uno", "dos tres"], [0, 1]))
+def test_transcripts_without_references_have_no_empty_reference_in_the_log(tokenizer, caplog):
+    card = scorecard(tokenizer, ["", "dos\x07"])
+    card(outputs(tokenizer, ["uno", "dos tres"], [0, 1]))
     caplog.clear()
     with caplog.at_level(logging.INFO):
         log_examples(card.scored)
@@ -177,22 +175,22 @@ def test_transcripts_without_references_have_no_empty_reference_in_the_log(prepa
     ]
 
 
-def test_the_interval_is_seeded_and_contains_the_rate(preparer):
+def test_the_interval_is_seeded_and_contains_the_rate(tokenizer):
     generator = np.random.default_rng(3)
     words = "uno dos tres cuatro cinco".split()
     references = [" ".join(generator.choice(words, 6)) for _ in range(60)]
     predictions = [" ".join(generator.permutation(text.split())) for text in references]
-    card = scorecard(preparer.tokenizer, references)
-    given = outputs(preparer.tokenizer, predictions, list(range(60)))
+    card = scorecard(tokenizer, references)
+    given = outputs(tokenizer, predictions, list(range(60)))
     first, second = card(given), card(given)
     assert first["wer_low"] < first["wer"] < first["wer_high"] and first == second
     assert first["wer_high"] - first["wer_low"] < 20
 
 
-def test_shares_of_empty_repeating_and_cut_outputs(preparer):
-    card = scorecard(preparer.tokenizer, ["uno", "dos", "tres", "seis"])
+def test_shares_of_empty_repeating_and_cut_outputs(tokenizer):
+    card = scorecard(tokenizer, ["uno", "dos", "tres", "seis"])
     card.max_new_tokens = 40
-    given = outputs(preparer.tokenizer, ["", "dos " * 30, "tres", "x" * 40], [0, 1, 2, 3])
+    given = outputs(tokenizer, ["", "dos " * 30, "tres", "x" * 40], [0, 1, 2, 3])
     metrics = card(given)
     assert (metrics["empty_outputs"], metrics["repetition_loops"], metrics["cut_outputs"]) == (
         25,
@@ -237,11 +235,11 @@ def test_speech_that_ends_is_no_loop(text: str):
     assert not ends_in_loop(text)
 
 
-def test_a_short_loop_counts_where_the_output_was_cut(preparer, caplog: pytest.LogCaptureFixture):
+def test_a_short_loop_counts_where_the_output_was_cut(tokenizer, caplog: pytest.LogCaptureFixture):
     """A dozen tokens of "aaaa", of a model that does not stop: too short for zlib."""
-    card = scorecard(preparer.tokenizer, ["uno", "dos", "tres"])
+    card = scorecard(tokenizer, ["uno", "dos", "tres"])
     card.max_new_tokens = 12
-    given = outputs(preparer.tokenizer, ["a" * 12, "uno dos tres", "jajajaja"], [0, 1, 2])
+    given = outputs(tokenizer, ["a" * 12, "uno dos tres", "jajajaja"], [0, 1, 2])
     metrics = card(given)
     assert metrics["repetition_loops"] == pytest.approx(100 / 3)
     assert metrics["cut_outputs"] == pytest.approx(200 / 3)
@@ -252,14 +250,12 @@ def test_a_short_loop_counts_where_the_output_was_cut(preparer, caplog: pytest.L
     assert caplog.text == ""
 
 
-def test_two_hundred_random_pairs_equal_jiwer(preparer):
+def test_two_hundred_random_pairs_equal_jiwer(tokenizer):
     generator = np.random.default_rng(7)
     words = "uno dos tres cuatro cinco seis siete ocho nueve diez".split()
     references = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(200)]
     predictions = [" ".join(generator.choice(words, generator.integers(0, 9))) for _ in range(200)]
-    metrics = scorecard(preparer.tokenizer, references)(
-        outputs(preparer.tokenizer, predictions, list(range(200)))
-    )
+    metrics = scorecard(tokenizer, references)(outputs(tokenizer, predictions, list(range(200))))
     truth = jiwer.process_words(references, predictions)
     assert metrics["wer"] == 100 * truth.wer and metrics["cer"] == 100 * jiwer.cer(
         references, predictions
@@ -274,18 +270,21 @@ def test_two_hundred_random_pairs_equal_a_plain_levenshtein():
         references=references, predictions=hypotheses
     )
     pairs = [
-        (said.split(), heard.split()) for said, heard in zip(references, hypotheses, strict=True)
+        (reference.split(), hypothesis.split())
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
     ]
     distances = [edit_distance(*pair) for pair in pairs]
     assert errors["wer"] == pytest.approx(
-        100 * sum(distances) / sum(len(said) for said, _ in pairs), abs=1e-12, rel=0
+        100 * sum(distances) / sum(len(reference) for reference, _ in pairs), abs=1e-12, rel=0
     )
     characters = sum(map(edit_distance, references, hypotheses))
     assert errors["cer"] == pytest.approx(
         100 * characters / len("".join(references)), abs=1e-12, rel=0
     )
     assert [row.num_errors for row in errors["rows"]] == distances
-    assert [row.num_reference_words for row in errors["rows"]] == [len(said) for said, _ in pairs]
+    assert [row.num_reference_words for row in errors["rows"]] == [
+        len(reference) for reference, _ in pairs
+    ]
 
 
 def test_two_hundred_random_pairs_equal_torchmetrics():

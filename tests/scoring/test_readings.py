@@ -25,11 +25,11 @@ APOSTROPHES = ["'", "\u2019", "\u02bc", "\u2018", "\u02bb", "\ua78c", "\uff07", 
 
 
 @pytest.fixture
-def read(preparer):
+def read(tokenizer):
     """read(text, reading, language) of this checkpoint's tokenizer."""
 
     def read_with(text: str, reading: str, language: str = "es") -> str:
-        return read_text(text, text_normalizers(language, preparer.tokenizer)[reading])
+        return read_text(text, text_normalizers(language, tokenizer)[reading])
 
     return read_with
 
@@ -100,8 +100,8 @@ def test_a_foreign_name_does_not_cost_the_comparison_with_published_scores():
     assert leading_reading(SPANISH, []) == NORM
 
 
-def test_the_log_says_once_that_apostrophes_count(preparer, caplog: pytest.LogCaptureFixture):
-    card = Scorecard(tokenizer=preparer.tokenizer, targets={"": SPANISH})
+def test_the_log_says_once_that_apostrophes_count(tokenizer, caplog: pytest.LogCaptureFixture):
+    card = Scorecard(tokenizer=tokenizer, targets={"": SPANISH})
     columns = {"index": [0, 1], "id": ["a", "b"], "set": ["", ""], "duration": [1.0, 1.0]}
     rows = datasets.Dataset.from_dict(columns | {"text": ["ka'aguy porã", "uno"]})
     with caplog.at_level(logging.INFO):

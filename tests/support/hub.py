@@ -139,10 +139,10 @@ class Repo:
 class Fault:
     """What goes wrong with the next `times` (None: with all) requests of a method whose path contains a text.
 
-    "status" answers with `status` and `headers`, "page" with 200 and a page of HTML, as a proxy does, "drop" hangs up:
-    none of them carries the request out. "hang" does, but only after `seconds`, and only if the client still waits.
-    "truncate" (hangs up after half of the body), "short" (half of the body, announced as if it were all) and "trickle"
-    (sends the body in 20 pieces over `seconds`) carry it out.
+    "status" answers with `status`, `headers` and `message`, "page" with 200 and a page of HTML, as a proxy does,
+    "drop" hangs up: none of them carries the request out. "hang" does, but only after `seconds`, and only if the client
+    still waits. "truncate" (hangs up after half of the body), "short" (half of the body, announced as if it were all)
+    and "trickle" (sends the body in 20 pieces over `seconds`) carry it out.
     The path is quoted and has its query. Large files: "resolve/main/a.bin" is the redirect, "?name=a.bin" the content.
     """
 
@@ -153,6 +153,7 @@ class Fault:
     times: int | None = 1
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    message: str = "injected fault"
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -606,7 +607,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault is not None and fault.action == "status":
-            answer = json_answer({"error": "injected fault"}, fault.status, fault.headers)
+            answer = json_answer({"error": fault.message}, fault.status, fault.headers)
         elif fault is not None and fault.action == "page":
             answer = Answer(200, PAGE, {"Content-Type": "text/html", **fault.headers})
         else:
