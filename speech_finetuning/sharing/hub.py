@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -19,9 +19,6 @@ from speech_finetuning.sharing.public import is_hub_name
 from speech_finetuning.sharing.uploader import PERMANENT_REFUSALS
 from speech_finetuning.sharing.uploads import HubUploads
 from speech_finetuning.training.checkpoints import is_complete
-
-if TYPE_CHECKING:
-    import transformers
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +123,7 @@ def base_licence(name: str) -> str | None:
     if Path(name).exists():
         return None
     try:
-        return huggingface_hub.ModelCard.load(name).data.license
+        return huggingface_hub.ModelCard.load(name).data.to_dict().get("license")
     except Exception:  # no card, no network: all the same
         return None
 
@@ -161,6 +158,8 @@ def download_checkpoint(repo_id: str, output_dir: Path) -> None:
     Raises: UserError if there is no complete one."""
     with hub_answers():
         commit = huggingface_hub.HfApi().model_info(repo_id).sha
+        if commit is None:
+            raise UnusableAnswer(f"an answer that names no commit of {repo_id}")
         files = list_checkpoint_files(repo_id, commit)
         size_in_gb = sum(file.size for file in files) / 1e9
         logger.info(
@@ -196,11 +195,10 @@ def adopt_checkpoint(checkpoint: Path, output_dir: Path) -> None:
         checkpoint.rename(final)
 
 
-def make_uploads(
-    records: list[Any], args: "transformers.Seq2SeqTrainingArguments"
-) -> HubUploads | None:
+def make_uploads(records: list[Any], args: Any) -> HubUploads | None:
     """Proves that the Hub can be written to, and fetches its last-checkpoint if that is to be
-    continued. records: the data sets; the first one has the settings of the whole run.
+    continued. records: the data sets; the first one has the settings of the whole run. args: the
+    TrainingArguments.
     Returns None if nothing is pushed, or not by this process. Raises: UserError."""
     output_dir = Path(args.output_dir)
     repo_id = args.hub_model_id

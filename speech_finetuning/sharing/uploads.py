@@ -129,6 +129,7 @@ class HubUploads:
 
     def check_on_upload(self) -> None:
         """Notes how the upload has ended, if it has or if its time is over. Raises: OSError."""
+        assert self.child is not None  # in this state
         code = self.child.poll()
         if code is None and time.monotonic() < self.deadline:
             return
@@ -140,7 +141,7 @@ class HubUploads:
             shutil.rmtree(self.current)
             self.tidy()
             return
-        self.error = "it did not end in time" if code is None else self.last_words()
+        self.error = "it did not end in time" if code is None else self.last_words(code)
         self.was_refused = code == REFUSED
         logger.warning(
             "hub: an upload failed (%s); it is tried again with the next save.", self.error
@@ -157,13 +158,13 @@ class HubUploads:
             shutil.rmtree(self.next)
         self.current.rename(self.next)
 
-    def last_words(self) -> str:
+    def last_words(self, code: int) -> str:
         """Why the upload failed: the last line that its process wrote, as clean text."""
         text = ""
         with contextlib.suppress(OSError):
             text = ANSI_SEQUENCE.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
         lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-        last = lines[-1] if lines else f"its process ended with code {self.child.returncode}"
+        last = lines[-1] if lines else f"its process ended with code {code}"
         return textwrap.shorten(printable(redacted(last)), 300, placeholder=" ...")
 
     def tidy(self) -> None:
@@ -177,7 +178,8 @@ class HubUploads:
         if self.child is not None:
             self.child.kill()
             self.child.wait()
-            self.child.stdin.close()
+            if self.child.stdin is not None:
+                self.child.stdin.close()
 
     def figures(self) -> dict[str, int]:
         """For the log: snapshots uploaded, and those that wait or are being uploaded."""

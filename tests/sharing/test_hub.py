@@ -14,6 +14,7 @@ from hub import Hub
 
 import run_speech_recognition_seq2seq_streaming as script
 
+pytestmark = pytest.mark.slow  # a process each
 PROJECT = Path(__file__).parents[2]
 REPO = "alice/whisper-tiny-es"
 SECRET = "hf_owner_token"
@@ -98,7 +99,6 @@ SILENT = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", SILENT)
 def test_a_server_that_says_nothing_is_given_up(hub: Hub, tmp_path: Path, path: str):
     hub.add_repo("model", REPO, checkpoint_files(6), private=True)
@@ -179,7 +179,6 @@ def test_a_checkpoint_that_is_not_there_is_one_line(hub: Hub, tmp_path: Path, fi
     assert lines[-1].startswith(f"2 --resume_from_checkpoint hub: {REPO} has no complete last-")
 
 
-@pytest.mark.slow
 def test_a_silent_hub_ends_the_script_with_75(
     hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
 ):

@@ -14,6 +14,7 @@ from hub import Hub
 
 from speech_finetuning.sharing.uploader import FAILED, PERMANENT_REFUSALS, REFUSED
 
+pytestmark = pytest.mark.slow  # a process each
 PROJECT = Path(__file__).parents[2]
 REPO = "alice/whisper-tiny-es"
 SECRET = "hf_owner_token"
