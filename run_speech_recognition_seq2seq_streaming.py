@@ -28,14 +28,19 @@ TrainCollator -> SpeechTrainer -> Scorecard -> model_card. `datasets` moves byte
 before they are decoded; a bad row becomes a Rejection with a reason and never ends the run.
 """
 
+import sys
+
+from speech_finetuning.cli.front_desk import answer_early
+
+if __name__ == "__main__":
+    answer_early(sys.argv[1:], __file__)  # --help and mistakes, before the seconds that torch takes
+
 import copy
-import difflib
 import functools
 import json
 import logging
 import math
 import re
-import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,9 +57,14 @@ from speech_finetuning.base.files import write_json
 from speech_finetuning.base.network import as_user_error, limit_silence, retry_on_network_error
 from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
-from speech_finetuning.cli.checks import check_adapters, check_devices, check_flags, check_optimizer
 from speech_finetuning.cli.console import describe_run, set_up_logging
 from speech_finetuning.cli.data_report import report_data, warn_of_overlap
+from speech_finetuning.cli.devices import (
+    check_adapters,
+    check_devices,
+    check_optimizer,
+    check_processes,
+)
 from speech_finetuning.cli.dry_run import (
     check_hub_access,
     check_sample,
@@ -65,13 +75,10 @@ from speech_finetuning.cli.dry_run import (
     rehearse,
     take_sample,
 )
-from speech_finetuning.cli.exit_status import exit_code_of
-from speech_finetuning.cli.flags import (
-    RETIRED_ARGUMENTS,
-    ArgumentParser,
-    as_flags,
-    read_yaml,
-)
+from speech_finetuning.cli.exit_status import exit_code_of, forget_earlier_ending
+from speech_finetuning.cli.flags import flag_name, with_config_file
+from speech_finetuning.cli.parsing import parse_flags, read_records
+from speech_finetuning.cli.translation import translate, warn_of_retired_flags
 from speech_finetuning.data.audio import (
     FRAMES_PER_POSITION,
     SILENCE,
@@ -105,41 +112,18 @@ from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger("speech_finetuning.script")
 
-# Peak learning rates for full fine-tuning by the model's width, about a fortieth of pre-training's (Jong Wook Kim, as
-# quoted by the whisper-finetune README). Narrower models are toys trained from nothing.
-LEARNING_RATE_BY_WIDTH = {
-    0: 1e-3,
-    384: 3.75e-5,
-    512: 2.5e-5,
-    768: 1.25e-5,
-    1024: 6.25e-6,
-    1280: 5e-6,
-}
 
-
-LORA_LEARNING_RATE = 1e-3  # as peers have it, whatever the model's size
-
-
+# ----------------------------------------------------------------------------- arguments ----
 @dataclass
 class ModelArguments:
     """Which model to start from."""
 
-    model_name_or_path: str = HfArg(help="Whisper checkpoint: a Hub id or a folder (required).")
-    model_revision: str = HfArg(
-        default="main", help="Branch, tag or commit of the model on the Hub."
-    )
-    cache_dir: str | None = HfArg(
-        default=None, help="Folder for what is downloaded; default: the Hub library's own."
-    )
-    freeze_encoder: bool = HfArg(
-        default=False, help="Trains the decoder only, which takes less memory."
-    )
-    lora_rank: int = HfArg(
-        default=0, help="Trains low-rank adapters of this rank (needs peft); 0: all weights."
-    )
-    model_index_name: str | None = HfArg(
-        default=None, help="Name on the card; default: the repository's or folder's."
-    )
+    model_name_or_path: str = HfArg(help="Whisper checkpoint: a Hub id or a folder.")
+    model_revision: str = HfArg(default="main", help="Branch, tag or commit of the model.")
+    cache_dir: str | None = HfArg(default=None, help="Folder for downloads; default: the Hub's.")
+    freeze_encoder: bool = HfArg(default=False, help="Trains the decoder only: less memory.")
+    lora_rank: int = HfArg(default=0, help="Low-rank adapters of this rank (peft); 0: all weights.")
+    model_index_name: str | None = HfArg(default=None, help="Name on the model card.")
     config: str | None = HfArg(
         default=None, help="YAML file of flags and values; the command line overrides it."
     )
@@ -150,13 +134,13 @@ class DataArguments:
     """Which speech to train and score on, and what is done to it."""
 
     dataset_name: str | None = HfArg(
-        default=None, help="Dataset: a Hub id, a folder, or a CSV, TSV or JSONL file."
+        default=None, help="Data: a Hub id, a folder, or a CSV, TSV or JSONL file."
     )
     data_mix: str | None = HfArg(
         default=None, help="Instead of --dataset_name: YAML list of datasets with flags."
     )
     dataset_config_name: str | None = HfArg(
-        default=None, help="Configuration of the dataset, often the language."
+        default=None, help="Configuration of the data, often the language."
     )
     train_split_name: str = HfArg(
         default="train", help="Split to train on; 'train+validation' uses all of both."
@@ -179,9 +163,7 @@ class DataArguments:
     max_duration_in_seconds: float = HfArg(
         default=30.0, help="Rejects (never cuts) clips longer than this or 30 s."
     )
-    min_duration_in_seconds: float = HfArg(
-        default=0.0, help="Rejects clips that are shorter than this."
-    )
+    min_duration_in_seconds: float = HfArg(default=0.0, help="Rejects clips shorter than this.")
     max_train_samples: int | None = HfArg(
         default=None, help="Trains on the first N rows only, rejected ones counted."
     )
@@ -192,9 +174,7 @@ class DataArguments:
         default=0.5,
         help="Ends the run if more of the first 1,000 rows, or of a pass, are unfit; 1: never.",
     )
-    do_lower_case: bool = HfArg(
-        default=False, help="Lower-cases the transcripts, and so what the model will write."
-    )
+    do_lower_case: bool = HfArg(default=False, help="Lower-cases transcripts: so will the model's.")
     do_remove_punctuation: bool = HfArg(
         default=False, help="Removes punctuation, and nothing else, from transcripts."
     )
@@ -210,9 +190,7 @@ class DataArguments:
     shuffle_buffer_size: int = HfArg(
         default=500, help="Rows of a shuffle block, undecoded; 1 keeps the files' order."
     )
-    data_report_samples: int = HfArg(
-        default=500, help="Rows of each source in the data report; 0: no report."
-    )
+    data_report_samples: int = HfArg(default=500, help="Rows of each source in the data report.")
     train_window: Literal["full", "longest"] = HfArg(
         default="full", help="'longest' pads to a batch's longest clip, not 30 s: far faster."
     )
@@ -225,15 +203,11 @@ class DataArguments:
     timestamp_probability: float = HfArg(
         default=0.0, help="Share of windows with timestamps of their utterances."
     )
-    apply_spec_augment: bool = HfArg(
-        default=False, help="Masks stretches of time and mel bands (SpecAugment)."
-    )
+    apply_spec_augment: bool = HfArg(default=False, help="Masks stretches of time and mel bands.")
     speed_perturbation: bool = HfArg(
-        default=False, help="Trains on clips played at 0.9 to 1.1 of their speed."
+        default=False, help="Plays clips at 0.9 to 1.1 of their speed."
     )
-    streaming: bool = HfArg(
-        default=True, help="Reads rows as they are needed; False downloads the files first."
-    )
+    streaming: bool = HfArg(default=True, help="Reads rows as needed; False: downloads first.")
     num_decoding_threads: int | None = HfArg(
         default=None, help="Threads that decode; default: all cores, at most 8."
     )
@@ -273,15 +247,31 @@ class DataRecord(DataArguments):
 
 
 # What an entry of --data_mix may say; everything else is one setting for the whole run.
-RECORD_KEYS = """name weight dataset_name dataset_config_name train_split_name eval_split_name test_split_name
-predict_split_name language audio_column_name text_column_name min_duration_in_seconds max_duration_in_seconds
-max_train_samples max_eval_samples do_lower_case do_remove_punctuation do_normalize_eval""".split()
+RECORD_KEYS = (
+    "name",
+    "weight",
+    "dataset_name",
+    "dataset_config_name",
+    "train_split_name",
+    "eval_split_name",
+    "test_split_name",
+    "predict_split_name",
+    "language",
+    "audio_column_name",
+    "text_column_name",
+    "min_duration_in_seconds",
+    "max_duration_in_seconds",
+    "max_train_samples",
+    "max_eval_samples",
+    "do_lower_case",
+    "do_remove_punctuation",
+    "do_normalize_eval",
+)
 
 
 @dataclass
 class TrainingArguments(transformers.Seq2SeqTrainingArguments):
-    """The library's arguments, with other defaults: those below, and greater_is_better False for every error rate (the
-    library would keep the worst model)."""
+    """The library's arguments, with other defaults."""
 
     learning_rate: float | None = HfArg(
         default=None, help="Peak learning rate; default: by size, 3.75e-5 to 5e-6."
@@ -292,24 +282,16 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     num_train_epochs: float | None = HfArg(
         default=None, help="Passes instead of --max_steps, if rows can be counted."
     )
-    predict_with_generate: bool = HfArg(
-        default=True, help="Must stay True: WER needs real generation."
-    )
-    report_to: str = HfArg(
-        default="tensorboard", help="Where the curves go: tensorboard, wandb, none."
-    )
+    predict_with_generate: bool = HfArg(default=True, help="Stays True: WER needs generation.")
+    report_to: str = HfArg(default="tensorboard", help="Curves go to tensorboard, wandb, none ...")
     eval_strategy: Literal["steps", "no"] = HfArg(
         default="steps", help="When --do_eval scores: steps, or no (at the end only)."
     )
     dataloader_num_workers: int = HfArg(
         default=1, help="Reading processes: 1, or 0; see --num_decoding_threads."
     )
-    ddp_timeout: int = HfArg(
-        default=7200, help="Seconds that a process waits for the others, at most."
-    )
-    logging_nan_inf_filter: bool = HfArg(
-        default=False, help="True would hide NaN losses from the log."
-    )
+    ddp_timeout: int = HfArg(default=7200, help="Seconds that a process waits for the others.")
+    logging_nan_inf_filter: bool = HfArg(default=False, help="True hides NaN losses from the log.")
     resume_from_checkpoint: str | None = HfArg(
         default="auto", help="'auto' (the newest here), 'hub', PATH or 'no'."
     )
@@ -317,25 +299,25 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         if not self.do_eval:
             self.eval_strategy = "no"  # the library would switch do_eval on instead
-        self.eval_steps = (
-            self.eval_steps or self.save_steps
-        )  # the library's default is logging_steps: far too often
+        if not self.eval_steps:
+            self.eval_steps = self.save_steps  # the library's logging_steps are far too often
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "wer"
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            self.greater_is_better = not re.search("wer|cer|loss", self.metric_for_best_model)
-        self.dataloader_pin_memory &= torch.cuda.is_available()  # torch warns otherwise
-        if (
-            self.gradient_checkpointing is not None
-        ):  # the known name; transformers 5.23 warns about it
-            self.activation_checkpointing, self.gradient_checkpointing = (
-                self.gradient_checkpointing,
-                None,
-            )
+            # The library would take the highest error rate for the best: it would keep the worst.
+            is_error = re.search("wer|cer|loss", self.metric_for_best_model) is not None
+            self.greater_is_better = not is_error
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False  # torch warns otherwise
+        if self.gradient_checkpointing is not None:
+            # The known name; transformers 5.23 warns about it.
+            self.activation_checkpointing = self.gradient_checkpointing
+            self.gradient_checkpointing = None
         self.remove_unused_columns = False  # our collator takes rows apart itself
-        # Dispatching, the default for evaluation on several processes, concatenates batches of unequal width
-        # (RuntimeError in accelerate 1.15, data_loader.py:845).
-        self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
+        if not self.accelerator_config:
+            # Dispatching, the default for evaluation on several processes, concatenates batches of
+            # unequal width (RuntimeError in accelerate 1.15, data_loader.py:845).
+            self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
 
     @property
@@ -345,75 +327,30 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
 
 
 def data_records(data_args: DataArguments) -> list[DataRecord]:
-    """The datasets of the run: that of the flags, or the entries of --data_mix, where null takes a setting away.
+    """The datasets of the run: that of the flags, or the entries of --data_mix.
     Raises: UserError for what an entry cannot say."""
     if data_args.data_mix is None:
         return [DataRecord(**asdict(data_args))]
-    records: list[DataRecord] = []
-    for number, entry in enumerate(
-        read_yaml("--data_mix", data_args.data_mix, list, "- dataset_name: path/to/data")
-    ):
-        where = f"--data_mix {data_args.data_mix}, entry {number + 1}"
-        if (
-            not isinstance(entry, dict)
-            or "dataset_name" not in entry
-            or set(entry) - set(RECORD_KEYS)
-        ):
-            raise UserError(
-                f"{where}: expected dataset_name and any of: {', '.join(RECORD_KEYS)}. Found: {entry}."
-            )
-        parts = (Path(str(entry["dataset_name"])).stem, entry.get("dataset_config_name"))
-        name = "_".join(str(part) for part in parts if part)
-        settings = asdict(data_args) | {"name": name} | entry
-        with as_user_error(ValueError, where=where):
-            (record,) = ArgumentParser(DataRecord).parse_args_into_dataclasses(as_flags(settings))
-        nothing = {key: None for key in entry if entry[key] is None}
-        record = replace(record, **nothing | {"name": re.sub(r"\W", "_", record.name)})
-        if record.weight <= 0 or record.name in [earlier.name for earlier in records]:
-            raise UserError(
-                f"{where}: needs a weight above 0, and its own 'name: ...' ({record.name!r} is taken)."
-            )
-        records.append(record)
-    return records
+    return read_records(data_args.data_mix, data_args, DataRecord, RECORD_KEYS)
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """Command line (and --config file) to the three groups of arguments.
-    Raises: UserError for unknown or retired flags and for values that the libraries refuse."""
-    outer = ArgumentParser([], add_help=False, allow_abbrev=False)
-    outer.add_argument("--config")
-    config = outer.parse_known_args(argv)[0].config
-    flags = (
-        as_flags(read_yaml("--config", config, dict, "max_steps: 1000")) if config else []
-    ) + argv
-    names = {flag.split("=")[0].replace("-", "_").replace("__", "--", 1) for flag in flags}
-    for name in sorted(names & {f"--{retired}" for retired in RETIRED_ARGUMENTS}):
-        raise UserError(f"{name} is retired. Write instead: {RETIRED_ARGUMENTS[name[2:]]}.")
-    if (
-        names & {"--test_split_name", "--early_stopping_patience"}
-        and {"--do_train", "--do_eval"} <= names
-    ):
-        flags = ["--load_best_model_at_end", "True", *flags]  # both are about the best model
-    # Ours last: that is where the terminal stands after --help.
-    parser = ArgumentParser((TrainingArguments, ModelArguments, DataArguments), allow_abbrev=False)
-    try:
-        training_args, model_args, data_args, unknown = parser.parse_args_into_dataclasses(
-            flags, return_remaining_strings=True, look_for_args_file=False
-        )
-    except (ValueError, ImportError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if unknown:
-        known = [option for option in parser._option_string_actions if option.startswith("--")]
-        nearest = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        raise UserError(
-            f"unknown flag {unknown[0]}." + (f" Did you mean {nearest[0]}?" if nearest else "")
-        )
+    """The command line, with its --config file, to the three groups of arguments.
+    Raises: UserError with all that is wrong with it."""
+    words = translate(with_config_file(argv)).words
+    given = {flag_name(word) for word in words}
+    wants_best = given & {"test_split_name", "early_stopping_patience"}
+    if wants_best and {"do_train", "do_eval"} <= given:
+        words = ["--load_best_model_at_end", "True", *words]
+    training_args, model_args, data_args = parse_flags(
+        words, (TrainingArguments, ModelArguments, DataArguments)
+    )
     return model_args, data_args, training_args
 
 
 def check_arguments(data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Raises UserError for all that can be known to be wrong before any download or GPU work."""
-    check_flags(data_args, training_args)
+    """Raises UserError for what this machine cannot do, before any download or GPU work."""
+    check_processes(data_args, training_args)
     check_devices(training_args)
     if training_args.do_train:
         check_optimizer(training_args)
@@ -590,6 +527,20 @@ def load_speech(
 
 
 # --------------------------------------------------------------------------------- model ----
+# Peak learning rates for full fine-tuning by the model's width, about a fortieth of pre-training's
+# (Jong Wook Kim, as quoted by the whisper-finetune README). Narrower models are toys trained from
+# nothing.
+LEARNING_RATE_BY_WIDTH = {
+    0: 1e-3,
+    384: 3.75e-5,
+    512: 2.5e-5,
+    768: 1.25e-5,
+    1024: 6.25e-6,
+    1280: 5e-6,
+}
+LORA_LEARNING_RATE = 1e-3  # as peers have it, whatever the model's size
+
+
 def load_model(
     model_args: ModelArguments, data_args: DataArguments, languages: list[str | None]
 ) -> transformers.WhisperForConditionalGeneration:
@@ -910,6 +861,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     model_args, data_args, training_args = parse_arguments(argv)
     check_arguments(data_args, training_args)
     set_up_logging(training_args)
+    warn_of_retired_flags(argv)
     records = data_records(data_args)
     if data_args.num_decoding_threads is None:
         data_args.num_decoding_threads = num_usable_cores(training_args.world_size)
@@ -965,6 +917,7 @@ def run_job(job: Job) -> dict[str, float]:
     trainer, run, training_args = job.trainer, job.run, job.trainer.args
     metrics: dict[str, float] = {}
     if trainer.is_world_process_zero():
+        forget_earlier_ending(run.output_dir)
         write_json(run.output_dir / "run_info.json", job.run_info)
         report_on_data(job)
     if job.data_args.eval_before_training:
@@ -993,7 +946,7 @@ def report_on_data(job: Job) -> None:
     curves = None
     if "tensorboard" in job.trainer.args.report_to:
         curves = job.run.output_dir / "runs" / "data"
-    report_data(job.trainer.train_dataset, num_rows, curves)
+    report_data(job.trainer.train_dataset, num_rows, curves, job.run.output_dir)
 
 
 def dry_run(argv: list[str], stop: StopSignals | None) -> dict[str, float]:
@@ -1005,7 +958,7 @@ def dry_run(argv: list[str], stop: StopSignals | None) -> dict[str, float]:
     checks = {"Hub": check_hub_access(full_args)}
     with tempfile.TemporaryDirectory() as folder:
         job = build_job(miniature_flags(argv, full_args, folder), stop)
-        report_data(job.trainer.train_dataset, 64, None)
+        report_data(job.trainer.train_dataset, 64, curves=None, output_dir=None)
         sample = take_sample(job.trainer.train_dataset, 64)
         rehearse(job.trainer, sample, full_args)
         metrics = run_job(job)

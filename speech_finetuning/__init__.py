@@ -9,8 +9,8 @@
     training  loss, progress, checkpoints, callbacks, meter, resumable, trainer, session, compat:
               Seq2SeqTrainer, the few overrides
     sharing   uploads, uploader, snapshot, public, hub, model_card, reports, run_info: what other people see
-    cli       flags, checks, console, exit_status, data_report, dry_run, demonstration: what the
-              terminal sees
+    cli       front_desk, help, flags, source_flags, retired, translation, parsing, checks, devices,
+              console, data_report, dry_run, demonstration, exit_status: what the terminal sees
 
 The script run_speech_recognition_seq2seq_streaming.py stands on all of them; nothing here imports it.
 """

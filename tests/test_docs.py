@@ -6,13 +6,13 @@ import json
 import re
 import shlex
 import subprocess
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
-from speech_finetuning.cli.flags import RETIRED_ARGUMENTS, ArgumentParser
+from speech_finetuning.cli.parsing import FlagParser
+from speech_finetuning.cli.retired import RETIRED_RENAMED, RETIRED_WITHOUT_EFFECT
 
 PROJECT = Path(script.__file__).parent
 SCRIPT_NAME = "run_speech_recognition_seq2seq_streaming.py"
@@ -85,8 +85,8 @@ def recipes() -> dict[str, list[str]]:
     return found
 
 
-def script_parser() -> ArgumentParser:
-    return ArgumentParser((script.TrainingArguments, script.ModelArguments, script.DataArguments))
+def script_parser() -> FlagParser:
+    return FlagParser((script.TrainingArguments, script.ModelArguments, script.DataArguments))
 
 
 @functools.cache
@@ -220,7 +220,7 @@ def test_code_of_other_languages_parses(page: Path):
 def test_the_mix_in_the_documentation_is_read_as_a_mix(tmp_path: Path):
     (block,) = code_blocks(PROJECT / "docs" / "data.md", "yaml")
     (tmp_path / "mix.yaml").write_text(block)
-    words = f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}"
+    words = f"--model_name_or_path m --output_dir o --do_eval --data_mix {tmp_path / 'mix.yaml'}"
     records = script.data_records(script.parse_arguments(words.split())[1])
     assert [(record.language, record.weight) for record in records] == [("de", 3), ("nl", 1)]
 
@@ -273,14 +273,12 @@ def test_the_slurm_job_queues_again_only_when_that_helps(
 
 
 def migration_table() -> str:
-    """The table of retired flags, from the script's own: flags with the same replacement share a line."""
-    names_by_replacement: dict[str, list[str]] = defaultdict(list)
-    for name, replacement in RETIRED_ARGUMENTS.items():
-        names_by_replacement[replacement].append(f"`{name}`")
-    lines = ["| flag of 2022, or of the library then | write instead |", "|---|---|"]
-    for replacement, names in names_by_replacement.items():
-        marked = re.sub(r"(--\w+)", r"`\1`", replacement)
-        lines.append(f"| {', '.join(names)} | {marked} |")
+    """The table of retired flags, from the script's own."""
+    lines = ["| flag of 2022, or of the library then | today |", "|---|---|"]
+    lines += [f"| `{name}` | `--{today}` |" for name, today in RETIRED_RENAMED.items()]
+    for name, reason in RETIRED_WITHOUT_EFFECT.items():
+        marked = re.sub(r"(--\w+)", r"`\1`", reason)
+        lines.append(f"| `{name}` | no effect: {marked} |")
     return "\n".join(lines) + "\n"
 
 

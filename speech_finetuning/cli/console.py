@@ -1,4 +1,4 @@
-"""The first screen of the log."""
+"""The log, and its first screen."""
 
 import logging
 import math
@@ -9,82 +9,104 @@ from typing import Any
 
 import transformers
 
+from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.training.compat import leave_retrying_to_us
 
 logger = logging.getLogger(__name__)
 
-
-def describe_run(
-    model: Any,
-    sets: dict,
-    args: transformers.Seq2SeqTrainingArguments,
-    checkpoint: Path | None,
-    is_sharded_by_rank: bool,
-) -> None:
-    """The first screen of the log: what will happen, in numbers."""
-    sizes = f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trainable"
-    logger.info("model: %s, %s, on %s", model.name_or_path, sizes, args.device)
-    for role, source in ((role, item.source) for role, items in sets.items() for item in items):
-        rows = f"{source.num_rows:,} rows" if source.num_rows is not None else "rows not counted"
-        place = " ".join(
-            filter(None, (source.record, source.name, source.config_name, source.split))
-        )
-        columns = f"{source.audio_column}, {source.text_column or 'no text'}"
-        found = f"{source.kind}, {len(source.shards())} files, {rows}; {columns}"
-        logger.info("%s data: %s (%s)", role, place, found)
-    if args.do_train:
-        sizes = (
-            args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-            args.world_size,
-        )
-        logger.info(
-            "a step: %d rows (%d per device x %d accumulated x %d processes)",
-            math.prod(sizes),
-            *sizes,
-        )
-        if args.world_size > 1:
-            logger.info(
-                "every process reads %s",
-                "files of its own" if is_sharded_by_rank else "all, and decodes its share",
-            )
-        rate, saves = args.learning_rate, args.save_steps
-        logger.info(
-            "steps: %d, learning rate %g, checkpoint every %g steps", args.max_steps, rate, saves
-        )
-        logger.info(
-            "start: %s",
-            "from the beginning" if checkpoint is None else f"continues from {checkpoint}",
-        )
-        batches = (args.dataloader_prefetch_factor or 4) + 1
-        need = (
-            batches
-            * sizes[0]
-            * model.config.num_mel_bins
-            * model.config.max_source_positions
-            * 8
-            / 2**20
-        )
-        shared = Path("/dev/shm")
-        have = shutil.disk_usage(shared).total / 2**20 if shared.exists() else math.inf
-        if args.dataloader_num_workers and have < need:
-            found = f"/dev/shm has {have:.0f} MB, batches of long clips may take {need:.0f}"
-            logger.warning("%s. In Docker, start the container with --shm-size 2g.", found)
-    if "tensorboard" in args.report_to:
-        runs = os.environ.get("TENSORBOARD_LOGGING_DIR", str(Path(args.output_dir) / "runs"))
-        logger.info("curves: tensorboard --logdir %s", runs)
+# They report every request and every file.
+TALKATIVE_LIBRARIES = ("httpx", "httpx2", "datasets", "fsspec")
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def set_up_logging(args: transformers.Seq2SeqTrainingArguments) -> None:
     """One readable log from rank 0; the others speak up only for warnings."""
     package_logger = logging.getLogger("speech_finetuning")
     if not package_logger.handlers:
-        package_logger.addHandler(logging.StreamHandler())
-        package_logger.handlers[0].setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
-        )
-    package_logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
-    leave_retrying_to_us()
-    for name in ("httpx", "httpx2", "datasets", "fsspec"):
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        package_logger.addHandler(handler)
+    is_main = args.process_index == 0
+    package_logger.setLevel(logging.INFO if is_main else logging.WARNING)
+    for name in TALKATIVE_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_warning()
+    leave_retrying_to_us()
+
+
+def describe_run(
+    model: Any,
+    sets: dict[str, list[SpeechDataset]],
+    args: transformers.Seq2SeqTrainingArguments,
+    checkpoint: Path | None,
+    is_sharded_by_rank: bool,
+) -> None:
+    """The first screen of the log: what will happen, in numbers."""
+    num_all = model.num_parameters()
+    num_trainable = model.num_parameters(only_trainable=True)
+    sizes = f"{num_all:,} parameters, {num_trainable:,} of them trainable"
+    logger.info("model: %s, %s, on %s", model.name_or_path, sizes, args.device)
+    for role, role_sets in sets.items():
+        for dataset in role_sets:
+            logger.info("%s data: %s", role, describe_source(dataset))
+    if args.do_train:
+        describe_training(args, checkpoint, is_sharded_by_rank)
+        warn_of_shared_memory(model.config, args)
+    if "tensorboard" in args.report_to:
+        runs = os.environ.get("TENSORBOARD_LOGGING_DIR", str(Path(args.output_dir) / "runs"))
+        logger.info("curves: tensorboard --logdir %s", runs)
+
+
+def describe_source(dataset: SpeechDataset) -> str:
+    """Where the rows come from, how many there are and which columns are used."""
+    source = dataset.source
+    names = (source.record, source.name, source.config_name, source.split)
+    place = " ".join(name for name in names if name)
+    rows = "rows not counted" if source.num_rows is None else f"{source.num_rows:,} rows"
+    columns = f"{source.audio_column}, {source.text_column}"
+    return f"{place} ({source.kind}, {len(source.shards())} files, {rows}; {columns})"
+
+
+def describe_training(
+    args: transformers.Seq2SeqTrainingArguments, checkpoint: Path | None, is_sharded_by_rank: bool
+) -> None:
+    """How large a step is, how many there are, and where they begin."""
+    logger.info(
+        "a step: %d rows (%d per device x %d accumulated x %d processes)",
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        args.world_size,
+    )
+    if args.world_size > 1:
+        share = "files of its own" if is_sharded_by_rank else "all, and decodes its share"
+        logger.info("every process reads %s", share)
+    logger.info(
+        "steps: %d, learning rate %g, checkpoint every %g steps",
+        args.max_steps,
+        args.learning_rate,
+        args.save_steps,
+    )
+    start = "from the beginning" if checkpoint is None else f"continues from {checkpoint}"
+    logger.info("start: %s", start)
+
+
+def warn_of_shared_memory(
+    config: transformers.WhisperConfig, args: transformers.Seq2SeqTrainingArguments
+) -> None:
+    """Warns if the reading worker's batches may not fit into shared memory, as in Docker's 64 MB."""
+    if not args.dataloader_num_workers or not SHARED_MEMORY.exists():
+        return
+    num_batches = (args.dataloader_prefetch_factor or 4) + 1
+    values_per_clip = config.num_mel_bins * config.max_source_positions * 2  # two frames a position
+    bytes_per_batch = args.per_device_train_batch_size * values_per_clip * 4
+    need_in_mib = math.ceil(num_batches * bytes_per_batch / 2**20)
+    have_in_mib = shutil.disk_usage(SHARED_MEMORY).total / 2**20
+    if have_in_mib < need_in_mib:
+        logger.warning(
+            "%s has %.0f MB, batches of long clips may take %d. In Docker, start the container "
+            "with --shm-size 2g.",
+            SHARED_MEMORY,
+            have_in_mib,
+            need_in_mib,
+        )

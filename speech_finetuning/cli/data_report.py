@@ -4,22 +4,136 @@ import logging
 import math
 import unicodedata
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from speech_finetuning.base.rejections import Rejection, describe_counts
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import printable
+from speech_finetuning.base.rejections import Rejection, describe_counts, list_rejections
 from speech_finetuning.base.threads import map_in_order
-from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.preprocessing import Example, SpeechDataset
 from speech_finetuning.data.stream import SpeechStream, read_pass
 
 logger = logging.getLogger(__name__)
 
+NUM_EXAMPLES = 3
+# Where nearly every row is rejected for one reason, what has probably happened.
+REMEDIES = {
+    "audio_empty": "Does --audio_column_name name the column with the audio?",
+    "audio_missing": "Does --audio_column_name name the column with the paths? Relative paths "
+    "start at the table's folder.",
+    "audio_too_long": "Cut the recordings into utterances first; see --max_duration_in_seconds.",
+    "audio_too_short": "See --min_duration_in_seconds.",
+    "label_too_long": "Cut the recordings into shorter utterances first.",
+    "text_empty": "Does --text_column_name name the column with the transcripts?",
+}
+# Shares of capitals above which a text is in upper case, or in mixed case, and of transcripts with
+# punctuation above which it is a habit.
+UPPER_CASE_SHARE = 0.9
+MIXED_CASE_SHARE = 0.001
+PUNCTUATION_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRows:
+    """The first rows of one source, as they would be trained."""
+
+    examples: list[Example]
+    rejections: list[Rejection]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.examples) + len(self.rejections)
+
+    def count_reasons(self) -> Counter[str]:
+        return Counter(rejection.reason for rejection in self.rejections)
+
+
+def report_data(
+    stream: SpeechStream, num_rows: int, curves: Path | None, output_dir: Path | None
+) -> None:
+    """Prepares the first rows of every training source and logs what they are like; warns where
+    sources differ. The threads end here, before any loader forks.
+
+    curves: folder for TensorBoard's histograms; output_dir: for rejected.jsonl, if the run ends.
+    Raises: UserError if none of a source's rows can be used.
+    """
+    durations: list[float] = []
+    label_lengths: list[int] = []
+    styles: dict[str, str] = {}
+    for dataset in stream.sets:
+        name = dataset.source.record or dataset.source.name
+        rows = prepare_rows(dataset, num_rows, stream.num_threads)
+        reasons = describe_counts(rows.count_reasons())
+        logger.info("data report: first %d rows of %s, rejected: %s", rows.num_rows, name, reasons)
+        if not rows.examples:
+            refuse_source(dataset, rows, output_dir)
+        styles[name] = describe_style([example["text"] for example in rows.examples])
+        describe_rows(dataset, rows, styles[name])
+        durations += [example["duration"] for example in rows.examples]
+        label_lengths += [len(example["labels"]) for example in rows.examples]
+    warn_of_styles(styles)
+    if curves is not None:
+        with SummaryWriter(curves) as writer:
+            writer.add_histogram("data/durations in s", np.array(durations), 0)
+            writer.add_histogram("data/tokens", np.array(label_lengths), 0)
+
+
+def prepare_rows(dataset: SpeechDataset, num_rows: int, num_threads: int) -> PreparedRows:
+    """The first rows of a source, in its own order."""
+    first_rows = replace(dataset, max_rows=num_rows)
+    blocks = read_pass(first_rows, block_size=50)
+    untagged = ((None, row) for block in blocks for row in block.rows)
+    examples = []
+    rejections = []
+    for _, prepared in map_in_order(dataset.preparer, untagged, num_threads):
+        if isinstance(prepared, Rejection):
+            rejections.append(prepared)
+        else:
+            examples.append(prepared)
+    return PreparedRows(examples=examples, rejections=rejections)
+
+
+def refuse_source(dataset: SpeechDataset, rows: PreparedRows, output_dir: Path | None) -> None:
+    """Raises: UserError with the reasons, three rows and the remedy; all are in rejected.jsonl."""
+    source = dataset.source
+    name = " ".join(part for part in (source.name, source.config_name, source.split) if part)
+    if not rows.rejections:
+        raise UserError(f"{name} has no rows.")
+    reasons = rows.count_reasons()
+    lines = [
+        f"none of the first {rows.num_rows} rows of {name} can be used: {describe_counts(reasons)}."
+    ]
+    for rejection in rows.rejections[:NUM_EXAMPLES]:
+        lines.append(
+            printable(f"  {rejection.row}: {rejection.reason} {rejection.detail}".rstrip())
+        )
+    remedy = REMEDIES.get(reasons.most_common(1)[0][0])
+    if remedy is not None:
+        lines.append(remedy)
+    if output_dir is not None:
+        list_rejections(output_dir, source.split, rows.rejections)
+        lines.append(f"All of them: {output_dir / 'rejected.jsonl'}")
+        lines.append("If later rows are better: --data_report_samples 0 leaves this test out.")
+    raise UserError("\n".join(lines))
+
+
+def describe_rows(dataset: SpeechDataset, rows: PreparedRows, style: str) -> None:
+    """Logs durations, tokens, sampling rates, and the first label as the model will see it."""
+    logger.info("  %s", histogram("durations in s", [row["duration"] for row in rows.examples]))
+    logger.info("  %s", histogram("tokens", [len(row["labels"]) for row in rows.examples]))
+    rates = Counter(f"at {row['sampling_rate']} Hz" for row in rows.examples)
+    logger.info("  clips: %s; transcripts: %s; first label:", describe_counts(rates), style)
+    label = dataset.preparer.tokenizer.decode(rows.examples[0]["labels"])
+    logger.info("  %s", printable(label))
+
 
 def histogram(name: str, values: list[float]) -> str:
-    """One line: how many values lie in each twentieth of the range up to the 99th percentile, and percentiles."""
+    """One line: how many values lie in each twentieth of the range up to the 99th percentile, and
+    percentiles."""
     low, middle, high, last = np.percentile(values, [5, 50, 95, 99])
     counts, _ = np.histogram(np.minimum(values, last), bins=20, range=(0, last))
     bars = "".join(" .:-=+*#%@"[math.ceil(9 * count / max(counts))] for count in counts)
@@ -29,77 +143,55 @@ def histogram(name: str, values: list[float]) -> str:
 
 def describe_style(texts: list[str]) -> str:
     """'upper case, no punctuation' and the like, of transcripts as they are trained."""
-    letters = [c for text in texts for c in text if c.lower() != c.upper()]
-    share = sum(c.isupper() for c in letters) / max(1, len(letters))
-    case = (
-        "upper case"
-        if share > 0.9
-        else "mixed case"
-        if share > 0.001
-        else "lower case"
-        if letters
-        else "no case"
-    )
-    marked = sum(
-        any(unicodedata.category(c)[0] == "P" and c not in "'-\u2019" for c in text)
-        for text in texts
-    )
-    return f"{case}, {'punctuation' if marked > 0.2 * len(texts) else 'no punctuation'}"
+    num_marked = sum(has_punctuation(text) for text in texts)
+    is_marked = num_marked > PUNCTUATION_SHARE * len(texts)
+    return f"{describe_case(texts)}, {'punctuation' if is_marked else 'no punctuation'}"
 
 
-def report_data(stream: SpeechStream, num_rows: int, curves: Path | None) -> None:
-    """Prepares the first rows of every training source, and logs what they are like; warns where sources differ.
-    curves: folder for TensorBoard's histograms. The threads end here, before any loader forks."""
-    figures: dict[str, list[float]] = {"durations in s": [], "tokens": []}
-    styles: dict[str, str] = {}
-    for item in stream.sets:
-        name = item.source.record or item.source.name
-        blocks = read_pass(replace(item, max_rows=num_rows), block_size=50)
-        rows = ((None, row) for block in blocks for row in block.rows)
-        prepared = [example for _, example in map_in_order(item.preparer, rows, stream.num_threads)]
-        good = [example for example in prepared if isinstance(example, dict)]
-        reasons = Counter(example.reason for example in prepared if isinstance(example, Rejection))
-        logger.info(
-            "data report: first %d rows of %s, rejected: %s",
-            len(prepared),
-            name,
-            describe_counts(reasons),
-        )
-        if good:
-            found = {
-                "durations in s": [e["duration"] for e in good],
-                "tokens": [len(e["labels"]) for e in good],
-            }
-            for label, values in found.items():
-                figures[label] += values
-                logger.info("  %s", histogram(label, values))
-            styles[name] = describe_style([example["text"] for example in good])
-            rates = describe_counts(
-                Counter(f"at {example['sampling_rate']} Hz" for example in good)
-            )
-            logger.info("  clips: %s; transcripts: %s; first label:", rates, styles[name])
-            logger.info("  %s", item.preparer.tokenizer.decode(good[0]["labels"]))
+def describe_case(texts: list[str]) -> str:
+    """Upper, mixed, lower or, in scripts without capitals, no case."""
+    letters = [
+        character for text in texts for character in text if character.lower() != character.upper()
+    ]
+    if not letters:
+        return "no case"
+    upper_case_share = sum(letter.isupper() for letter in letters) / len(letters)
+    if upper_case_share > UPPER_CASE_SHARE:
+        return "upper case"
+    return "mixed case" if upper_case_share > MIXED_CASE_SHARE else "lower case"
+
+
+def has_punctuation(text: str) -> bool:
+    """Beyond what stands within words: apostrophes and hyphens."""
+    return any(
+        unicodedata.category(character).startswith("P") and character not in "'-\u2019"
+        for character in text
+    )
+
+
+def warn_of_styles(styles: dict[str, str]) -> None:
+    """Warns of sources that are written differently, and of capitals only. styles: by source."""
     if len(set(styles.values())) > 1:
         found = "; ".join(f"{name}: {style}" for name, style in styles.items())
-        logger.warning(
-            "transcripts differ (%s): see --do_lower_case and --do_remove_punctuation.", found
-        )
+        advice = "see --do_lower_case and --do_remove_punctuation"
+        logger.warning("transcripts differ (%s): %s.", found, advice)
     elif "upper case, no punctuation" in styles.values():
         logger.warning(
-            "transcripts are in upper case: so will the model's be. --do_lower_case makes them lower case."
+            "transcripts are in upper case: so will the model's be. --do_lower_case makes them "
+            "lower case."
         )
-    if curves is not None:
-        with SummaryWriter(curves) as writer:
-            for label, values in figures.items():
-                writer.add_histogram(f"data/{label}", np.array(values), 0)
 
 
 def warn_of_overlap(speech: dict[str, list[SpeechDataset]]) -> None:
     """Warns where scored rows are also trained on."""
-    trained = {url for dataset in speech.get("train", []) for url in dataset.source.data_files}
+    trained = files_of(speech.get("train", []))
     for role in ("eval", "test"):
-        scored = {url for dataset in speech.get(role, []) for url in dataset.source.data_files}
-        if any(not Path(url).name.startswith("metadata.") for url in trained & scored):
+        shared = trained & files_of(speech.get(role, []))
+        if any(not Path(url).name.startswith("metadata.") for url in shared):
             logger.warning(
                 "The %s split shares files with the training split: its score will flatter.", role
             )
+
+
+def files_of(datasets: list[SpeechDataset]) -> set[str]:
+    return {url for dataset in datasets for url in dataset.source.data_files}

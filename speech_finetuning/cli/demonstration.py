@@ -1,10 +1,11 @@
-"""A tiny Whisper and synthetic speech, made on the spot: nothing binary is committed, nothing is downloaded.
+"""A tiny Whisper and synthetic speech, made on the spot: nothing binary is committed, nothing is
+downloaded.
 
     python -m speech_finetuning.cli.demonstration OUT_DIR --train 8 --validation 8 --test 8
 
-writes OUT_DIR/model (a random two-layer Whisper of width 64 with a 4 s window) and OUT_DIR/speech (parquet shards
-whose Audio column holds FLAC bytes). Every word of the vocabulary is a distinct sound, so that the
-model can really learn.
+writes OUT_DIR/model (a random two-layer Whisper of width 64 with a 4 s window) and OUT_DIR/speech
+(parquet shards whose Audio column holds FLAC bytes). Every word of the vocabulary is a distinct
+sound, so that the model can really learn.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+import torch
 from datasets import Audio, Features, Value
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -24,6 +26,7 @@ from transformers import (
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
+    pipeline,
     set_seed,
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -92,7 +95,8 @@ def make_model(
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> Path:
-    """Saves a random Whisper with its processor. vocab_size: default: the tokenizer's. Returns the folder."""
+    """Saves a random Whisper with its processor. Returns the folder. vocab_size: the tokenizer's by
+    default."""
     set_seed(seed)
     tokenizer = make_tokenizer(num_languages=100 if n_mels == 128 else 99)
     config = WhisperConfig(
@@ -117,31 +121,40 @@ def make_model(
         begin_suppress_tokens=None,
     )
     model = WhisperForConditionalGeneration(config)
-    # An explicit object: the default one is rebuilt from the model config on load and loses lang_to_id.
+    # An explicit object: the default one is rebuilt from the model config on load and loses
+    # lang_to_id.
     model.generation_config = make_generation_config(tokenizer, max_target_positions, multilingual)
     extractor = WhisperFeatureExtractor(feature_size=n_mels, chunk_length=window_in_seconds)
-    model.to(getattr(__import__("torch"), dtype)).save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
     extractor.save_pretrained(folder)
     return Path(folder)
 
 
+def chord(word: str, seconds: np.ndarray, pitch: float) -> np.ndarray:
+    """The sound of a word: two tones that no other word has, rising and falling."""
+    index = WORDS.index(word)
+    low_in_hz = (300 + 130 * index) * pitch
+    high_in_hz = (2200 + 330 * ((index * 7) % len(WORDS))) * pitch
+    envelope = np.sin(np.pi * np.linspace(0, 1, len(seconds))) ** 0.5
+    low = np.sin(2 * np.pi * low_in_hz * seconds)
+    high = np.sin(2 * np.pi * high_in_hz * seconds)
+    return envelope * (low + 0.6 * high)
+
+
+def silence(generator: np.random.Generator, shortest: float, longest: float) -> np.ndarray:
+    """A pause of between `shortest` and `longest` seconds."""
+    return np.zeros(int(generator.uniform(shortest, longest) * SAMPLE_RATE_IN_HZ))
+
+
 def speak(words: list[str], generator: np.random.Generator) -> np.ndarray:
-    """One utterance, (n_samples,) float32 at 16 kHz: each word is a chord of two tones that nobody else has."""
-    pieces = [np.zeros(int(generator.uniform(0.02, 0.1) * SAMPLE_RATE_IN_HZ))]
+    """One utterance, (n_samples,) float32 at 16 kHz: words with pauses between them, and noise."""
+    pieces = [silence(generator, 0.02, 0.1)]
     for word in words:
-        index = WORDS.index(word)
-        seconds = (
-            np.arange(int(generator.uniform(0.25, 0.4) * SAMPLE_RATE_IN_HZ)) / SAMPLE_RATE_IN_HZ
-        )
+        num_samples = int(generator.uniform(0.25, 0.4) * SAMPLE_RATE_IN_HZ)
         pitch = generator.uniform(0.97, 1.03)
-        low, high = (300 + 130 * index) * pitch, (2200 + 330 * ((index * 7) % len(WORDS))) * pitch
-        envelope = np.sin(np.pi * np.linspace(0, 1, len(seconds))) ** 0.5
-        pieces += [
-            envelope
-            * (np.sin(2 * np.pi * low * seconds) + 0.6 * np.sin(2 * np.pi * high * seconds))
-        ]
-        pieces += [np.zeros(int(generator.uniform(0.05, 0.15) * SAMPLE_RATE_IN_HZ))]
+        pieces.append(chord(word, np.arange(num_samples) / SAMPLE_RATE_IN_HZ, pitch))
+        pieces.append(silence(generator, 0.05, 0.15))
     waveform = np.concatenate(pieces) * generator.uniform(0.1, 0.4)
     return (waveform + generator.normal(0, 0.003, len(waveform))).astype(np.float32)
 
@@ -170,7 +183,8 @@ def make_rows(num_rows: int, seed: int, max_words: int = 5) -> list[tuple[bytes,
 def write_parquet(
     path: Path, rows: list[tuple[bytes | None, str | None]], row_group_size: int = 50
 ) -> None:
-    """A parquet file with an Audio column `audio` and a string column `text`, as `datasets` writes them."""
+    """A parquet file with an Audio column `audio` and a string column `text`, as `datasets` writes
+    them."""
     features = Features({"audio": Audio(), "text": Value("string")})
     audio = [{"bytes": data, "path": f"{path.stem}-{i}.flac"} for i, (data, _) in enumerate(rows)]
     table = pa.table(
@@ -181,7 +195,7 @@ def write_parquet(
 
 
 def make_speech(folder: str | Path, sizes: dict[str, int], num_shards: int = 2) -> Path:
-    """A parquet dataset with the given number of rows in each split, each split in num_shards files."""
+    """A parquet dataset: `sizes` rows of each split, each split in num_shards files."""
     for split_index, (split, num_rows) in enumerate(sizes.items()):
         rows = make_rows(num_rows, seed=1000 + split_index)
         for shard in range(num_shards):
@@ -191,10 +205,9 @@ def make_speech(folder: str | Path, sizes: dict[str, int], num_shards: int = 2) 
 
 
 def transcribe(model: str | Path, speech: str | Path) -> None:
-    """Loads a saved model afresh and prints what it hears in the first test clip."""
-    from transformers import pipeline
-
-    row = pq.read_table(sorted(Path(speech).glob("test-*.parquet"))[0]).slice(0, 1).to_pylist()[0]
+    """Loads a saved model afresh and prints its transcript of the first test clip."""
+    first_file = sorted(Path(speech).glob("test-*.parquet"))[0]
+    row = pq.read_table(first_file).slice(0, 1).to_pylist()[0]
     waveform, sampling_rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
     recogniser = pipeline("automatic-speech-recognition", model=str(model))
     heard = recogniser({"raw": waveform, "sampling_rate": sampling_rate})["text"]

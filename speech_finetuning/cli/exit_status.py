@@ -1,83 +1,163 @@
-"""How a run ends: exit codes, one line instead of a traceback."""
+"""How a run ends: exit codes, one line instead of a traceback, exit_status.json.
 
+A refused start is no run: it leaves the exit_status.json of a run that has ended alone.
+"""
+
+import contextlib
 import errno
 import os
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from speech_finetuning.base.errors import RunEnded, UserError, one_line
 from speech_finetuning.base.files import redacted, write_json
 from speech_finetuning.base.shutdown import StopSignals
-from speech_finetuning.cli.flags import ArgumentParser
+from speech_finetuning.cli.flags import find_group, find_value, values_of, with_config_file
+
+REFUSED_CODE = 2
+# run.sh names a file of its own in this variable, because torchrun swallows its children's codes.
+LAUNCHER_VARIABLE = "EXIT_STATUS_FILE"
+HALVE_THE_BATCH = (
+    "out of GPU memory: halve --per_device_train_batch_size and double "
+    "--gradient_accumulation_steps (the same global batch), or add --gradient_checkpointing."
+)
+GO_ON = "To go on, start the same command again."
+# When the present start began, as file systems tell the time: older files are of earlier starts.
+_start = {"time": time.time()}
 
 
 def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int:
-    """`main` for the shell: one line instead of a traceback for all that has a known end, exit_status.json always."""
+    """`main` for the shell: its exit code. The reason is told in one line, on the terminal and in
+    exit_status.json.
+
+    Raises: what nobody expected, after noting it as code 1.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    code, reason = 1, "crashed"
-    is_dry = any(
-        word.split("=")[0] == "--dry_run" for word in argv
-    )  # it leaves nothing, and ends with 0 or 2
-    write_exit_status(argv if not is_dry else [], None, "")
+    _start["time"] = time.time()
+    code = 1
+    reason = "crashed"
     try:
         with StopSignals() as stop:
             main(argv, stop)
-        code, reason = 0, "done"
-    except UserError as error:
-        code, reason = 2, str(error)
-    except RunEnded as ending:
-        code, reason = ending.code, ending.reason
-    except torch.OutOfMemoryError as error:
-        advice = "halve --per_device_train_batch_size and double --gradient_accumulation_steps (the same global batch)"
-        code, reason = (
-            74,
-            f"out of GPU memory: {advice}, or add --gradient_checkpointing. {one_line(error)[:200]}",
-        )
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+        code = 0
+        reason = "done"
+    except Exception as error:
+        ending = ending_of(error)
+        if ending is None:
             raise
-        code, reason = (
-            73,
-            f"the disk is full: {one_line(error)} Free some of it and start the same command again.",
-        )
-    except RuntimeError as error:
-        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
-            raise
-        code, reason = (
-            75,
-            "another process of this run has ended. To go on, start the same command again.",
-        )
+        code = ending.code
+        reason = ending.reason
     finally:
-        is_first = write_exit_status(argv if not is_dry else [], code, reason)
-    code = 2 if is_dry and 0 < code < 128 else code
+        # A dry run leaves nothing, and ends with 0 or 2.
+        is_first = write_exit_status([] if is_dry_run(argv) else argv, code, reason)
+    if is_dry_run(argv) and 0 < code < 128:
+        code = REFUSED_CODE
     if code and is_first:
-        for line in reason.splitlines():
-            sys.stderr.write(f"error: {line}\n")
+        report(code, reason)
     return code
 
 
-def write_exit_status(argv: list[str], code: int | None, reason: str) -> bool:
-    """exit_status.json for run.sh (torchrun swallows its children's codes), if there is an output_dir to write to. Of
-    several processes the first to fail writes it: the others only lose theirs by that. code None: removes an old one.
-    Returns whether this process is the one to say it."""
-    parser, nowhere = ArgumentParser([], add_help=False, allow_abbrev=False), Path("/dev/null")
-    parser.add_argument("--output_dir", type=Path, nargs="?", default=nowhere, const=nowhere)
-    folder = parser.parse_known_args(argv)[0].output_dir
-    path, is_main = folder / "exit_status.json", os.environ.get("RANK", "0") == "0"
-    if not (folder.is_dir() and os.access(folder, os.W_OK) and (is_main or code)):
-        return is_main
-    if code is None:
-        path.unlink(missing_ok=True)
+def ending_of(error: Exception) -> RunEnded | None:
+    """The exit code and the reason of an expected failure; None for a bug."""
+    import torch  # here, because this module is needed before torch has been imported
+
+    if isinstance(error, RunEnded):
+        return error
+    if isinstance(error, UserError):
+        return RunEnded(REFUSED_CODE, str(error))
+    if isinstance(error, torch.OutOfMemoryError):
+        return RunEnded(74, f"{HALVE_THE_BATCH} {one_line(error)[:200]}")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        advice = "Free some of it and start the same command again."
+        return RunEnded(73, f"the disk is full: {one_line(error)} {advice}")
+    is_of_processes = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    if isinstance(error, RuntimeError) and is_of_processes:
+        return RunEnded(75, f"another process of this run has ended. {GO_ON}")
+    return None
+
+
+def report(code: int, reason: str) -> None:
+    """Tells the reason on the terminal; being stopped by a signal is no error."""
+    if code == 128 + signal.SIGINT:
+        sys.stderr.write(f"stopped by Ctrl-C. {GO_ON}\n")
+    elif code > 128:
+        sys.stderr.write(f"stopped: {reason}. {GO_ON}\n")
+    else:
+        for line in reason.splitlines():
+            sys.stderr.write(f"error: {line}\n")
+
+
+def all_words(argv: list[str]) -> list[str]:
+    """The command line with its --config file, if that can be read: if not, others report it."""
+    with contextlib.suppress(UserError):
+        return with_config_file(argv)
+    return argv
+
+
+def is_dry_run(argv: list[str]) -> bool:
+    """Whether --dry_run is given. Must be known even if the rest of the command line is wrong."""
+    group = find_group(all_words(argv), "dry_run")
+    if group is None:
         return False
+    is_off = [value.lower() in ("no", "false", "f", "n", "0") for value in values_of(group)]
+    return not any(is_off)
+
+
+def is_of_earlier_start(file: Path) -> bool:
+    return file.is_file() and file.stat().st_mtime < _start["time"]
+
+
+def forget_earlier_ending(output_dir: Path) -> None:
+    """Removes exit_status.json of an earlier start: from here on the folder's run is unfinished.
+
+    A file that another process of this start has just written stays.
+    """
+    file = output_dir / "exit_status.json"
+    if is_of_earlier_start(file):
+        file.unlink(missing_ok=True)
+
+
+def write_exit_status(argv: list[str], code: int, reason: str) -> bool:
+    """Writes exit_status.json, if there is an output folder to write to, and the launcher's file.
+
+    Of several processes the first one to fail writes: the others only lose theirs by that. Returns
+    whether this process is the one to tell the reason.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"
+    files = status_files(argv, code)
+    if not files or not (is_main or code):
+        return is_main
+    command = redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv]))
+    record = {"code": code, "reason": reason, "command": command}
+    was_first = [write_if_first(file, record) for file in files]
+    return any(was_first)
+
+
+def status_files(argv: list[str], code: int) -> list[Path]:
+    """The files that this ending is written to."""
+    files = []
+    if argv and os.environ.get(LAUNCHER_VARIABLE):
+        files.append(Path(os.environ[LAUNCHER_VARIABLE]))
+    output_dir = find_value(all_words(argv), "output_dir")
+    if output_dir is not None and os.access(output_dir, os.W_OK) and Path(output_dir).is_dir():
+        file = Path(output_dir) / "exit_status.json"
+        if not (code == REFUSED_CODE and is_of_earlier_start(file)):
+            files.append(file)
+    return files
+
+
+def write_if_first(file: Path, record: dict[str, Any]) -> bool:
+    """Writes the record, unless another process of this start already has."""
+    if is_of_earlier_start(file):
+        file.unlink(missing_ok=True)
     try:
-        path.touch(exist_ok=False)
+        file.touch(exist_ok=False)
     except FileExistsError:
         return False
-    command = redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv]))
-    write_json(path, {"code": code, "reason": reason, "command": command})
+    write_json(file, record)
     return True

@@ -1,94 +1,166 @@
-"""The command line and YAML files to arguments; retired and refused flags."""
+"""The words of a command line: split by flag, completed by --config, checked one by one.
 
+Nothing here imports torch or transformers, so that mistakes are answered at once.
+"""
+
+import argparse
+import difflib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import transformers
 import yaml
 
-from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.network import as_user_error
+from speech_finetuning.base.errors import UserError, one_line
+from speech_finetuning.cli.help import IMPORTANT_FLAGS
+from speech_finetuning.cli.retired import LOGIN, MEANT, REFUSED, TOKEN_FLAGS
 
-# Flags of 2022 that are gone: what to write instead, and the flags that it stands for.
-LOGIN = "the environment variable HF_TOKEN, or `hf auth login` (a flag would end up in training_args.bin)"
-RETIRED_BY_REPLACEMENT = {
-    "--eval_strategy": "evaluation_strategy",
-    LOGIN: "use_auth_token hub_token push_to_hub_token",
-    "a new --output_dir (in the same one, a run continues from its newest checkpoint)": "overwrite_output_dir",
-    "--freeze_encoder (Whisper has no other part to freeze)": "freeze_feature_encoder",
-    "--language and --task": "forced_decoder_ids",
-    "nothing: the checkpoint's generation config decides": "suppress_tokens",
-    "nothing: it never had an effect on a stream": "group_by_length length_column_name overwrite_cache",
-    "--warmup_steps with a number below 1 (0.1 warms up for a tenth of the steps)": "warmup_ratio",
-    "--text_column_name": "text_column",
-    "nothing: it comes with the model": "config_name tokenizer_name feature_extractor_name use_fast_tokenizer",
-    "--fp16 or --bf16": "fp16_backend fp16_opt_level half_precision_backend",
-    "--num_decoding_threads": "preprocessing_num_workers",
-    "--per_device_train_batch_size": "per_gpu_train_batch_size",
-    "--per_device_eval_batch_size": "per_gpu_eval_batch_size",
-    "--use_cpu": "no_cuda",
-    "the environment variable TENSORBOARD_LOGGING_DIR (default: OUTPUT_DIR/runs)": "logging_dir",
-    "--hub_model_id ORGANISATION/NAME": "push_to_hub_model_id push_to_hub_organization",
-    "--optim adafactor": "adafactor",
-    "--fsdp": "sharded_ddp",
-    "--fsdp_config": "fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap",
-    "nothing: it is gone from transformers": """include_inputs_for_metrics jit_mode_eval mp_parameters past_index
-    ray_scope save_safetensors tpu_metrics_debug tpu_num_cores use_ipex use_legacy_prediction_loop use_mps_device""",
-}
-RETIRED_ARGUMENTS = {
-    name: hint for hint, names in RETIRED_BY_REPLACEMENT.items() for name in names.split()
-}
-# Flags of the library that would do nothing or harm here: refused unless they are left alone.
-REFUSED_ARGUMENTS = {
-    "auto_find_batch_size": "it starts the stream again; halve the batch and double --gradient_accumulation_steps",
-    "batch_eval_metrics": "error rates are computed over all rows at once",
-    "bf16_full_eval": "evaluation already runs in bfloat16 with --bf16",
-    "dataloader_drop_last": "the stream is endless and has no last batch",
-    "enable_jit_checkpoint": "SIGTERM, and three more signals, already save",
-    "eval_accumulation_steps": "only token ids are gathered in evaluation",
-    "eval_do_concat_batches": "the scorecard needs one array",
-    "fp16_full_eval": "evaluation already runs in float16 with --fp16",
-    "ignore_data_skip": "the stream continues from its own saved position",
-    "include_num_input_tokens_seen": "it would count log-mel values",
-    "label_names": "the labels are known",
-    "prediction_loss_only": "WER needs real generation",
-    "save_only_model": "the run could not be continued",
-    "sortish_sampler": "it never had an effect on a stream",
-    "train_sampling_strategy": "a stream is shuffled by --shuffle_buffer_size",
-    "use_liger_kernel": "it has no Whisper kernels",
-}
+REQUIRED_FLAGS = ("model_name_or_path",)
 
 
-class ArgumentParser(transformers.HfArgumentParser):
-    """HfArgumentParser whose errors are one line and which accepts no abbreviated flags."""
+class OneLineErrors(argparse.ArgumentParser):
+    """To inherit from: a parser whose errors are UserErrors, and that demands nothing.
+
+    What is missing is a problem like others, and `word_problems` tells all problems at once.
+    """
 
     def error(self, message: str) -> None:
-        raise UserError(f"{message}. Run with --help for the list of flags.")
+        raise UserError(message)
+
+
+def flag_name(word: str) -> str:
+    """'max_steps' of '--max-steps=3'."""
+    return word.partition("=")[0].removeprefix("--").replace("-", "_")
+
+
+def flag_groups(words: list[str]) -> list[list[str]]:
+    """The words of a command line, each flag with its values: [['--max_steps', '3'], ['--fp16']].
+
+    Words before the first flag are a group of their own.
+    """
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    return groups
+
+
+def values_of(group: list[str]) -> list[str]:
+    """The values of a flag, whether they follow it or an equals sign."""
+    _, is_joined, value = group[0].partition("=")
+    return [value, *group[1:]] if is_joined else group[1:]
+
+
+def find_group(words: list[str], name: str) -> list[str] | None:
+    """--name with its values, the last one if there are several, which is the one that counts."""
+    groups = [group for group in flag_groups(words) if flag_name(group[0]) == name]
+    return groups[-1] if groups else None
+
+
+def find_value(words: list[str], name: str) -> str | None:
+    """The value of --name; None without any."""
+    values = values_of(find_group(words, name) or [f"--{name}"])
+    return values[0] if values else None
+
+
+def with_config_file(words: list[str]) -> list[str]:
+    """The settings of the YAML file that --config names, if any, and then the command line, which
+    overrides them. Raises: UserError if the file cannot be read."""
+    config = find_value(words, "config")
+    if config is None:
+        return words
+    return as_flags(read_yaml("--config", config, dict, "max_steps: 1000")) + words
 
 
 def read_yaml(flag: str, path: str, kind: type, example: str) -> Any:
-    """The list or mapping that a YAML file holds. Raises: UserError if it cannot be read or holds something else."""
-    with as_user_error(OSError, yaml.YAMLError, where=f"{flag} {path}"):
+    """The list or mapping that a YAML file holds. Raises: UserError if it cannot be read or holds
+    something else."""
+    try:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{flag} {path}: {one_line(error)}") from error
     if not isinstance(value, kind):
-        raise UserError(
-            f"{flag} {path}: expected lines like '{example}', found {type(value).__name__}."
-        )
+        found = type(value).__name__
+        raise UserError(f"{flag} {path}: expected lines like '{example}', found {found}.")
     return value
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
-    """Names and values of a YAML file as a command line, so that argparse converts 1e-5 to a number."""
-    flags: list[str] = []
+    """Names and values of a YAML file as a command line, so that argparse converts 1e-5 to a
+    number. null leaves a setting as it is."""
+    words: list[str] = []
     for name, value in settings.items():
-        value = (
-            "no" if (name, value) == ("language", False) else value
-        )  # YAML takes Norwegian for False
+        if value is None:
+            continue
+        if name == "language" and value is False:
+            value = "no"  # YAML takes Norwegian for False
         values = value if isinstance(value, list) else [value]
-        if value is not None:
-            flags += [
-                f"--{name}",
-                *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values),
-            ]
-    return flags
+        words.append(f"--{name}")
+        words += [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
+    return words
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    """Every flag that the parser knows, as 'max_steps'; the last ones are those added last."""
+    options = parser._option_string_actions  # argparse has no public name for it (Python 3.11)
+    return list(dict.fromkeys(flag_name(option) for option in options if option.startswith("--")))
+
+
+def gives_token_away(group: list[str]) -> bool:
+    """Whether a flag and its values hold a token. 2022's --use_auth_token, alone or with a truth
+    value, is harmless."""
+    if flag_name(group[0]) == "use_auth_token":
+        return any(value.startswith("hf_") for value in values_of(group))
+    return flag_name(group[0]) in TOKEN_FLAGS
+
+
+def word_problems(words: list[str], parser: argparse.ArgumentParser) -> Iterator[str]:
+    """One line for each flag that is unknown, refused, missing, or has an impossible value."""
+    known = option_names(parser)
+    given = {flag_name(word) for word in words}
+    for name in REQUIRED_FLAGS:
+        if name not in given and given <= set(known):  # else it may be one of the misspelt ones
+            yield f"--{name} is missing."
+    for group in flag_groups(words):
+        name = flag_name(group[0])
+        if gives_token_away(group):
+            yield f"--{name} is refused: a token does not belong on a command line. {LOGIN}."
+        elif name not in known or not group[0].startswith("--"):
+            yield unknown_flag(group[0], known)
+        else:
+            yield from value_problems(group, parser)
+
+
+def value_problems(group: list[str], parser: argparse.ArgumentParser) -> Iterator[str]:
+    """One line if the values of a known flag cannot be read, or are refused."""
+    try:
+        parsed, surplus = parser.parse_known_args(group)
+    except UserError as error:
+        # argparse says "argument --max_steps/--max-steps: ...".
+        yield re.sub(r"^argument (--\w+)\S*:", r"\1:", f"{error}.")
+        return
+    for word in surplus:
+        yield f"unknown flag {word}."
+    name = flag_name(group[0])
+    if name in REFUSED and getattr(parsed, name) != parser.get_default(name):
+        yield f"--{name} is refused: {REFUSED[name]}."
+
+
+def unknown_flag(word: str, known: list[str]) -> str:
+    """The problem of an unknown flag, with the flag that was probably meant."""
+    name = flag_name(word)
+    if not word.startswith("--"):
+        return f"unknown flag {word}."
+    meant = MEANT.get(name)
+    for candidates, cutoff in ((IMPORTANT_FLAGS, 0.75), (known, 0.6)):
+        if meant is None:
+            nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
+            meant = nearest[0] if nearest else None
+    word = word.partition("=")[0]
+    if meant is None:
+        return f"unknown flag {word}. --help_all lists all flags."
+    return f"unknown flag {word}. Did you mean --{meant}?"

@@ -1,6 +1,8 @@
 """The command line: our flags, retired flags, rules, configuration files, help."""
 
+import argparse
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,14 +11,18 @@ import torch
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.cli.checks import check_devices
 from speech_finetuning.cli.exit_status import exit_code_of
-from speech_finetuning.cli.flags import (
-    REFUSED_ARGUMENTS,
-    RETIRED_ARGUMENTS,
-    RETIRED_BY_REPLACEMENT,
-    ArgumentParser,
+from speech_finetuning.cli.flags import option_names
+from speech_finetuning.cli.help import IMPORTANT_FLAGS
+from speech_finetuning.cli.parsing import FlagParser
+from speech_finetuning.cli.retired import (
+    MEANT,
+    REFUSED,
+    RETIRED_RENAMED,
+    RETIRED_WITHOUT_EFFECT,
 )
+from speech_finetuning.cli.source_flags import read_parser
+from speech_finetuning.cli.translation import translate
 
 REQUIRED = "--model_name_or_path m --dataset_name d --output_dir o --language es".split()
 OUR_FLAGS = """apply_spec_augment audio_column_name cache_dir config data_mix data_report_samples dataset_config_name
@@ -31,7 +37,6 @@ test_split_name text_column_name timestamp_probability train_split_name train_wi
 def check(more: str) -> tuple:
     arguments = script.parse_arguments([*REQUIRED, *more.split()])
     script.check_arguments(*arguments[1:])
-    check_devices(arguments[2])
     return arguments
 
 
@@ -81,24 +86,96 @@ def test_a_test_split_loads_the_best_model():
     assert args.load_best_model_at_end and args.metric_for_best_model == "wer"
 
 
-@pytest.mark.parametrize("name", sorted(RETIRED_ARGUMENTS))
-@pytest.mark.parametrize("form", ["--{} 1", "--{}=1"])
-def test_retired_flags_say_what_to_write(name: str, form: str):
-    with pytest.raises(UserError, match=rf"--{name} is retired\. Write instead: \S+"):
-        check(form.format(name))
+@pytest.fixture(scope="session")
+def library_parser() -> FlagParser:
+    return FlagParser((script.TrainingArguments, script.ModelArguments, script.DataArguments))
 
 
-def test_replacements_exist():
-    """Every flag that a hint names is accepted today."""
-    known = ArgumentParser(
-        (script.TrainingArguments, script.ModelArguments, script.DataArguments), allow_abbrev=False
-    )._option_string_actions
-    for hint in RETIRED_BY_REPLACEMENT:
-        for word in hint.replace("(", " ").split():
-            assert not word.startswith("--") or word.rstrip(".,)") in known, hint
+def test_the_flags_read_from_source_are_the_library_s(library_parser: FlagParser):
+    """So that what is answered early is what the script itself would say."""
+    early = read_parser(Path(script.__file__))
+    # Their choices or kinds are no constants in the source.
+    checked_later = (
+        "debug log_level log_level_replica liger_kernel_config parallelism_config".split()
+    )
+    assert option_names(early) == option_names(library_parser)
+    for name in option_names(library_parser):
+        of_source = early._option_string_actions[f"--{name}"]
+        of_library = library_parser._option_string_actions[f"--{name}"]
+        for attribute in ("nargs", "const", "dest"):
+            assert getattr(of_source, attribute) == getattr(of_library, attribute), name
+        choices = list(of_library.choices or [])
+        if name not in checked_later:
+            assert list(of_source.choices or []) == choices, name
+            for word in ("3", "0.5", "yes", "text"):
+                assert accepts(early, name, word) == accepts(library_parser, name, word), name
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED_ARGUMENTS))
+def accepts(parser: argparse.ArgumentParser, name: str, word: str) -> bool:
+    try:
+        return parser.parse_known_args([f"--{name}", word])[1] == []
+    except UserError:
+        return False
+
+
+@pytest.mark.parametrize("form", ["--{} {}", "--{}={}"])
+@pytest.mark.parametrize(
+    ("name", "value", "today", "means"),
+    [
+        ("evaluation_strategy", "steps", "eval_strategy", "steps"),
+        ("warmup_ratio", "0.25", "warmup_steps", 0.25),
+        ("per_gpu_train_batch_size", "3", "per_device_train_batch_size", 3),
+        ("no_cuda", "True", "use_cpu", True),
+        ("push_to_hub_model_id", "alice/x", "hub_model_id", "alice/x"),
+    ],
+)
+def test_flags_of_2022_mean_what_they_meant(
+    name: str, value: str, today: str, means: object, form: str
+):
+    arguments = check(f"--do_train --do_eval --max_steps 1 {form.format(name, value)}")
+    assert getattr(arguments[2], today) == means
+
+
+def test_today_s_flag_wins_over_that_of_2022():
+    args = check("--do_train --max_steps 1 --warmup_steps 7 --warmup_ratio 0.5")[2]
+    assert args.warmup_steps == 7
+
+
+def test_normalisation_of_2022():
+    assert check("--do_eval --do_normalize_eval_only False")[1].do_normalize_eval is False
+    assert check("--do_eval --do_normalize_eval_only")[1].do_normalize_eval is True
+
+
+@pytest.mark.parametrize("name", sorted(RETIRED_WITHOUT_EFFECT))
+@pytest.mark.parametrize("form", ["--{} 1 2", "--{}=1", "--{}"])
+def test_flags_without_effect_are_taken_out_with_their_values(name: str, form: str):
+    words = [*REQUIRED, *form.format(name).split(), "--do_eval"]
+    translation = translate(words)
+    assert translation.words == [*REQUIRED, "--do_eval"]
+    (note,) = translation.notes
+    assert note.startswith(f"--{name} has no effect (")
+
+
+@pytest.mark.parametrize(
+    "flags", ["--hub_token x", "--push_to_hub_token=hf_abc", "--use_auth_token hf_abcdefgh"]
+)
+def test_only_a_token_is_refused(flags: str):
+    with pytest.raises(UserError, match="a token does not belong on a command line"):
+        check(f"--do_eval {flags}")
+    assert check("--do_eval --use_auth_token True --use_auth_token")
+
+
+def test_flags_that_texts_name_exist(library_parser: FlagParser):
+    known = {*option_names(library_parser), "help_all"}
+    named = {*IMPORTANT_FLAGS, *RETIRED_RENAMED.values()}
+    named |= {meant.split()[0] for meant in MEANT.values()}
+    for text in [*RETIRED_WITHOUT_EFFECT.values(), *REFUSED.values()]:
+        named |= set(re.findall(r"--(\w+)", text))
+    assert named <= known
+    assert not (set(MEANT) - {"config_name"}) & known, "an alias of a flag that exists"
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
 def test_harmful_flags_are_refused(name: str):
     values = {
         "eval_accumulation_steps": "2",
@@ -144,7 +221,7 @@ def test_harmful_flags_are_refused(name: str):
         ("--do_train --max_step 1", "unknown flag --max_step. Did you mean --max_steps?"),
         ("--do_train --max_steps 1 --text_colum_name x", "Did you mean --text_column_name?"),
         ("--do_train --max_steps 1 surplus", "unknown flag surplus"),
-        ("--do_train --max_steps 1 --output_dir", "--output-dir: expected one argument"),
+        ("--do_train --max_steps 1 --output_dir", "--output_dir: expected one argument"),
     ],
 )
 def test_every_bad_flag_is_one_line(flags: str, message: str, capsys: pytest.CaptureFixture):
@@ -253,16 +330,21 @@ def test_config_file_supplies_defaults_that_the_command_line_overrides(tmp_path:
             check(f"--config {config}")
 
 
-def test_help_ends_with_our_flags(capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit) as ending:
-        script.parse_arguments(["--help"])
-    text = capsys.readouterr().out
-    assert ending.value.code == 0
-    assert (
-        text.index("--weight_decay")
-        < text.index("--model_name_or_path")
-        < text.index("--shuffle_buffer_size")
-    )
+ALIASES_OF_FAULTS = """lr learning_rate, model model_name_or_path, dataset dataset_name,
+batch_size per_device_train_batch_size, train_batch_size per_device_train_batch_size,
+train_file dataset_name, validation_split eval_split_name, epochs num_train_epochs,
+text_colum_name text_column_name, shuffle_buffer shuffle_buffer_size, num_workers num_decoding_threads,
+train_split_nam train_split_name, eval_splits eval_split_name"""
+
+
+def test_all_unknown_flags_are_told_at_once_with_what_was_meant(capsys: pytest.CaptureFixture):
+    pairs = [pair.split() for pair in ALIASES_OF_FAULTS.split(",")]
+    words = [word for typed, _ in pairs for word in (f"--{typed}", "1")]
+    assert exit_code_of(script.main, [*REQUIRED, *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"error: unknown flag --{typed}. Did you mean --{meant}?" for typed, meant in pairs
+    ]
 
 
 def test_header_equals_requirements():

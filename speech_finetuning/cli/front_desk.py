@@ -1,0 +1,66 @@
+"""What is answered before torch is imported: --help, --version and mistakes on the command line.
+
+Importing torch and transformers takes seconds (benchmarks/front_desk.md).
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.cli.checks import check_words
+from speech_finetuning.cli.exit_status import (
+    REFUSED_CODE,
+    is_dry_run,
+    report,
+    write_exit_status,
+)
+from speech_finetuning.cli.flags import (
+    flag_groups,
+    flag_name,
+    with_config_file,
+)
+from speech_finetuning.cli.help import full_help, short_help, version
+from speech_finetuning.cli.source_flags import read_parser
+from speech_finetuning.cli.translation import translate
+
+
+def answer_early(argv: list[str], script: str) -> None:
+    """Ends the process with an answer if the command line is a question or cannot be right.
+
+    The script checks everything again; it takes longer to begin. script: its file, whose
+    dataclasses are the flags.
+    """
+    signal.signal(signal.SIGINT, leave)
+    asked = {flag_name(group[0]) for group in flag_groups(argv)}
+    if "version" in asked:
+        answer(version())
+    parser = read_parser(Path(script))
+    if "help_all" in asked:
+        answer(full_help(parser))
+    if "help" in asked or "-h" in argv:
+        answer(short_help(parser))
+    try:
+        check_words(translate(with_config_file(argv)).words, parser)
+    except UserError as error:
+        reason = str(error)
+        if write_exit_status([] if is_dry_run(argv) else argv, REFUSED_CODE, reason):
+            report(REFUSED_CODE, reason)
+        sys.exit(REFUSED_CODE)
+
+
+def answer(text: str) -> None:
+    """Prints the text and ends the process."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # as of `--help_all | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def leave(number: int, frame: Any) -> None:
+    """Ctrl-C before anything has begun: without a traceback."""
+    report(128 + number, "")
+    sys.exit(128 + number)

@@ -1,0 +1,77 @@
+"""The command line and YAML files to dataclasses."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from speech_finetuning.base.errors import UserError, one_line
+from speech_finetuning.base.network import as_user_error
+from speech_finetuning.cli.checks import check_words
+from speech_finetuning.cli.flags import OneLineErrors, as_flags, read_yaml
+
+
+class FlagParser(transformers.HfArgumentParser, OneLineErrors):
+    """HfArgumentParser whose errors are UserErrors, which knows no abbreviations and demands
+    nothing: what is missing is one problem among others."""
+
+    def __init__(self, kinds: Sequence[type]) -> None:
+        super().__init__(kinds, add_help=False, allow_abbrev=False)
+        for action in self._actions:  # argparse has no public name for it (Python 3.11)
+            action.required = False
+
+
+def parse_flags(words: list[str], kinds: Sequence[type]) -> Any:
+    """A command line to one instance of each dataclass.
+
+    Raises: UserError with a line for each problem of `check_words`, or for what the dataclasses
+    themselves refuse.
+    """
+    parser = FlagParser(kinds)
+    check_words(words, parser)
+    try:
+        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except (ValueError, ImportError) as error:
+        raise UserError(one_line(error)) from error
+
+
+def read_records(path: str, defaults: Any, kind: type, keys: tuple[str, ...]) -> list[Any]:
+    """The entries of a --data_mix file as dataclasses of one kind, completed by the command line.
+
+    defaults: the command line's dataclass; keys: what an entry may say; null takes a setting away.
+    Raises: UserError for what an entry cannot say, for weights that are not above 0, and for names
+    that are taken.
+    """
+    entries = read_yaml("--data_mix", path, list, "- dataset_name: path/to/data")
+    records: list[Any] = []
+    for number, entry in enumerate(entries, start=1):
+        where = f"--data_mix {path}, entry {number}"
+        if not isinstance(entry, dict) or "dataset_name" not in entry or set(entry) - set(keys):
+            expected = f"expected dataset_name and any of: {', '.join(keys)}"
+            raise UserError(f"{where}: {expected}. Found: {entry}.")
+        record = read_record(where, entry, defaults, kind)
+        if record.weight <= 0:
+            raise UserError(f"{where}: needs a weight above 0.")
+        if record.name in [earlier.name for earlier in records]:
+            raise UserError(f"{where}: needs its own 'name: ...' ({record.name!r} is taken).")
+        records.append(record)
+    return records
+
+
+def read_record(where: str, entry: dict[str, Any], defaults: Any, kind: type) -> Any:
+    """One entry as a dataclass. Raises: UserError for an impossible value."""
+    settings = {**asdict(defaults), "name": name_of(entry), **entry}
+    with as_user_error(ValueError, where=where):
+        (record,) = FlagParser([kind]).parse_args_into_dataclasses(as_flags(settings))
+    taken_away = {key: None for key, value in entry.items() if value is None}
+    return replace(record, **{**taken_away, "name": re.sub(r"\W", "_", record.name)})
+
+
+def name_of(entry: dict[str, Any]) -> str:
+    """What an entry is called if it does not say: its data set's and its configuration's name."""
+    name = Path(str(entry["dataset_name"])).stem
+    config_name = entry.get("dataset_config_name")
+    return f"{name}_{config_name}" if config_name else name

@@ -1,0 +1,139 @@
+"""What is answered before torch is imported, in real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+SCRIPT = PROJECT / "run_speech_recognition_seq2seq_streaming.py"
+REQUIRED = "--model_name_or_path m --dataset_name d --output_dir out --language es".split()
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment in which nothing heavy can be imported."""
+    for name in ("torch", "transformers", "datasets"):
+        package = tmp_path / "stand_ins" / name
+        package.mkdir(parents=True)
+        real = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"import importlib.util as u; print(u.find_spec({name!r}).origin)",
+            ],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        # Its source may be read, but nobody may import it.
+        for file in ("training_args.py", "training_args_seq2seq.py", "trainer_utils.py"):
+            if (Path(real).parent / file).is_file():
+                (package / file).symlink_to(Path(real).parent / file)
+        (package / "__init__.py").write_text(f"raise SystemExit('{name} was imported')")
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "stand_ins")}
+
+
+def run(words: list[str], environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *words],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_fits_two_screens_the_required_flags_first(
+    without_torch: dict[str, str], tmp_path: Path
+):
+    result = run(["--help"], without_torch, tmp_path)
+    lines = result.stdout.splitlines()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(lines) <= 48 and max(map(len, lines)) <= 80
+    assert lines[3] == "required:" and "--model_name_or_path" in lines[4]
+
+
+def test_help_all_has_every_flag_but_those_that_do_nothing(
+    without_torch: dict[str, str], tmp_path: Path
+):
+    result = run(["--help_all"], without_torch, tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    for flag in ("--shuffle_buffer_size", "--weight_decay", "--max_steps", "--report_to"):
+        assert f"\n  {flag} " in result.stdout
+    for flag in ("--sortish_sampler", "--hub_token", "--length_column_name", "--no_streaming"):
+        assert f"\n  {flag}" not in result.stdout
+    assert "%%" not in result.stdout
+
+
+def test_version_names_the_commit_and_the_libraries(without_torch: dict[str, str], tmp_path: Path):
+    result = run(["--version"], without_torch, tmp_path)
+    assert result.returncode == 0
+    assert "torch 2." in result.stdout and "transformers 5." in result.stdout
+
+
+def test_mistakes_are_answered_without_torch(without_torch: dict[str, str], tmp_path: Path):
+    words = [*REQUIRED, "--lr", "1e-5", "--max_steps", "many"]
+    result = run(words, without_torch, tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: unknown flag --lr. Did you mean --learning_rate?",
+        "error: --max_steps: invalid int value: 'many'.",
+    ]
+    result = run([*REQUIRED, "--do_train", "--load_best_model_at_end"], without_torch, tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: how long to train? Pass --max_steps N (or --num_train_epochs N).",
+        "error: --load_best_model_at_end needs --do_train and --do_eval.",
+    ]
+
+
+def test_only_the_first_process_tells_a_mistake(without_torch: dict[str, str], tmp_path: Path):
+    result = run([*REQUIRED, "--lr", "1"], {**without_torch, "RANK": "1"}, tmp_path)
+    assert (result.returncode, result.stderr) == (2, "")
+
+
+def test_a_correct_command_goes_on_to_torch(without_torch: dict[str, str], tmp_path: Path):
+    words = [*REQUIRED, "--do_train", "--max_steps", "1"]
+    result = run(words, without_torch, tmp_path)
+    assert result.returncode == 1 and "was imported" in result.stderr
+
+
+def test_a_refused_start_leaves_the_ending_of_a_run_alone(
+    without_torch: dict[str, str], tmp_path: Path
+):
+    (tmp_path / "out").mkdir()
+    ending = tmp_path / "out" / "exit_status.json"
+    assert run([*REQUIRED, "--lr", "1"], without_torch, tmp_path).returncode == 2
+    assert json.loads(ending.read_text())["code"] == 2  # there was none
+    ending.write_text("how it ended")
+    of_launcher = tmp_path / "status"
+    environment = {**without_torch, "EXIT_STATUS_FILE": str(of_launcher)}
+    assert run([*REQUIRED, "--lr", "1"], environment, tmp_path).returncode == 2
+    assert ending.read_text() == "how it ended"
+    assert json.loads(of_launcher.read_text())["code"] == 2
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line(
+    without_torch: dict[str, str], tmp_path: Path
+):
+    slow = "import time; print('importing', flush=True); time.sleep(60)"
+    for file in (tmp_path / "stand_ins").glob("*/__init__.py"):
+        file.write_text(slow)
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *REQUIRED, "--do_train", "--max_steps", "1"],
+        env=without_torch,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "stopped by Ctrl-C. To go on, start the same command again.\n"
