@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import transformers
+from datasets.exceptions import DatasetGenerationError
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import printable
@@ -94,7 +95,7 @@ class EvalSetKey:
     def fingerprint(self) -> str:
         """A name for the cached file."""
         text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
@@ -138,12 +139,11 @@ def file_states(dataset: SpeechDataset) -> Iterator[FileState]:
                 path = row.audio.get("path") if isinstance(row.audio, dict) else row.audio
                 paths.append(path or "")
     for path in paths:
-        if os.path.exists(path):
-            yield FileState(
-                path=path,
-                modified_at=os.path.getmtime(path),
-                size_in_bytes=os.path.getsize(path),
-            )
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):  # on another machine, missing, or no path at all
+            continue
+        yield FileState(path=path, modified_at=status.st_mtime, size_in_bytes=status.st_size)
 
 
 def read_split(dataset: SpeechDataset) -> Iterator[Block]:
@@ -204,17 +204,17 @@ def prepare_eval_set(dataset: SpeechDataset, *, num_threads: int, folder: Path) 
             fingerprint=eval_set_key(dataset).fingerprint(),
             writer_batch_size=ROWS_PER_WRITE,
         )
-    except datasets.exceptions.DatasetGenerationError as error:
+    except DatasetGenerationError as error:
         raise error.__cause__ or error from None
     rejected = [place for place, reason in enumerate(rows["reason"]) if reason is not None]
     rejections = []
-    for row in rows.select(rejected):
+    for row in rows.select(rejected).select_columns(["id", "text", "reason"]).to_list():
         rejections.append(Rejection(row["reason"], row["text"], row["id"]))
     return EvalSet(rows=rows, rejections=rejections)
 
 
 def check_usable(dataset: SpeechDataset, eval_set: EvalSet) -> None:
-    """Raises: UserError with the reasons and three examples if no row of the split can be scored."""
+    """Raises: UserError, with the reasons and three examples, if no row can be scored."""
     if eval_set.num_usable > 0:
         return
     source = dataset.source
@@ -259,6 +259,7 @@ def prepare_eval_sets(
 
     Raises: UserError if no row of a split is usable, and the errors of the reader.
     """
+    assert training_args.output_dir is not None
     output_dir = Path(training_args.output_dir)
     eval_sets: dict[str, datasets.Dataset] = {}
     for role in ("eval", "test", "predict"):

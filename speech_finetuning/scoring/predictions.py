@@ -61,10 +61,11 @@ def as_json_line(row: ScoredRow) -> str:
 
 
 def describe_worst(rows: list[ScoredRow]) -> str:
-    """The rows with most errors, aligned word by word."""
-    worst = sorted(rows, key=lambda row: -row.counts.num_errors)[:NUM_WORST_ROWS]
+    """Of rows that all have a reference those with most errors, aligned word by word."""
+    worst = sorted(rows, key=lambda row: -row.num_errors)[:NUM_WORST_ROWS]
     headings = []
     for number, row in enumerate(worst, 1):
+        assert row.counts is not None
         headings.append(f"{number}: {printable(row.row.id)}, WER {row.counts.wer:.0f} %\n")
     aligned = jiwer.process_words(
         [printable(row.leading.reference) for row in worst],

@@ -24,8 +24,8 @@ READINGS = (ORTHO, NORM, NORM_MARKS)
 INVISIBLE = "\u00ad\u061c\u200b\u200e\u200f\u2060\ufeff\u202a\u202b\u202c\u202d\u202e"
 WITHOUT_INVISIBLE = dict.fromkeys(map(ord, INVISIBLE + "\u2066\u2067\u2068\u2069"))
 
-# All of them are typed for the same letter: ' ’ ʼ first, then ‘ ʻ (Hawaiian, Uzbek), the saltillo in
-# both cases, the fullwidth one, and the accents and the prime that keyboards offer.
+# All of them are typed for the same letter: ' ’ ʼ first, then ‘ ʻ (Hawaiian, Uzbek), the saltillo
+# in both cases, the fullwidth one, and the accents and the prime that keyboards offer.
 APOSTROPHES = re.compile("['\u2019\u02bc\u2018\u02bb\ua78b\ua78c\uff07`\u00b4\u2032]")
 
 # Where an apostrophe joins two words (l'été, dell'arte, i'r): two words are right there, and what

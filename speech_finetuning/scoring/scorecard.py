@@ -1,6 +1,5 @@
 """Generated token ids to scores: the trainer's compute_metrics."""
 
-import functools
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -65,10 +64,19 @@ class ScoredRow:
     counts: WordCounts | None = None  # in the leading reading; None without a reference
 
     @property
+    def num_errors(self) -> int:
+        """Wrong words in the leading reading."""
+        return 0 if self.counts is None else self.counts.num_errors
+
+    @property
     def has_loop(self) -> bool:
         if self.is_cut and ends_in_loop(self.prediction):
             return True
         return has_loop(self.prediction, self.row.duration_in_seconds)
+
+
+def make_metric() -> SpeechErrors:
+    return SpeechErrors(keep_in_memory=True)
 
 
 @dataclass(kw_only=True)
@@ -80,17 +88,16 @@ class Scorecard:
 
     tokenizer: transformers.WhisperTokenizer
     targets: dict[str, ScoringTarget]  # by the name of the set
-    metric: SpeechErrors = field(
-        default_factory=functools.partial(SpeechErrors, keep_in_memory=True)
-    )
+    metric: SpeechErrors = field(default_factory=make_metric)
     max_new_tokens: int = sys.maxsize  # the length limit of generation
     rows: dict[int, ReferenceRow] = field(default_factory=dict)  # by index
     scored: list[ScoredRow] = field(default_factory=list)  # by the last call
     leading: dict[str, str] = field(default_factory=dict)  # reading by the name of the set
     announced: set[str] = field(default_factory=set)  # sentences that the log already has
+    normalizers: dict[str, dict[str, Normalizer]] = field(init=False)  # by set and reading
 
     def __post_init__(self) -> None:
-        self.normalizers: dict[str, dict[str, Normalizer]] = {
+        self.normalizers = {
             name: text_normalizers(target.text_language, self.tokenizer)
             for name, target in self.targets.items()
         }
@@ -98,7 +105,8 @@ class Scorecard:
     def set_references(self, eval_set: datasets.Dataset) -> None:
         """Takes the references of a prepared evaluation set, and decides which reading leads."""
         self.rows = {}
-        for row in eval_set.select_columns(["index", "set", "id", "text", "duration"]):
+        columns = ["index", "set", "id", "text", "duration"]
+        for row in eval_set.select_columns(columns).to_list():
             self.rows[row["index"]] = ReferenceRow(
                 id=row["id"],
                 set_name=row["set"],
@@ -117,8 +125,8 @@ class Scorecard:
         place = f" of {set_name}" if set_name else ""
         sentence = (
             f"{count_inner_apostrophes(references)} of {len(references)} references{place} have "
-            "apostrophes inside words: wer and cer count these as letters (as wer_norm_marks does). "
-            "wer_norm, as in published scores, splits such words."
+            "apostrophes inside words: wer and cer count these as letters, as wer_norm_marks does. "
+            "wer_norm, like published scores, splits such words."
         )
         if sentence not in self.announced:
             self.announced.add(sentence)
@@ -127,10 +135,14 @@ class Scorecard:
     def languages_of(self, indices: list[int]) -> list[str] | None:
         """The language spoken in each of these rows; None where all sets have the same, which the
         generation config knows."""
-        languages = [self.targets[self.rows[index].set_name].language for index in indices]
-        all_languages = {target.language for target in self.targets.values()}
-        if len(all_languages) == 1 or None in languages:
+        if len({target.language for target in self.targets.values()}) == 1:
             return None
+        languages = []
+        for index in indices:
+            language = self.targets[self.rows[index].set_name].language
+            if language is None:
+                return None
+            languages.append(language)
         return languages
 
     def __call__(self, outputs: transformers.EvalPrediction) -> dict[str, float]:
@@ -171,8 +183,9 @@ class Scorecard:
         self, indices: list[int], ids: np.ndarray, token_counts: np.ndarray
     ) -> list[ScoredRow]:
         """ids: (rows, n_tokens), padded with -100 or the pad token; token_counts: (rows,)."""
-        ids = np.where(ids == IGNORED_LABEL, self.tokenizer.pad_token_id, ids)
-        lengths = (ids != self.tokenizer.pad_token_id).sum(axis=1)
+        pad_token_id: Any = self.tokenizer.pad_token_id
+        ids = np.where(ids == IGNORED_LABEL, pad_token_id, ids)
+        lengths = (ids != pad_token_id).sum(axis=1)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         scored = []
         for index, text, length, num_targets in zip(

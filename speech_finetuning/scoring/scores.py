@@ -34,7 +34,8 @@ class Interval:
 class Scores:
     """Scores of one evaluation set, or of all sets of a role together.
 
-    Without a single reference there are no error rates: `leading`, `counts` and `interval` are None.
+    Without a single reference there are no error rates, and `leading`, `counts` and `interval` are
+    None.
     """
 
     role: str = ""  # one of ROLES; "" in compute_metrics, which is not told
@@ -51,7 +52,7 @@ class Scores:
     cut_outputs: float  # end at the length limit
 
     def to_metrics(self) -> dict[str, float]:
-        """The flat form that the trainer logs: wer, NAME_wer, ...; the trainer puts the role first."""
+        """The flat form that is logged: wer, NAME_wer, ...; the trainer puts the role first."""
         metrics: dict[str, float] = {
             "num_rows": self.num_rows,
             "empty_references": self.empty_references,
@@ -158,7 +159,9 @@ def score_table(metrics: dict[str, float], set_names: list[str]) -> str:
 
 def describe_scores(scores: Scores, before: Scores | None) -> str:
     """The figures of one line of the table, of a set with error rates."""
-    text = f"{scores.leading.wer:8.2f} {scores.leading.cer:8.2f}"
+    now = scores.leading
+    assert now is not None
+    text = f"{now.wer:8.2f} {now.cer:8.2f}"
     if scores.counts is not None:
         text += f"{scores.counts.substitutions:8d}"
         text += f"{scores.counts.deletions:8d}"
@@ -167,8 +170,8 @@ def describe_scores(scores: Scores, before: Scores | None) -> str:
     if scores.interval is not None:
         text += f"   {scores.interval.low:.2f} to {scores.interval.high:.2f}"
     if before is not None and before.leading is not None:
-        text += f"  {describe_change('WER', scores.leading.wer, before.leading.wer)}"
-        text += f"  {describe_change('CER', scores.leading.cer, before.leading.cer)}"
+        text += f"  {describe_change('WER', now.wer, before.leading.wer)}"
+        text += f"  {describe_change('CER', now.cer, before.leading.cer)}"
     return text
 
 

@@ -1,4 +1,4 @@
-"""Scoring beyond the evaluation split: transcripts without references, clips beyond the window, little memory."""
+"""Evaluation sets: without references, with long clips, in little memory, and their cache."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_prediction_of_a_trained_model_in_the_same_run(train: Train, tmp_path: P
 def test_long_clips_are_rejected_or_transcribed_whole(
     train: Train, tmp_path: Path, tiny_model: Path
 ):
-    """Two windows and a half; the window is 4 s, and the decoder has 64 positions: fewer than the last text."""
+    """Two windows and a half of 4 s; the last text has more tokens than the decoder positions."""
     texts = ["uno", "dos tres " * 5, "cuatro", "cinco " * 40, "seis " * 40]
     folder = make_folder(tmp_path / "clips", [1.0, 10.0, 2.0, 6.0, 0.5], texts)
     flags = f"--do_eval --eval_split_name test --dataset_name {folder} --max_duration_in_seconds 4"
@@ -144,8 +144,9 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_score(
 def test_unspaced_languages_choose_the_best_model_by_cer(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    flags = "--do_train --do_eval --max_steps 3 --save_steps 1 --eval_steps 1 --learning_rate 0.02 --warmup_steps 0"
-    metrics = train(f"{flags} --load_best_model_at_end True --language ja")
+    flags = "--do_train --do_eval --max_steps 3 --save_steps 1 --eval_steps 1"
+    flags += " --learning_rate 0.02 --warmup_steps 0 --load_best_model_at_end True"
+    metrics = train(f"{flags} --language ja")
     best = json.loads((tmp_path / "output" / "checkpoint-3" / "trainer_state.json").read_text())
     rates = [
         (entry["eval_cer"], entry["eval_wer"])
