@@ -1,6 +1,5 @@
 """The model's README.md."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,12 @@ def curve_table(history: list[dict[str, Any]]) -> str:
     """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation; nothing
     before the first. history: the trainer's log."""
     rows = []
-    training_loss = math.nan
+    training_loss = ""  # not logged yet, or by another start of the run
     for entry in history:
-        training_loss = entry.get("loss", training_loss)
+        if "loss" in entry:
+            training_loss = f"{entry['loss']:.4g}"
         if "eval_wer" in entry:
-            row = {"step": entry["step"], "loss": f"{training_loss:.4g}"}
+            row = {"step": entry["step"], "loss": training_loss}
             for name in ("eval_loss", "eval_wer", "eval_cer"):
                 row[name] = f"{entry[name]:.4g}"
             rows.append(row)

@@ -64,10 +64,7 @@ def claim_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
     weights = [path for pattern in patterns for path in output_dir.glob(pattern)]
     if not weights:
         return
-    record = output_dir / "run_info.json"
-    previous = {}
-    if record.is_file():
-        previous = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
+    previous = read_identity(output_dir / "run_info.json")
     # A clone of the repository on the Hub has the record without local names.
     hub_names = [name for name in hub_names_of(identity) if is_hub_name(name)]
     uploaded = public_identity(identity, hub_names)
@@ -82,6 +79,14 @@ def claim_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
             f"--output_dir {output_dir} has {weights[0].name} of another run ({reason}). "
             "Choose another."
         )
+
+
+def read_identity(record: Path) -> dict[str, Any]:
+    """The identity in a run_info.json; empty if there is no such file of this script's."""
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def hub_names_of(identity: dict[str, Any]) -> list[str]:

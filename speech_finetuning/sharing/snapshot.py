@@ -81,8 +81,7 @@ def read_json(path: Path) -> Any:
 
 @dataclass(kw_only=True)
 class Snapshot:
-    """A folder that is filled with what everybody may see. Files of an earlier snapshot stay in it
-    unless newer ones have their names."""
+    """A folder that is filled with what everybody may see."""
 
     folder: Path
     scrubber: Scrubber

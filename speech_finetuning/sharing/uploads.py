@@ -28,6 +28,15 @@ LONGEST_PAUSE_IN_SECONDS = 60.0
 ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours, cursor movements
 
 
+def move_over(source: Path, target: Path) -> None:
+    """Moves a folder's files into another one, over those of the same names. Raises: OSError."""
+    if not target.exists():
+        source.rename(target)
+        return
+    shutil.copytree(source, target, copy_function=os.replace, dirs_exist_ok=True)
+    shutil.rmtree(source)
+
+
 class UploadState(enum.Enum):
     IDLE = "everything is uploaded"
     READY = "a snapshot waits to be uploaded"
@@ -58,6 +67,7 @@ class HubUploads:
         self.folder = self.output_dir / "_upload"
         self.current = self.folder / "current"  # the snapshot that is being uploaded
         self.next = self.folder / "next"  # the one that follows
+        self.unfinished = self.folder / "unfinished"  # one that is being taken
         self.log = self.folder / "log"
         shutil.rmtree(self.folder, ignore_errors=True)
         atexit.register(self.cancel)
@@ -69,8 +79,9 @@ class HubUploads:
             return
         if self.strategy not in ("checkpoint", "all_checkpoints"):
             checkpoint = None
+        shutil.rmtree(self.unfinished, ignore_errors=True)  # a full disk has left it
         write_snapshot(
-            self.next,
+            self.unfinished,
             model_folder=model_folder,
             output_dir=self.output_dir,
             card=card,
@@ -78,6 +89,7 @@ class HubUploads:
             checkpoint_name="last-checkpoint" if self.strategy == "checkpoint" else None,
             with_transcripts=self.with_transcripts,
         )
+        move_over(self.unfinished, self.next)
         if self.state is not UploadState.UPLOADING:
             self.state = UploadState.READY
         self.poll()
@@ -154,8 +166,7 @@ class HubUploads:
         if not self.current.exists():  # somebody has deleted it
             return
         if self.next.exists():
-            shutil.copytree(self.next, self.current, copy_function=os.replace, dirs_exist_ok=True)
-            shutil.rmtree(self.next)
+            move_over(self.next, self.current)
         self.current.rename(self.next)
 
     def last_words(self, code: int) -> str:

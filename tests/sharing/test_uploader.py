@@ -95,6 +95,15 @@ def test_refusals_are_told_from_what_may_pass(
     assert str(status) in reason and "no more room" in reason and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("path", ["/preupload/", "/commit/"])
+def test_nonsense_is_a_failure_that_may_pass(hub: Hub, tmp_path: Path, snapshot: Path, path: str):
+    hub.add_fault(path_contains=path, action="page")
+    result = upload(hub, tmp_path, snapshot)
+    assert result.returncode == FAILED and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1]
+    assert upload(hub, tmp_path, snapshot).returncode == 0
+
+
 PARENT = """
 import sys, time
 from pathlib import Path
