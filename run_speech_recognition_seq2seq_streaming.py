@@ -12,6 +12,7 @@
 #     "soundfile>=0.13,<1",
 #     "soxr>=1,<2",
 #     "tensorboard>=2.19,<3",
+#     "langcodes[data]>=3.5,<4",
 #     "jinja2>=3.1,<4",
 # ]
 # ///

@@ -4,7 +4,7 @@
     data      audio, containers, signatures, text, segments, tables, columns, cells, manifests,
               builders, places, sources, shards,
               preprocessing, positions, stream, packing: bytes to examples
-    model     loading, adapters, windows, generation: the checkpoint, its language, its window
+    model     loading, languages, adapters, windows, generation: the checkpoint, its language, its window
     scoring   readings, metrics, eval_sets, scores, scorecard, predictions: rows to numbers that cannot flatter
     training  loss, progress, checkpoints, callbacks, meter, resumable, trainer, session, compat:
               Seq2SeqTrainer, the few overrides

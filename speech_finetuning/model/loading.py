@@ -3,22 +3,27 @@
 from typing import Any
 
 import transformers
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import as_user_error
+from speech_finetuning.model.languages import find_code
 
 
 def check_language(
     language: str | None, generation_config: transformers.GenerationConfig, name: str
 ) -> str | None:
     """The language's code as the checkpoint knows it; None for English-only models.
-    Raises: UserError if it is missing, unknown to this checkpoint, or given for an English-only one."""
+
+    Raises: UserError if it is missing or has no token in this checkpoint, or if an English-only
+    checkpoint is given another language.
+    """
     known = getattr(generation_config, "lang_to_id", None) or {}
     if not getattr(generation_config, "is_multilingual", bool(known)):
-        if language is not None:
+        if language is not None and find_code(language, list(LANGUAGES)) != "en":
             raise UserError(
-                f"--language {language}: {name} knows English only. Leave out --language and --task."
+                f"--language {language}: {name} knows English only. Leave out --language and "
+                "--task."
             )
         return None
     codes = sorted(token.strip("<|>") for token in known)
@@ -26,13 +31,7 @@ def check_language(
         raise UserError(
             f"--language is missing: {name} knows {len(codes)} languages. Pass --language es, say."
         )
-    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
-    if code not in codes:
-        advice = "Choose a near language, in the same script if possible: its token then stands for yours"
-        raise UserError(
-            f"--language {language}: {name} has no token for it. {advice}. Known: {' '.join(codes)}."
-        )
-    return code
+    return find_code(language, codes)
 
 
 def load_processor(

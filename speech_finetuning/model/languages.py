@@ -1,0 +1,116 @@
+"""The languages of a checkpoint: what people write for them, and neighbours of those it lacks.
+
+Whisper has a token for each of some hundred languages. `langcodes` knows the rest: ISO 639-1 and
+639-3, BCP 47 tags, English names, and CLDR's table of which language's readers read which other.
+"""
+
+import difflib
+import textwrap
+
+import langcodes
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+from speech_finetuning.base.errors import UserError
+
+NUM_NEIGHBOURS = 3
+# CLDR's distances, as langcodes gives them (3.5): up to 5 another name of the same language; below 50
+# its readers usually read the other one as well; beyond, only scripts and countries are compared.
+SAME_LANGUAGE = 5
+READ_BY_MANY = 50
+WIDTH = 90
+
+
+def find_code(language: str, codes: list[str]) -> str:
+    """The checkpoint's code for a language, however it is written: es, spa, es-MX, Spanish.
+
+    codes: of the languages that the checkpoint has tokens for. Raises: UserError with the nearest
+    spelling, or for a language without a token with its neighbours.
+    """
+    word = language.strip().removeprefix("<|").removesuffix("|>").lower().replace("_", "-")
+    code = TO_LANGUAGE_CODE.get(word, word)
+    if code in codes:
+        return code
+    tag = find_tag(word)
+    if tag is None:
+        raise UserError(unknown_language(language, codes))
+    for code in codes:
+        if langcodes.tag_distance(tag, code) <= SAME_LANGUAGE:
+            return code
+    raise UserError(language_without_token(language, tag, codes))
+
+
+def find_tag(word: str) -> str | None:
+    """The language's tag, without country and script, of a tag or an English name."""
+    try:
+        if langcodes.tag_is_valid(word):
+            return langcodes.Language.get(word).language
+        return langcodes.find(word).language
+    except LookupError:  # langcodes' own errors are LookupErrors
+        return None
+
+
+def name_of(code: str) -> str:
+    """'Spanish (es)'."""
+    name = LANGUAGES.get(code) or langcodes.Language.get(code).display_name()
+    return f"{name.title()} ({code})"
+
+
+def unknown_language(language: str, codes: list[str]) -> str:
+    """The problem of something that is no language, with the nearest name, or with all names."""
+    names = {LANGUAGES[code]: code for code in codes if code in LANGUAGES}
+    names |= {name: code for name, code in TO_LANGUAGE_CODE.items() if code in codes}
+    nearest = difflib.get_close_matches(language.lower(), list(names), n=1)
+    if nearest:
+        meant = name_of(names[nearest[0]])
+        return f"--language {language}: no such language. Did you mean {meant}?"
+    listed = ", ".join(sorted(name_of(code) for code in codes))
+    return f"--language {language}: no such language. Known:\n{textwrap.fill(listed, WIDTH)}"
+
+
+def language_without_token(language: str, tag: str, codes: list[str]) -> str:
+    """The problem of a language that the checkpoint lacks, with those whose token may stand for it."""
+    lines = [
+        f"--language {language}: the model has no token for {name_of(tag)}. Choose a neighbour, whose "
+        "token then stands for it:"
+    ]
+    lines += [
+        f"  --language {code}: {name_of(code)}, {reason}" for code, reason in neighbours(tag, codes)
+    ]
+    return "\n".join(lines)
+
+
+def neighbours(tag: str, codes: list[str]) -> list[tuple[str, str]]:
+    """(code, reason) of the languages that are nearest to one, at most three, the best first.
+
+    Among equals the one with more speech in Whisper's training comes first (the order of LANGUAGES).
+    """
+    language = langcodes.Language.get(tag).maximize()
+    group = langcodes.standardize_tag(tag, macro=True)  # of yue and wuu: zh
+    ranked: list[tuple[int, str, str]] = []
+    for code in sorted(codes, key=training_rank):
+        other = langcodes.Language.get(code).maximize()
+        has_script = other.script == language.script
+        has_country = other.territory == language.territory
+        distance = langcodes.tag_distance(tag, code)
+        if code == group:
+            ranked.append((0, code, "to which it is often counted"))
+        elif distance < READ_BY_MANY:
+            ranked.append((distance, code, "which its readers usually read too"))
+        elif has_script and has_country:
+            ranked.append((100, code, "the same script, in the same country"))
+        elif has_country:
+            ranked.append((200, code, "in the same country, but another script"))
+        elif has_script:
+            ranked.append((300, code, "the same script"))
+    ranked.sort(key=distance_of)
+    return [(code, reason) for _, code, reason in ranked[:NUM_NEIGHBOURS]]
+
+
+def distance_of(entry: tuple[int, str, str]) -> int:
+    return entry[0]
+
+
+def training_rank(code: str) -> int:
+    """0 for the language with most speech in Whisper's training."""
+    order = list(LANGUAGES)
+    return order.index(code) if code in order else len(order)

@@ -1,0 +1,75 @@
+"""What people write for a language, misspellings, and neighbours of languages without a token."""
+
+import pytest
+import transformers
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.model.languages import find_code, neighbours
+from speech_finetuning.model.loading import check_language
+
+CODES = [code for code in LANGUAGES if code != "yue"]  # as before large-v3
+
+
+@pytest.mark.parametrize(
+    ("written", "code"),
+    [
+        *(("es", "es"), ("ES", "es"), ("Spanish", "es"), ("spa", "es"), ("es-MX", "es")),
+        *(("es_419", "es"), ("<|es|>", "es"), ("castilian", "es"), ("pt-BR", "pt"), ("iw", "he")),
+        *(("deu", "de"), ("ger", "de"), ("cmn", "zh"), ("zh-TW", "zh"), ("Mandarin", "zh")),
+        *(("nb", "no"), ("nno", "nn"), ("fil", "tl"), ("Tagalog", "tl"), ("jv", "jw")),
+        *(("Farsi", "fa"), ("sr-Latn", "sr"), ("Flemish", "nl"), ("Burmese", "my")),
+    ],
+)
+def test_a_language_is_understood_however_it_is_written(written: str, code: str):
+    assert find_code(written, CODES) == code
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("Spansh", "Spanish (es)"), ("protuguese", "Portuguese (pt)")]
+)
+def test_a_misspelt_language_is_corrected(written: str, meant: str):
+    with pytest.raises(UserError) as error:
+        find_code(written, CODES)
+    assert str(error.value) == f"--language {written}: no such language. Did you mean {meant}?"
+
+
+def test_the_list_of_languages_names_them():
+    with pytest.raises(UserError) as error:
+        find_code("xqzxq", CODES)
+    lines = str(error.value).splitlines()
+    assert "Afrikaans (af), Albanian (sq)" in lines[1]
+    assert max(len(line) for line in lines) <= 92
+
+
+def test_a_language_without_a_token_gets_neighbours_with_reasons():
+    with pytest.raises(UserError) as error:
+        find_code("Guarani", CODES)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("--language Guarani: the model has no token for Guarani (gn).")
+    assert lines[1] == "  --language es: Spanish (es), which its readers usually read too"
+    assert 3 <= len(lines) <= 4
+
+
+@pytest.mark.parametrize(
+    ("tag", "first", "reason"),
+    [
+        ("qu", "es", "which its readers usually read too"),
+        ("gsw", "de", "which its readers usually read too"),
+        ("yue", "zh", "to which it is often counted"),
+        ("fy", "nl", "which its readers usually read too"),
+        ("ce", "ru", "the same script, in the same country"),
+        ("scn", "it", "the same script, in the same country"),
+    ],
+)
+def test_neighbours_are_read_by_the_same_people_or_live_nearby(tag: str, first: str, reason: str):
+    assert neighbours(tag, CODES)[0] == (first, reason)
+
+
+def test_an_english_model_accepts_english_only():
+    config = transformers.GenerationConfig()
+    config.is_multilingual = False
+    assert check_language(None, config, "m") is None
+    assert check_language("English", config, "m") is None
+    with pytest.raises(UserError, match="knows English only"):
+        check_language("es", config, "m")
