@@ -75,8 +75,11 @@ class EvalSetKey:
     split: str
     kind: str
     revision: str | None
+    root: str | None
+    allow_audio_urls: bool
     audio_column: str
     text_column: str | None
+    sampling_rate_column: str | None
     num_rows: int | None
     max_rows: int | None
     # how its rows are prepared
@@ -111,8 +114,11 @@ def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
         split=source.split,
         kind=source.kind,
         revision=source.revision,
-        audio_column=source.audio_column,
-        text_column=source.text_column,
+        root=source.root,
+        allow_audio_urls=source.allow_audio_urls,
+        audio_column=source.columns.audio,
+        text_column=source.columns.text,
+        sampling_rate_column=source.columns.sampling_rate,
         num_rows=source.num_rows,
         max_rows=dataset.max_rows,
         window_in_frames=preprocessor.window_in_frames,
