@@ -1,7 +1,7 @@
 """What has to hold whatever the training script changes. Floors, each imports only what stands to its left:
 
     base      errors, rejections, files, network, threads, shutdown: knows no speech
-    data      audio, containers, signatures, text, segments, tables, columns, cells, manifests,
+    data      audio, containers, signatures, reading, text, segments, tables, columns, cells, manifests,
               builders, places, sources, shards,
               preprocessing, positions, stream, packing: bytes to examples
     model     loading, languages, adapters, windows, generation: the checkpoint, its language, its window

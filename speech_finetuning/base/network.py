@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError
 
 # Has no public name in huggingface_hub 2.4.
@@ -22,9 +23,27 @@ logger = logging.getLogger(__name__)
 PERMANENT_STATUSES = (401, 403, 404)  # waiting does not help
 # Packages whose errors come from the network. `socket` stands for gaierror: no such host.
 NETWORK_PACKAGES = ("httpx", "httpcore", "requests", "urllib3", "aiohttp", "socket")
+# Their errors about an address that no server will ever be asked for.
+ERRORS_OF_ADDRESSES = ("InvalidURL", "UnsupportedProtocol", "InvalidSchema", "MissingSchema")
 LONGEST_PAUSE_IN_SECONDS = 60.0
 LONGEST_SILENCE_IN_SECONDS = 30.0  # of a server, before it counts as gone
 SHORTEST_SILENCE_IN_SECONDS = 2.0
+PROBE_IN_SECONDS = 10.0
+
+
+class WrongBody(ConnectionError):
+    """What came over the network is not what was announced: less, more, or something else."""
+
+
+class WebPage(WrongBody):
+    """A page of HTML came in place of a file, with a status that says that all is well."""
+
+
+def check_body_size(data: bytes, announced_size: int, address: str) -> None:
+    """Raises: WrongBody, which is waited out as any other network error."""
+    if len(data) != announced_size:
+        found = f"{len(data)} bytes came, {announced_size} were announced"
+        raise WrongBody(f"{address}: {found}")
 
 
 def with_causes(error: BaseException) -> list[BaseException]:
@@ -36,24 +55,66 @@ def with_causes(error: BaseException) -> list[BaseException]:
 
 
 def http_statuses(errors: list[BaseException]) -> list[int]:
-    """Of the errors that are a server's answers."""
-    answers = [error for error in errors if isinstance(error, HfHubHTTPError)]
-    return [answer.response.status_code for answer in answers if answer.response is not None]
+    """Of those errors that are a server's answer, to whichever client."""
+    statuses = []
+    for error in errors:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if type(error).__module__.startswith("aiohttp"):
+            status = getattr(error, "status", None)
+        if isinstance(status, int) and status > 0:
+            statuses.append(status)
+    return statuses
 
 
 def is_network_error(error: BaseException) -> bool:
-    """Whether waiting may help: for all that the network or a server does except 401, 403, 404."""
-    if HF_HUB_OFFLINE or isinstance(error, UserError | RunEnded):  # we know better than its cause
+    """Whether waiting may help: for all that the network or a server does except 401, 403, 404.
+
+    That includes bodies which are not what was announced. What we have raised ourselves is final,
+    whatever caused it.
+    """
+    if HF_HUB_OFFLINE or isinstance(error, UserError | RunEnded):
         return False
     errors = with_causes(error)
     statuses = http_statuses(errors)
     if statuses:
         return not any(status in PERMANENT_STATUSES for status in statuses)
+    if any(type(error).__name__ in ERRORS_OF_ADDRESSES for error in errors):
+        return False
     return any(
         isinstance(error, ConnectionError | TimeoutError)
         or type(error).__module__.startswith(NETWORK_PACKAGES)
+        or is_wrong_body(error)
         for error in errors
     )
+
+
+def is_wrong_body(error: BaseException) -> bool:
+    """Whether a library met a body that is not what was announced, such as HTML in place of JSON."""
+    if isinstance(error, OSError):
+        # huggingface_hub 2.4, file_download.py:443: a plain OSError when a file has another size.
+        return str(error).startswith("Consistency check failed")
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return came_through(error, NETWORK_PACKAGES)
+    return False
+
+
+def came_through(error: BaseException, packages: tuple[str, ...]) -> bool:
+    """Whether a function of these packages was running: response.json(), not a file that is read."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_globals.get("__name__", "").startswith(packages):
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def hub_answers() -> bool:
+    """Whether the Hub can be reached now, whatever it says."""
+    try:
+        huggingface_hub.get_session().head(ENDPOINT, timeout=PROBE_IN_SECONDS)
+    except Exception:  # the network's errors, HF_HUB_OFFLINE, a proxy that is set up wrongly ...
+        return False
+    return True
 
 
 def limit_silence(limit_in_seconds: float) -> None:
@@ -105,12 +166,15 @@ def as_user_error(*kinds: type[Exception], where: str, advice: str = "") -> Iter
 class Backoff:
     """Waits out network errors: 1, 2, 4 ... 60 s between tries, up to a limit.
 
-    The limit is of time without success; every success starts it anew (`reset`).
+    The limit is of time without success; every success starts it anew (`reset`). One answer 403 is
+    waited out, too: the Hub's files lie on other servers, under addresses that expire, and the next
+    try asks for a new one.
     """
 
     limit_in_seconds: float
     pause_in_seconds: float = field(default=1.0, init=False)
     began: float | None = field(default=None, init=False)  # time.monotonic() of the first error
+    num_errors: int = field(default=0, init=False)  # since the last success
 
     def wait(self, error: Exception, task: str) -> None:
         """Sleeps before the next try. task: what failed, for the log, as in "reading audio".
@@ -118,7 +182,8 @@ class Backoff:
         Raises: the error (or a UserError from the Hub's answer) if waiting cannot help;
         RunEnded(75) if the errors have lasted longer than the limit.
         """
-        if not is_network_error(error):
+        self.num_errors += 1
+        if not is_network_error(error) and not self.may_have_expired(error):
             if isinstance(error, HfHubHTTPError):
                 advice = "Check the name, and HF_TOKEN, and start again."
                 raise UserError(f"{task}: {one_line(error)} {advice}") from error
@@ -140,6 +205,12 @@ class Backoff:
         """After a success: the next error begins a new wait."""
         self.pause_in_seconds = 1.0
         self.began = None
+        self.num_errors = 0
+
+    def may_have_expired(self, error: Exception) -> bool:
+        """Whether this is the first answer 403."""
+        is_first = self.num_errors == 1 and not HF_HUB_OFFLINE
+        return is_first and 403 in http_statuses(with_causes(error))
 
 
 def retry_on_network_error(

@@ -1,13 +1,11 @@
 """Encoded bytes to mono 16 kHz samples to log-mel frames."""
 
-import contextlib
 import io
 import math
 import os
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import fsspec
 import numpy as np
 import soundfile
 import soxr
@@ -35,26 +33,6 @@ FLAC_MAGIC = b"fLaC\0\0\0\x22"  # with the header of the block that comes first 
 FLAC_BUFFER_IN_BYTES = 16 * 2**10
 UNRECOGNISED_FORMAT = 1  # libsndfile's number of this error
 BLOCK_IN_SECONDS = 30  # no minimum duration is longer
-
-
-def read_audio(value: str | dict[str, Any] | None) -> bytes:
-    """The encoded bytes of an undecoded audio cell.
-
-    value: a path (local, hf:// or any fsspec address), or {"bytes": ..., "path": ...}.
-    Raises: Rejection if there are no bytes or no such file; errors of the network.
-    """
-    cell = {"path": value} if isinstance(value, str) else (value or {})
-    data = cell.get("bytes")
-    path = cell.get("path")
-    if data is None and path:
-        try:
-            with fsspec.open(path, "rb") as file:
-                data = file.read()
-        except FileNotFoundError as error:
-            raise Rejection("audio_missing", str(path)) from error
-    if not data:
-        raise Rejection("audio_empty", "no bytes")
-    return data
 
 
 def audio_file(data: bytes) -> int | BinaryIO:
@@ -101,7 +79,11 @@ def decode_audio(
     or far out of range, and with the decoder's error, whatever that is: one clip never ends a run.
     """
     try:
-        waveform, sampling_rate = decode_streams(data, check_duration, speed)
+        streams = split_streams(data)
+        if len(streams) == 1:
+            waveform, sampling_rate = decode_stream(streams[0], check_duration, speed)
+        else:
+            waveform, sampling_rate = decode_joined(streams, check_duration, speed)
     except Rejection:
         raise
     except soundfile.LibsndfileError as error:
@@ -120,54 +102,66 @@ def decode_audio(
     return np.ascontiguousarray(waveform, dtype=np.float32), sampling_rate
 
 
-def decode_streams(
+def decode_stream(
     data: bytes, check_duration: Callable[[float], None], speed: float
 ) -> tuple[np.ndarray, int]:
-    """As `decode_audio`, without the checks of the samples. Files joined in one are one clip.
+    """As `decode_audio`, of a file that is not joined of others, without checks of the samples.
 
     Raises: Rejection, the decoder's errors.
     """
-    with contextlib.ExitStack() as stack:
-        # A clip closes its file, also one that it cannot open.
-        clips = [
-            stack.enter_context(ForwardClip(audio_file(stream))) for stream in split_streams(data)
-        ]
-        sampling_rate = clips[0].samplerate
-        is_length_known = all(clip.frames < UNKNOWN_LENGTH for clip in clips)
-        seconds = sum(clip.frames / clip.samplerate for clip in clips)
-        if is_length_known:
+    # Closes the file, also one that it cannot open.
+    with ForwardClip(audio_file(data)) as clip:
+        sampling_rate = clip.samplerate
+        if clip.frames < UNKNOWN_LENGTH:
+            seconds = clip.frames / sampling_rate
             check_duration(seconds)
-        samples = [read_samples(clip, check_duration) for clip in clips]
-        if not is_length_known:
-            lengths = zip(clips, samples, strict=True)
-            seconds = sum(len(channels) / clip.samplerate for clip, channels in lengths)
+            channels = read_samples(clip)
+        else:
+            channels = read_unknown_length(clip, check_duration)
+            seconds = len(channels) / sampling_rate
             check_duration(seconds)
-        speed = allowed_speed(seconds, speed, check_duration)
-        waveforms = [
-            resample(to_mono(channels), clip.samplerate * speed)
-            for clip, channels in zip(clips, samples, strict=True)
-        ]
-    if len(waveforms) == 1:
-        return waveforms[0], sampling_rate
-    return np.concatenate(waveforms), sampling_rate
+    speed = allowed_speed(seconds, speed, check_duration)
+    return resample(to_mono(channels), sampling_rate * speed), sampling_rate
 
 
-def read_samples(clip: ForwardClip, check_duration: Callable[[float], None]) -> np.ndarray:
-    """(n_samples, n_channels) float32, all that the file contains.
+def decode_joined(
+    streams: list[bytes], check_duration: Callable[[float], None], speed: float
+) -> tuple[np.ndarray, int]:
+    """As `decode_stream`, of files that are joined in one: one clip, with the first one's rate."""
+    sampling_rate = 0
+    seconds = 0.0
+    for stream in streams:
+        with ForwardClip(audio_file(stream)) as clip:
+            sampling_rate = sampling_rate or clip.samplerate
+            seconds += clip.frames / clip.samplerate
+    check_duration(seconds)
+    speed = allowed_speed(seconds, speed, check_duration)
+    parts = [decode_stream(stream, accept_duration, speed)[0] for stream in streams]
+    return np.concatenate(parts), sampling_rate
 
-    Raises: Rejection(audio_damaged) if the file ends early; check_duration's, as soon as a clip of
-    unknown length has become too long.
+
+def accept_duration(seconds: float) -> None:
+    """In place of check_duration, when the whole has been checked."""
+
+
+def read_samples(clip: ForwardClip) -> np.ndarray:
+    """(n_samples, n_channels) float32. Raises: Rejection(audio_damaged) if the file ends early."""
+    samples = clip.read(clip.frames, dtype="float32", always_2d=True)
+    missing_seconds = (clip.frames - len(samples)) / clip.samplerate
+    if missing_seconds > NEGLIGIBLE_SECONDS:
+        stated_seconds = clip.frames / clip.samplerate
+        detail = f"the last {missing_seconds:.2f} s of {stated_seconds:.2f} s are missing"
+        raise Rejection("audio_damaged", detail)
+    if clip.format == "FLAC":
+        check_single_flac(clip)
+    return samples
+
+
+def read_unknown_length(clip: ForwardClip, check_duration: Callable[[float], None]) -> np.ndarray:
+    """(n_samples, n_channels) float32, of FLAC that was written into a pipe.
+
+    Raises: check_duration's Rejection, as soon as the clip has become too long.
     """
-    if clip.frames < UNKNOWN_LENGTH:
-        samples = clip.read(clip.frames, dtype="float32", always_2d=True)
-        missing_seconds = (clip.frames - len(samples)) / clip.samplerate
-        if missing_seconds > NEGLIGIBLE_SECONDS:
-            stated_seconds = clip.frames / clip.samplerate
-            detail = f"the last {missing_seconds:.2f} s of {stated_seconds:.2f} s are missing"
-            raise Rejection("audio_damaged", detail)
-        if clip.format == "FLAC":
-            check_single_flac(clip)
-        return samples
     block_length = BLOCK_IN_SECONDS * clip.samplerate
     blocks = []
     while not blocks or len(blocks[-1]) == block_length:
@@ -221,9 +215,12 @@ def to_mono(channels: np.ndarray) -> np.ndarray:
     if channels.shape[1] == 1:
         return channels[:, 0]
     mean = channels.mean(axis=1)
-    powers = np.einsum("ij,ij->j", channels, channels)
-    if np.dot(mean, mean) < MIN_SHARE_OF_POWER * powers.max():
-        return channels[:, powers.argmax()]
+    power_of_mean = np.dot(mean, mean)
+    power_of_all = np.dot(channels.ravel(), channels.ravel())
+    if power_of_mean < MIN_SHARE_OF_POWER * power_of_all:  # quick, and seldom true
+        powers = np.square(channels).sum(axis=0)
+        if power_of_mean < MIN_SHARE_OF_POWER * powers.max():
+            return channels[:, powers.argmax()]
     return mean
 
 

@@ -10,16 +10,15 @@ import numpy as np
 import torch
 import transformers
 
-from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.audio import (
     HOP_LENGTH_IN_SAMPLES,
     SAMPLE_RATE_IN_HZ,
     decode_audio,
     log_mel,
-    read_audio,
 )
 from speech_finetuning.data.cells import AudioCell
+from speech_finetuning.data.reading import read_patiently
 from speech_finetuning.data.segments import Segment, cut_out
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import SpeechSource
@@ -82,12 +81,7 @@ class Preprocessor:
         if segment is not None and isinstance(audio, str) and os.path.isfile(audio):
             # A recording may be hours long: only the segment is read.
             return decode_audio(cut_out(audio, segment), self.check_duration, speed)
-        data = retry_on_network_error(
-            read_audio,
-            audio,
-            limit_in_seconds=self.max_network_wait_in_seconds,
-            task="reading audio",
-        )
+        data = read_patiently(audio, self.max_network_wait_in_seconds)
         if segment is not None:
             data = cut_out(data, segment)
         return decode_audio(data, self.check_duration, speed)

@@ -18,9 +18,9 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import without_folders
 from speech_finetuning.cli import demonstration
-from speech_finetuning.data.audio import read_audio
 from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.reading import read_audio
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import RankShare, SpeechStream, StreamItem
@@ -417,7 +417,7 @@ def test_the_report_tells_what_the_filters_reject(
 
 def test_the_advice_on_waiting_comes_once(train: Train, monkeypatch: pytest.MonkeyPatch, caplog):
     monkeypatch.setattr(
-        "speech_finetuning.data.preprocessing.read_audio",
+        "speech_finetuning.data.reading.read_audio",
         lambda value: time.sleep(0.05) or read_audio(value),
     )
     train(

@@ -28,8 +28,9 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
-from speech_finetuning.data.audio import decode_audio, pad_features, read_audio
+from speech_finetuning.data.audio import decode_audio, pad_features
 from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.reading import read_audio
 from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import read_pass
 from speech_finetuning.training.session import save_final_model
@@ -409,7 +410,7 @@ def test_the_stall_meter_rises_when_the_source_is_slow(
     common = "--do_train --max_steps 6 --logging_steps 3 --num_decoding_threads 1"
     train(f"{common} --output_dir {tmp_path / 'fast'}")
     monkeypatch.setattr(
-        "speech_finetuning.data.preprocessing.read_audio",
+        "speech_finetuning.data.reading.read_audio",
         lambda value: time.sleep(0.1) or read_audio(value),
     )
     train(f"{common} --output_dir {tmp_path / 'slow'}")
