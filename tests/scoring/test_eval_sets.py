@@ -263,3 +263,19 @@ def test_names_in_another_encoding_can_be_stored(preparer: Preprocessor, tmp_pat
     assert eval_set.num_usable == 1
     (rejection,) = eval_set.rejections
     assert rejection.row.endswith("m\\udcf1.wav")
+
+
+def test_a_word_with_an_apostrophe_is_one_word_in_the_leading_score(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = make_folder(tmp_path / "clips", [0.5, 1.0], ["ka'aguy por\u00e3", "che ro\u2019y"])
+    metrics = train(f"--do_eval --eval_split_name test --dataset_name {folder}")
+    num_words = sum(metrics[f"eval_{kind}"] for kind in ("hits", "substitutions", "deletions"))
+    assert num_words == 4  # Whisper's normaliser makes 6 of them
+    assert metrics["eval_wer"] == metrics["eval_wer_norm_marks"]
+    assert "2 of 2 references have apostrophes inside words" in caplog.text
+    as_usual = train(
+        f"--do_eval --eval_split_name test --dataset_name {folder} --language fr "
+        f"--output_dir {tmp_path / 'fr'}"
+    )
+    assert sum(as_usual[f"eval_{kind}"] for kind in ("hits", "substitutions", "deletions")) == 6
