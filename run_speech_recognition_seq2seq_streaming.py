@@ -96,7 +96,12 @@ from speech_finetuning.data.stream import (
 )
 from speech_finetuning.data.text import IGNORED_LABEL, UNSPACED_LANGUAGES
 from speech_finetuning.model.adapters import add_adapters
-from speech_finetuning.model.loading import check_language, load_processor
+from speech_finetuning.model.languages import check_language
+from speech_finetuning.model.loading import (
+    LOADING_ERRORS,
+    check_all_weights_were_there,
+    load_processor,
+)
 from speech_finetuning.scoring.eval_sets import prepare_eval_sets
 from speech_finetuning.scoring.readings import ScoringTarget
 from speech_finetuning.scoring.scorecard import Scorecard
@@ -433,6 +438,7 @@ class Inputs:
 
     processor: transformers.WhisperProcessor
     config: transformers.WhisperConfig
+    generation_config: transformers.GenerationConfig
     languages: list[str | None]  # of each record; None: the model knows English only
     targets: dict[str, ScoringTarget]  # by the record's name
     speech: dict[str, list[SpeechDataset]]  # by role: train, eval, test, predict
@@ -543,7 +549,10 @@ LORA_LEARNING_RATE = 1e-3  # as peers have it, whatever the model's size
 
 
 def load_model(
-    model_args: ModelArguments, data_args: DataArguments, languages: list[str | None]
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    generation_config: transformers.GenerationConfig,
+    languages: list[str | None],
 ) -> transformers.WhisperForConditionalGeneration:
     """The checkpoint in float32 (mixed precision comes from --fp16 or --bf16), told language and
     task. Only the generation config carries them; forced_decoder_ids would contradict it."""
@@ -555,16 +564,19 @@ def load_model(
         # Else transformers 5 loads float16 checkpoints as float16, whose gradients cannot be
         # unscaled.
         dtype=torch.float32,
+        output_loading_info=True,
     )
-    with as_user_error(OSError, where=f"--model_name_or_path {name}"):
-        model = retry_on_network_error(
+    with as_user_error(*LOADING_ERRORS, where=f"--model_name_or_path {name}"):
+        model, loading_info = retry_on_network_error(
             load,
             name,
             task=f"loading {name}",
             limit_in_seconds=data_args.max_network_wait_in_seconds,
         )
+    check_all_weights_were_there(loading_info, name)
     # Whisper's sinusoids are constants, but transformers 5.23 loads them with requires_grad=True.
     model.model.encoder.embed_positions.requires_grad_(False)
+    model.generation_config = generation_config
     model.generation_config.forced_decoder_ids = None
     if getattr(model.generation_config, "is_multilingual", False):
         model.generation_config.task = data_args.task
@@ -751,6 +763,7 @@ def load_inputs(
     return Inputs(
         processor=processor,
         config=config,
+        generation_config=generation_config,
         languages=languages,
         targets=targets,
         speech=speech,
@@ -877,7 +890,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     info = make_run_info(argv, model_args, data_args, training_args, inputs, run)
     card_writer = make_card_writer(model_args, inputs, run, info)
     make_reproducible(training_args)
-    model = load_model(model_args, data_args, inputs.languages)
+    model = load_model(model_args, data_args, inputs.generation_config, inputs.languages)
     trainer = SpeechTrainer(
         model=model,
         args=training_args,

@@ -55,7 +55,8 @@ from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.reading import read_audio
 from speech_finetuning.data.stream import read_pass
 from speech_finetuning.data.text import IGNORED_LABEL, normalize_text
-from speech_finetuning.model.loading import check_language, load_processor
+from speech_finetuning.model.languages import check_language
+from speech_finetuning.model.loading import load_processor
 from speech_finetuning.scoring.readings import NORM, read_text, text_normalizers
 from speech_finetuning.scoring.scorecard import Scorecard
 
@@ -247,7 +248,7 @@ def usual_trainer(flags: list[str]) -> tuple[transformers.Seq2SeqTrainer, Speech
         disable_tqdm=True,
     )
     trainer = transformers.Seq2SeqTrainer(
-        model=script.load_model(model_args, data_args, [language]),
+        model=script.load_model(model_args, data_args, generation_config, [language]),
         args=usual,
         data_collator=functools.partial(usual_collator, processor=processor),
         compute_metrics=UsualScore(processor.tokenizer, language),

@@ -157,7 +157,7 @@ def as_user_error(*kinds: type[Exception], where: str, advice: str = "") -> Iter
     try:
         yield
     except kinds as error:
-        if is_network_error(error):
+        if isinstance(error, UserError) or is_network_error(error):
             raise
         raise UserError(f"{where}: {one_line(error)[:600]}{advice}") from error
 

@@ -8,6 +8,7 @@ import difflib
 import textwrap
 
 import langcodes
+import transformers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from speech_finetuning.base.errors import UserError
@@ -18,6 +19,30 @@ NUM_NEIGHBOURS = 3
 SAME_LANGUAGE = 5
 READ_BY_MANY = 50
 WIDTH = 90
+
+
+def check_language(
+    language: str | None, generation_config: transformers.GenerationConfig, name: str
+) -> str | None:
+    """The language's code as the checkpoint knows it; None for English-only models.
+
+    Raises: UserError if it is missing or has no token in this checkpoint, or if an English-only
+    checkpoint is given another language.
+    """
+    known = getattr(generation_config, "lang_to_id", None) or {}
+    if not getattr(generation_config, "is_multilingual", bool(known)):
+        if language is not None and find_code(language, list(LANGUAGES)) != "en":
+            raise UserError(
+                f"--language {language}: {name} knows English only. Leave out --language and "
+                "--task, or choose a multilingual model (without .en in its name)."
+            )
+        return None
+    codes = sorted(token.strip("<|>") for token in known)
+    if language is None:
+        raise UserError(
+            f"--language is missing: {name} knows {len(codes)} languages. Pass --language es, say."
+        )
+    return find_code(language, codes)
 
 
 def find_code(language: str, codes: list[str]) -> str:

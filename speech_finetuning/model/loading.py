@@ -1,48 +1,191 @@
-"""The checkpoint's processor and its language."""
+"""The checkpoint: what is read of it before anything large, and what is wrong with it."""
 
+import json
+import logging
+import pickle
+import re
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import as_user_error
-from speech_finetuning.model.languages import find_code
+from speech_finetuning.model.generation import complete_generation_config
 
+logger = logging.getLogger(__name__)
 
-def check_language(
-    language: str | None, generation_config: transformers.GenerationConfig, name: str
-) -> str | None:
-    """The language's code as the checkpoint knows it; None for English-only models.
-
-    Raises: UserError if it is missing or has no token in this checkpoint, or if an English-only
-    checkpoint is given another language.
-    """
-    known = getattr(generation_config, "lang_to_id", None) or {}
-    if not getattr(generation_config, "is_multilingual", bool(known)):
-        if language is not None and find_code(language, list(LANGUAGES)) != "en":
-            raise UserError(
-                f"--language {language}: {name} knows English only. Leave out --language and "
-                "--task."
-            )
-        return None
-    codes = sorted(token.strip("<|>") for token in known)
-    if language is None:
-        raise UserError(
-            f"--language is missing: {name} knows {len(codes)} languages. Pass --language es, say."
-        )
-    return find_code(language, codes)
+TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
+# What the libraries raise for files that are missing, damaged, of another kind, or that hold code
+# (transformers 5.24, tokenizers 0.22, safetensors 0.6, torch 2.13).
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    pickle.UnpicklingError,
+)
 
 
 def load_processor(
     name: str, revision: str, cache_dir: str | None
-) -> tuple[transformers.WhisperProcessor, Any, Any]:
+) -> tuple[
+    transformers.WhisperProcessor, transformers.GenerationConfig, transformers.WhisperConfig
+]:
     """Processor, generation config and model config; small files, read before anything large.
-    Raises: UserError if they are not there or belong to another architecture."""
-    flag, where = f"--model_name_or_path {name}", {"revision": revision, "cache_dir": cache_dir}
-    with as_user_error(OSError, where=flag):
-        config = transformers.AutoConfig.from_pretrained(name, **where)
-        if config.model_type != "whisper":
-            raise UserError(f"{flag}: {config.model_type} model; this script trains Whisper only.")
-        processor = transformers.WhisperProcessor.from_pretrained(name, **where)
-        return processor, transformers.GenerationConfig.from_pretrained(name, **where), config
+
+    A generation config from before 2023 is completed. The weights of a local folder are looked at,
+    not loaded. No code of the checkpoint is ever run, or asked about.
+    Raises: UserError if something is missing, damaged, or of another architecture.
+    """
+    flag = f"--model_name_or_path {name}"
+    check_is_checkpoint(name)
+    where = {"revision": revision, "cache_dir": cache_dir}
+    with as_user_error(*LOADING_ERRORS, where=flag):
+        settings, _ = transformers.PreTrainedConfig.get_config_dict(name, **where)
+    check_architecture(settings, flag)
+    with as_user_error(*LOADING_ERRORS, where=flag):
+        config = transformers.WhisperConfig.from_pretrained(name, **where)
+        processor = transformers.WhisperProcessor.from_pretrained(
+            name, trust_remote_code=False, **where
+        )
+    check_tokenizer(processor.tokenizer, config, flag)
+    check_weights(Path(name))
+    generation_config = load_generation_config(name, processor.tokenizer, config, **where)
+    return processor, generation_config, config
+
+
+def check_is_checkpoint(name: str) -> None:
+    """Raises UserError for a path that is no folder of transformers, and says what it is instead."""
+    flag = f"--model_name_or_path {name}"
+    path = Path(name)
+    if path.is_file():
+        raise UserError(
+            f"{flag}: a file. Pass the folder of a model in transformers' format, or its id on the "
+            "Hub, such as openai/whisper-small."
+        )
+    if not path.is_dir():
+        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise UserError(f"{flag}: there is no such folder.")
+        return  # an id on the Hub
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        base = read_settings(path / "adapter_config.json").get("base_model_name_or_path")
+        raise UserError(
+            f"{flag}: a PEFT adapter, which is trained on top of {base}. Merge it first: "
+            "PeftModel.from_pretrained(base_model, adapter).merge_and_unload().save_pretrained(...)."
+        )
+    if not (path / "config.json").is_file():
+        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+        raise UserError(f"{flag}: no model, as there is no config.json. Found: {found}.")
+    settings = read_settings(path / "config.json")
+    if (path / "model.bin").is_file() and "model_type" not in settings:
+        raise UserError(
+            f"{flag}: a CTranslate2 model, as faster-whisper uses, which cannot be trained. Pass the "
+            "model that it was converted from."
+        )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one if it is none, which is for others to judge."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def check_architecture(settings: Any, flag: str) -> None:
+    """Raises UserError for anything but a Whisper, whatever code it brings."""
+    model_type = settings.get("model_type") if isinstance(settings, dict) else None
+    if model_type is None:
+        raise UserError(f"{flag}: its config.json names no model_type; expected whisper.")
+    if model_type != "whisper":
+        raise UserError(f"{flag}: {model_type} model; this script trains Whisper only.")
+
+
+def check_tokenizer(
+    tokenizer: transformers.WhisperTokenizer, config: transformers.WhisperConfig, flag: str
+) -> None:
+    """Raises UserError for a tokenizer that is missing, of another model, or larger than the model,
+    whose embedding would be indexed beyond its end."""
+    start = "<|startoftranscript|>"
+    vocabulary = tokenizer.get_vocab()
+    advice = "Copy tokenizer.json and tokenizer_config.json from the model that it was made from."
+    if vocabulary.get(start) != config.decoder_start_token_id:
+        raise UserError(
+            f"{flag}: its tokenizer has {start} as token {vocabulary.get(start)}, its model expects "
+            f"{config.decoder_start_token_id}: they do not belong together. {advice}"
+        )
+    # A model may lack timestamps, which are trained with --timestamp_probability only.
+    num_tokens = 1 + max(
+        number for token, number in vocabulary.items() if not TIMESTAMP.fullmatch(token)
+    )
+    if num_tokens > config.vocab_size:
+        raise UserError(
+            f"{flag}: its tokenizer has {num_tokens} tokens, its model only {config.vocab_size}. Call "
+            f"model.resize_token_embeddings({num_tokens}) and save it, or leave out the added "
+            f"tokens. {advice}"
+        )
+
+
+def check_weights(folder: Path) -> None:
+    """Raises UserError for weights in a local folder that cannot be read, or that hold code, which is
+    never run. Only headers are read, which takes milliseconds."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with as_user_error(OSError, SafetensorError, where=str(path), advice=" Fetch it again."):
+            safe_open(path, framework="pt")  # checks the header against the file's length
+    if any(folder.glob("*.safetensors")):
+        return  # what is loaded
+    for path in sorted(folder.glob("pytorch_model*.bin")):
+        check_pickle(path)
+
+
+def check_pickle(path: Path) -> None:
+    """Raises UserError for a file of torch.save that cannot be read as numbers only."""
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than numbers, maybe code, which is never run. Pass a model in "
+            "safetensors, from a source that you trust."
+        ) from error
+    except (OSError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is damaged. Fetch it again.") from error
+
+
+def load_generation_config(
+    name: str,
+    tokenizer: transformers.WhisperTokenizer,
+    config: transformers.WhisperConfig,
+    **where: str | None,
+) -> transformers.GenerationConfig:
+    """The checkpoint's generation_config.json, completed; made from its other files if it has none.
+    Raises: UserError if there is one that cannot be read."""
+    try:
+        generation_config = transformers.GenerationConfig.from_pretrained(name, **where)
+    except OSError as error:
+        if "does not appear to have a file named" not in str(error):
+            with as_user_error(OSError, where=f"--model_name_or_path {name}"):
+                raise
+        logger.warning("%s has no generation_config.json.", name)
+        generation_config = transformers.GenerationConfig()
+    return complete_generation_config(generation_config, tokenizer, config)
+
+
+def check_all_weights_were_there(loading_info: dict[str, Any], name: str) -> None:
+    """Raises UserError if from_pretrained had to make up weights: it would be trained from noise.
+
+    loading_info: from_pretrained's with output_loading_info=True.
+    """
+    missing = sorted(loading_info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"--model_name_or_path {name}: {len(missing)} of its weights are missing, such as "
+            f"{missing[0]}. Its config.json and its weights do not belong together."
+        )

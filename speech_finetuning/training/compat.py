@@ -206,7 +206,7 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         path="transformers.models.whisper.tokenization_whisper:TO_LANGUAGE_CODE",
-        used_in="model.loading",
+        used_in="model.languages",
         why="English names of languages to codes",
     ),
     # ---- data and flags

@@ -270,6 +270,7 @@ class SpeechTrainer(ResumableTrainer):
         """How long a transcript can become, in tokens beside the prefix."""
         longest = (
             self.args.generation_max_length
+            or self.model.generation_config.max_new_tokens
             or self.model.generation_config.max_length
             or sys.maxsize
         )
@@ -316,6 +317,10 @@ class SpeechTrainer(ResumableTrainer):
         endings = [self.stop.ending()] if self.stop.received is not None else []
         self.raise_on_all_ranks(endings, [])
         generation = dict(generation or self._gen_kwargs)
+        if self.model.generation_config.max_new_tokens is not None:
+            # The checkpoint's own would win against --generation_max_length.
+            generation.pop("max_length", None)
+            generation["max_new_tokens"] = self.compute_metrics.max_new_tokens
         languages = self.compute_metrics.languages_of(inputs["index"].tolist())
         if languages is not None:
             generation["language"] = languages

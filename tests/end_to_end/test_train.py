@@ -415,7 +415,7 @@ def test_the_stall_meter_rises_when_the_source_is_slow(
     )
     train(f"{common} --output_dir {tmp_path / 'slow'}")
     fast, slow = (history(tmp_path / name, "data_wait_fraction")[-1] for name in ("fast", "slow"))
-    assert slow > 0.7 and 0 <= fast < slow
+    assert slow > 0.5 and 0 <= fast < slow
     hours = [history(tmp_path / name, "audio_hours_per_hour")[-1] for name in ("fast", "slow")]
     assert hours[0] > hours[1] > 0
     assert (

@@ -5,8 +5,7 @@ import transformers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.model.languages import find_code, neighbours
-from speech_finetuning.model.loading import check_language
+from speech_finetuning.model.languages import check_language, find_code, neighbours
 
 CODES = [code for code in LANGUAGES if code != "yue"]  # as before large-v3
 
