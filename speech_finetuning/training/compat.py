@@ -21,7 +21,7 @@ class PrivateName:
     """A name of a library that no documentation promises."""
 
     path: str  # "module:Class.name"
-    used_in: str  # the one module of ours that uses it
+    used_in: str  # the module of ours that uses it; several: "cli.flags, cli.help"
     why: str
     seen_in: str = "transformers 5.24"
     ends: str = "never"  # what would let us do without
@@ -236,8 +236,15 @@ PRIVATE_NAMES = (
     PrivateName(
         path="argparse:ArgumentParser._option_string_actions",
         is_set_in="argparse:_ActionsContainer.__init__",
-        used_in="run_speech_recognition_seq2seq_streaming",
-        why="all flags, for 'did you mean'",
+        used_in="cli.flags, cli.help",
+        why="all flags: for 'did you mean', and one by its name",
+        seen_in="Python 3.11",
+    ),
+    PrivateName(
+        path="argparse:ArgumentParser._actions",
+        is_set_in="argparse:_ActionsContainer.__init__",
+        used_in="cli.parsing, cli.help",
+        why="all flags, in the order in which they are defined",
         seen_in="Python 3.11",
     ),
 )
