@@ -22,7 +22,7 @@ from speech_finetuning.data.reading import read_patiently
 from speech_finetuning.data.segments import Segment, cut_out
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import SpeechSource
-from speech_finetuning.data.text import encode_text, normalize_text
+from speech_finetuning.data.text import LOST_CHARACTERS, check_length, encode_text, normalize_text
 
 
 class Example(TypedDict):
@@ -65,12 +65,20 @@ class Preprocessor:
             raise Rejection("audio_too_short", f"{seconds:.2f} s, the limit is {shortest:g} s")
 
     def prepare_text(self, text: str | None) -> tuple[str, list[int]]:
-        """(text as trained, token ids). Raises: Rejection(text_empty, label_too_long)."""
-        text = normalize_text(text or "", self.do_lower_case, self.do_remove_punctuation)
-        if self.needs_text and not text:
-            raise Rejection("text_empty")
+        """(text as trained, token ids).
+
+        Raises: Rejection(text_empty, label_too_long, text_has_special_tokens), and row_unreadable
+        for a text that lost characters on its way here.
+        """
+        text = text or ""
         # A long clip has no loss, so its labels may be cut; its reference is the text.
         max_length = sys.maxsize if self.takes_long_clips else self.max_label_length
+        check_length(text, self.tokenizer, max_length)
+        if LOST_CHARACTERS.search(text):
+            raise Rejection("row_unreadable", "the text has lost characters: U+FFFD or half a pair")
+        text = normalize_text(text, self.do_lower_case, self.do_remove_punctuation)
+        if self.needs_text and not text:
+            raise Rejection("text_empty")
         labels = encode_text(text, self.tokenizer, max_length)
         return text, labels[: self.max_label_length + 1]
 

@@ -1,9 +1,12 @@
 """normalize_text, encode_text."""
 
+import time
+import unicodedata
+
 import pytest
 
 from speech_finetuning.base.rejections import Rejection
-from speech_finetuning.data.text import encode_text, normalize_text
+from speech_finetuning.data.text import composition, encode_text, normalize_text
 
 
 def test_labels_have_the_prefix_once_and_fit_exactly(preparer):
@@ -37,3 +40,59 @@ def test_punctuation_and_nothing_else_is_removed(text: str, expected: str):
     assert normalize_text(text, do_lower_case=False, do_remove_punctuation=True) == expected
     assert normalize_text(text, False, False) == " ".join(text.split())
     assert normalize_text("ÀB, c", True, False) == "àb, c"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "uno <|endoftext|> dos",
+        "<|0.00|> uno dos<|1.20|>",
+        "<|startoftranscript|><|en|><|transcribe|> uno",
+        "<|nospeech|>",
+        "uno <|notimestamps|> dos",
+        "uno <|31.02|>",
+    ],
+)
+def test_special_tokens_in_a_transcript_are_rejected(preparer, text: str):
+    with pytest.raises(Rejection, match="text_has_special_tokens"):
+        encode_text(text, preparer.tokenizer, 64)
+    assert len(encode_text("uno < | dos |> <a|b>", preparer.tokenizer, 64)) > 5
+
+
+def test_every_spelling_of_a_letter_is_trained_as_one():
+    for text in ("añó tiếng Việt", "한국어", "क़लम", "שָׁלוֹם"):
+        composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+        assert normalize_text(decomposed, False, False) == composed
+        assert normalize_text(composed, False, False) == composed
+    assert composition("uno") is None
+    assert composition("n\u0303") == "decomposed"
+    assert composition("ñ") == "composed"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\ufeffuno\u200b d\u00ados\u200e", "uno dos"),
+        ("u\u200dno\u200c dos", "uno dos"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("क्\u200dष", "क्\u200dष"),
+        ("അവന്\u200d dos", "അവന്\u200d dos"),
+    ],
+)
+def test_invisible_characters_vanish_but_joiners_of_letters_stay(text: str, expected: str):
+    assert normalize_text(text, False, False) == expected
+
+
+def test_a_huge_transcript_costs_a_length_check(preparer):
+    text = "uno dos " * 1_250_000
+    preparer.prepare_text("uno")
+    began = time.process_time()
+    with pytest.raises(Rejection, match="label_too_long"):
+        preparer.prepare_text(text)
+    assert time.process_time() - began < 0.05
+
+
+@pytest.mark.parametrize("text", ["se\ufffdal", "half \ud83d"])
+def test_a_text_that_lost_characters_is_rejected(preparer, text: str):
+    with pytest.raises(Rejection, match="row_unreadable"):
+        preparer.prepare_text(text)
