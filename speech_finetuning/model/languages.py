@@ -14,8 +14,8 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from speech_finetuning.base.errors import UserError
 
 NUM_NEIGHBOURS = 3
-# CLDR's distances, as langcodes gives them (3.5): up to 5 another name of the same language; below 50
-# its readers usually read the other one as well; beyond, only scripts and countries are compared.
+# CLDR's distances, as langcodes gives them (3.5): up to 5 another name of the same language; below
+# 50 its readers usually read the other one as well; beyond, scripts and countries are compared.
 SAME_LANGUAGE = 5
 READ_BY_MANY = 50
 WIDTH = 90
@@ -93,10 +93,10 @@ def unknown_language(language: str, codes: list[str]) -> str:
 
 
 def language_without_token(language: str, tag: str, codes: list[str]) -> str:
-    """The problem of a language that the checkpoint lacks, with those whose token may stand for it."""
+    """The problem of a language without a token, with those whose token may stand for it."""
     lines = [
-        f"--language {language}: the model has no token for {name_of(tag)}. Choose a neighbour, whose "
-        "token then stands for it:"
+        f"--language {language}: the model has no token for {name_of(tag)}. Choose a neighbour, "
+        "whose token then stands for it:"
     ]
     lines += [
         f"  --language {code}: {name_of(code)}, {reason}" for code, reason in neighbours(tag, codes)
@@ -107,19 +107,18 @@ def language_without_token(language: str, tag: str, codes: list[str]) -> str:
 def neighbours(tag: str, codes: list[str]) -> list[tuple[str, str]]:
     """(code, reason) of the languages that are nearest to one, at most three, the best first.
 
-    Among equals the one with more speech in Whisper's training comes first (the order of LANGUAGES).
+    Among equals the one with more speech in Whisper's training comes first, which is the order of
+    LANGUAGES.
     """
     language = langcodes.Language.get(tag).maximize()
-    group = langcodes.standardize_tag(tag, macro=True)  # of yue and wuu: zh
     ranked: list[tuple[int, str, str]] = []
     for code in sorted(codes, key=training_rank):
         other = langcodes.Language.get(code).maximize()
         has_script = other.script == language.script
         has_country = other.territory == language.territory
-        distance = langcodes.tag_distance(tag, code)
-        if code == group:
-            ranked.append((0, code, "to which it is often counted"))
-        elif distance < READ_BY_MANY:
+        # As written in the same script: Cantonese is near to traditional Chinese only.
+        distance = langcodes.tag_distance(tag, f"{code}-{language.script}")
+        if distance < READ_BY_MANY:
             ranked.append((distance, code, "which its readers usually read too"))
         elif has_script and has_country:
             ranked.append((100, code, "the same script, in the same country"))

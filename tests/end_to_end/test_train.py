@@ -284,7 +284,7 @@ def test_too_many_rejections_end_the_run_with_the_reasons(
     ("more", "message"),
     [
         ("--language Spansh", "Did you mean Spanish (es)?"),
-        ("--language yue", "--language zh: Chinese (zh), to which it is often counted"),
+        ("--language yue", "--language zh: Chinese (zh), which its readers usually read too"),
         ("--model_name_or_path /no/such/model", "--model_name_or_path /no/such/model"),
         ("--dataset_name /no/such/data", "--dataset_name /no/such/data"),
         ("--eval_split_name nowhere --do_eval", "split 'nowhere'"),
