@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
-# Recipes for run_speech_recognition_seq2seq_streaming.py. Every recipe is a list of flags; append any flag to change it:
-#   bash run.sh                     Whisper small on Spanish, one GPU of 16 GB or more, pushed to the Hub
+# Recipes for run_speech_recognition_seq2seq_streaming.py. Each is a list of flags; append any flag
+# to change it:
+#   bash run.sh                     Whisper small on Spanish, one GPU of 16 GB or more, pushed to the
+#                                   Hub; in ./whisper-small-es
 #   bash run.sh --max_steps 500     the same with another flag
-#   bash run.sh smoke               the whole job on any machine: tiny model, 8 utterances, no account
-#   bash run.sh learn               two minutes on two cores in which a tiny model really learns
+#   bash run.sh smoke               the whole job on any machine: tiny model, 8 utterances, no account;
+#                                   in a new folder below /tmp
+#   bash run.sh learn               a few minutes on two cores in which a tiny model really learns;
+#                                   in ./whisper-learn, and goes on there if it was interrupted
+#   bash run.sh demo --model MODEL  a page in the browser to speak to a model: a folder or a Hub id
 #   bash run.sh test                the tests
+#   bash run.sh help                this
+# The script's own flags: bash run.sh --help.
 # One process is started for each visible GPU; NUM_PROCESSES=1 bash run.sh overrides that.
-# RESTART=1 bash run.sh starts again when the machine or the network took the run away (never after Ctrl-C).
-# PYTHON=python3.12 chooses the Python that .venv is made with; VENV=FOLDER puts it elsewhere.
+# RESTART=1 bash run.sh starts again when the machine or the network took the run away (never after
+# Ctrl-C). PYTHON=python3.12 chooses the Python that .venv is made with; VENV=FOLDER puts it elsewhere.
 set -euo pipefail
 calling_dir=$PWD
 project_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,9 +24,9 @@ python="$venv/bin/python"
 
 # Makes .venv on first use, and again when the requirements have changed.
 set_up() {
-  local requirements=("$@") stamp found=${PYTHON:-python3}
+  local requirements=("$@") stamp found=${PYTHON:-python3} stamp_file="$venv/.requirements-$#${2:+-$2}"
   stamp=$(cd "$project_dir" && cat "${requirements[@]}" | cksum)
-  if [[ -x $python && $(cat "$venv/.requirements-$#" 2>/dev/null) == "$stamp" ]]; then return; fi
+  if [[ -x $python && $(cat "$stamp_file" 2>/dev/null) == "$stamp" ]]; then return; fi
   if ! command -v "$found" >/dev/null; then
     echo "error: $found was not found. Install Python 3.11, 3.12 or 3.13, or set PYTHON=/path/to/it." >&2; exit 2
   fi
@@ -34,7 +41,7 @@ set_up() {
   # torch first and alone: a package that asks for any torch would otherwise bring another one.
   "$python" -m pip install --quiet --disable-pip-version-check "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$project_dir/requirements.txt")"
   "$python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}"
-  echo "$stamp" >"$venv/.requirements-$#"
+  echo "$stamp" >"$stamp_file"
 }
 
 # The GPUs that the trainer will see, without the second or two that asking torch costs.
@@ -46,21 +53,10 @@ count_gpus() {
   fi
 }
 
-# The value of --output_dir, the last one if there are several.
-find_output_dir() {
-  local before="" word found=""
-  for word in "$@"; do
-    if [[ $before == --output_dir ]]; then found=$word; fi
-    if [[ $word == --output_dir=* ]]; then found=${word#*=}; fi
-    before=$word
-  done
-  echo "$found"
-}
-
-# One process replaces this shell, so that signals reach it. Several are started by torchrun, which gives them
-# SHUTDOWN_TIMEOUT seconds to save (its own default is 30) and hides their exit codes: the trainer leaves its in
-# OUTPUT_DIR/exit_status.json. With RESTART=1 this shell stays and starts again after exit code 75 (try again) and after
-# death by any signal but SIGINT.
+# One process replaces this shell, so that signals reach it. Several are started by torchrun, which
+# gives them SHUTDOWN_TIMEOUT seconds to save (its own default is 30) and hides their exit codes: the
+# first of them to end leaves its own in the file that EXIT_STATUS_FILE names. With RESTART=1 this
+# shell stays and starts again after exit code 75 (try again) and after death by any signal but SIGINT.
 train() {
   local child code status ended="" processes=${NUM_PROCESSES:-$(count_gpus)} command=("$python" "$script")
   if ((processes > 1)); then
@@ -74,16 +70,22 @@ train() {
     fi
     if [[ -z ${RESTART:-} ]]; then exec "${command[@]}" "$@"; fi
   fi
-  status="$(find_output_dir "$@")/exit_status.json"
+  status="$(mktemp -d)/exit_status.json"
+  export EXIT_STATUS_FILE=$status
   trap 'ended=1; kill -s TERM "$child"' TERM HUP USR1
   trap 'ended=1' INT # the terminal sends it to the trainer as well
   while true; do
-    if ((processes > 1)); then mkdir -p "$(dirname "$status")" && rm -f "$status"; fi
+    rm -f "$status"
     "${command[@]}" "$@" &
     child=$! code=0
     while wait "$child" || code=$?; kill -0 "$child" 2>/dev/null; do code=0; done
-    if ((processes > 1)) && [[ -s $status ]]; then code=$(sed -n 's/^  "code": \([0-9]*\),$/\1/p' "$status"); fi
-    if [[ -z ${RESTART:-} || $ended || ($code != 75 && $code -le 128) || $code == 130 ]]; then exit "$code"; fi
+    if ((processes > 1)) && [[ -s $status ]]; then
+      code=$(sed -n 's/^  "code": \([0-9]*\),$/\1/p' "$status")
+    fi
+    if [[ -z ${RESTART:-} || $ended || ($code != 75 && $code -le 128) || $code == 130 ]]; then
+      rm -rf "$(dirname "$status")"
+      exit "$code"
+    fi
     echo "run.sh: the trainer ended with code $code; starting it again in ${RESTART_DELAY:-10} s" >&2
     sleep "${RESTART_DELAY:-10}"
   done
@@ -119,9 +121,15 @@ smoke() {
 
 learn() {
   set_up requirements.txt
-  local folder
-  folder=$(mktemp -d "${TMPDIR:-/tmp}/whisper-learn.XXXXXX")
-  make_demonstration "$folder" 2000 100
+  local folder=$calling_dir/whisper-learn
+  if [[ -d $folder/speech && -d $folder/model ]]; then
+    echo "going on in $folder (delete it to begin anew)"
+  else
+    rm -rf "$folder/unfinished" "$folder/speech" "$folder/model" # of an interrupted start
+    make_demonstration "$folder/unfinished" 2000 100
+    mv "$folder/unfinished/"* "$folder"
+    rmdir "$folder/unfinished"
+  fi
   train \
     --model_name_or_path "$folder/model" \
     --dataset_name "$folder/speech" \
@@ -133,6 +141,24 @@ learn() {
     --per_device_train_batch_size 16 --per_device_eval_batch_size 50 \
     --eval_steps 200 --save_steps 200 --logging_steps 50 \
     "$@"
+}
+
+demo() {
+  local word has_model=""
+  for word in "$@"; do
+    if [[ $word == --model || $word == --model=* ]]; then has_model=1; fi
+  done
+  if [[ -z $has_model ]]; then
+    echo "error: which model? Use: bash run.sh demo --model FOLDER (or a Hub id, such as openai/whisper-tiny)" >&2
+    exit 2
+  fi
+  set_up requirements.txt requirements-demo.txt
+  exec "$python" "$project_dir/demo.py" "$@"
+}
+
+# The comment at the beginning of this file.
+print_help() {
+  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$project_dir/run.sh"
 }
 
 run_tests() {
@@ -178,7 +204,9 @@ recipe() {
 case "${1:-}" in
   smoke) shift; smoke "$@" ;;
   learn) shift; learn "$@" ;;
+  demo) shift; demo "$@" ;;
   test) shift; run_tests "$@" ;;
+  help | -h) print_help ;;
   "" | --*) recipe "$@" ;;
-  *) echo "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|test] [--flag value ...]" >&2; exit 2 ;;
+  *) echo "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|demo|test|help] [--flag value ...]" >&2; exit 2 ;;
 esac

@@ -13,7 +13,11 @@ NAME = "run_speech_recognition_seq2seq_streaming.py"
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("dance", "unknown recipe 'dance'"), ("-h", "Use: bash run.sh [smoke|learn|test]")],
+    [
+        ("dance", "unknown recipe 'dance'"),
+        ("-x", "Use: bash run.sh [smoke|learn|demo|test|help]"),
+        ("demo", "which model? Use: bash run.sh demo --model FOLDER"),
+    ],
 )
 def test_run_sh_refuses_what_it_does_not_know(words: str, message: str):
     result = subprocess.run(["bash", PROJECT / "run.sh", words], capture_output=True, text=True)
@@ -105,7 +109,7 @@ def run_stand_in(
     folder: Path, lines: str, flags: list[str], **environment: str
 ) -> subprocess.CompletedProcess:
     """run.sh with a shell script in place of Python."""
-    (folder / "bin").mkdir()
+    (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin" / "python").write_text(f"#!/bin/bash\n{lines}\n")
     (folder / "bin" / "python").chmod(0o755)
     stamp = subprocess.run(
@@ -142,13 +146,59 @@ def test_run_sh_starts_a_process_for_each_visible_gpu(
 
 
 def test_run_sh_takes_the_exit_code_that_torchrun_hides(tmp_path: Path):
-    """The first start leaves 75 behind, the second one 74, both end with 1; a file from before means nothing."""
+    """The first start leaves 75 behind, the second one 74, both end with 1; the file of an earlier
+    run in the output folder means nothing, and stays."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "exit_status.json").write_text('{\n  "code": 0,\n  "reason": "done"\n}\n')
-    code = "[[ -e started ]] && code=74 || code=75; touch started; [[ -e out/exit_status.json ]] && exit 99\n"
-    code += 'printf \'{\\n  "code": %s,\\n  "reason": "r"\\n}\\n\' "$code" >out/exit_status.json; exit 1'
-    environment = {"NUM_PROCESSES": "2", "RESTART": "1", "RESTART_DELAY": "0.1"}
-    result = run_stand_in(
-        tmp_path, code, ["--output_dir", "elsewhere", "--output_dir=out"], **environment
-    )
+    of_earlier_run = tmp_path / "out" / "exit_status.json"
+    of_earlier_run.write_text('{\n  "code": 0,\n  "reason": "done"\n}\n')
+    lines = [
+        "[[ -e started ]] && code=74 || code=75",
+        "touch started",
+        "[[ -e $EXIT_STATUS_FILE ]] && exit 99",
+        r"""printf '{\n  "code": %s,\n  "reason": "r"\n}\n' "$code" >$EXIT_STATUS_FILE""",
+        "exit 1",
+    ]
+    environment = {
+        "NUM_PROCESSES": "2",
+        "RESTART": "1",
+        "RESTART_DELAY": "0.1",
+        "TMPDIR": str(tmp_path / "tmp"),
+    }
+    (tmp_path / "tmp").mkdir()
+    result = run_stand_in(tmp_path, "\n".join(lines), ["--output_dir=out"], **environment)
     assert result.returncode == 74 and result.stderr.count("starting it again") == 1
+    assert '"code": 0' in of_earlier_run.read_text()
+    assert list((tmp_path / "tmp").iterdir()) == [], "nothing stays behind"
+
+
+def test_run_sh_help_names_every_recipe_and_the_folders():
+    result = subprocess.run(
+        ["bash", PROJECT / "run.sh", "help"], capture_output=True, text=True, check=True
+    )
+    for recipe in ("smoke", "learn", "demo --model MODEL", "test", "help"):
+        assert f"  bash run.sh {recipe} " in result.stdout
+    assert "./whisper-learn" in result.stdout and "#" not in result.stdout
+
+
+# In place of Python: makes the demonstration, or says what the trainer would be started with.
+DEMONSTRATION_STAND_IN = """
+case "$*" in
+  *cli.demonstration*) mkdir -p "$3/speech" "$3/model"; echo made >>made; [[ ! -e fail ]] ;;
+  *) echo "trains $*" ;;
+esac
+"""
+
+
+def test_learn_goes_on_where_it_was_interrupted(tmp_path: Path):
+    (tmp_path / "fail").touch()  # while the demonstration is made
+    result = run_stand_in(tmp_path, DEMONSTRATION_STAND_IN, ["learn"])
+    assert result.returncode == 1 and "trains" not in result.stdout
+    (tmp_path / "fail").unlink()
+    for start in range(2):
+        result = run_stand_in(tmp_path, DEMONSTRATION_STAND_IN, ["learn"])
+        assert result.returncode == 0, result.stderr
+        assert f"--output_dir {tmp_path}/whisper-learn/output" in result.stdout
+        assert ("going on in" in result.stdout) == (start == 1)
+    assert (tmp_path / "made").read_text().count("made") == 2
+    folders = {path.name for path in (tmp_path / "whisper-learn").iterdir()}
+    assert folders == {"speech", "model"}

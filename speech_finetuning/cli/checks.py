@@ -5,7 +5,9 @@ all. They take what argparse has read, before it becomes dataclasses.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli.flags import word_problems
@@ -19,6 +21,23 @@ OF_TRAINING_ONLY = {
     "apply_spec_augment": False,
     "speed_perturbation": False,
 }
+# {value of --report_to: the package that it needs}, of transformers 5.24.
+TRACKERS = {
+    "azure_ml": "azureml",
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet_ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "flyte": "flytekit",
+    "kubeflow": "kubeflow",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 
 
 def task_problems(flags: argparse.Namespace) -> Iterator[str]:
@@ -27,6 +46,11 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "nothing to do. Pass --do_train, --do_eval or --do_predict."
     if not flags.output_dir:
         yield "--output_dir is missing. Pass --output_dir FOLDER."
+    elif is_folder_of_data(flags.dataset_name, flags.output_dir):
+        yield (
+            f"--output_dir {flags.output_dir} is the folder of the data, whose README would be "
+            "replaced. Choose another folder."
+        )
     if bool(flags.dataset_name) == bool(flags.data_mix):
         yield "pass either --dataset_name or --data_mix FILE."
     if flags.do_train and flags.max_steps <= 0 and flags.num_train_epochs is None:
@@ -37,6 +61,30 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "--long_form needs --do_eval or --do_predict."
     if flags.dry_run and not flags.do_train:
         yield "--dry_run needs --do_train."
+
+
+def is_folder_of_data(dataset_name: str | None, output_dir: str) -> bool:
+    """Whether the output would lie among the data: in its folder, or in that of its table."""
+    if not dataset_name or not Path(dataset_name).exists():
+        return False
+    data = Path(dataset_name).resolve()
+    folder = data.parent if data.is_file() else data
+    return folder == Path(output_dir).resolve()
+
+
+def tracker_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """Where curves go to, which needs a package."""
+    name = flags.report_to
+    if name in ("none", "all"):
+        return
+    if name not in TRACKERS:
+        yield f"--report_to {name}: unknown. Known: {', '.join(sorted(TRACKERS))}, none."
+    elif importlib.util.find_spec(TRACKERS[name]) is None:
+        package = TRACKERS[name]
+        yield (
+            f"--report_to {name}: the package {package} is not installed. Run pip install {package}, "
+            "or leave out --report_to for TensorBoard."
+        )
 
 
 def training_problems(flags: argparse.Namespace) -> Iterator[str]:
@@ -107,6 +155,7 @@ def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:
             *training_problems(flags),
             *number_problems(flags),
             *hub_problems(flags),
+            *tracker_problems(flags),
         ]
     if problems:
         raise UserError("\n".join(problems))

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.cli.checks import TRACKERS
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.cli.flags import option_names
 from speech_finetuning.cli.help import IMPORTANT_FLAGS
@@ -241,6 +243,40 @@ def test_all_bad_flags_are_told_at_once(capsys: pytest.CaptureFixture):
         "--shuffle_buffer_size",
         "--push_predictions",
     ]
+
+
+def test_the_folder_of_the_data_is_no_output_folder(tmp_path: Path):
+    (tmp_path / "train.csv").write_text("path,text\n")
+    for data in (tmp_path, tmp_path / "train.csv", tmp_path / "x" / ".."):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="is the folder of the data"):
+            check(f"--do_eval --dataset_name {data} --output_dir {tmp_path}")
+    check(f"--do_eval --dataset_name {tmp_path} --output_dir {tmp_path / 'x'}")
+
+
+@pytest.mark.parametrize(("name", "package"), [("clearml", "clearml"), ("comet_ml", "comet_ml")])
+def test_a_tracker_that_is_not_installed_is_one_line(name: str, package: str):
+    with pytest.raises(UserError) as error:
+        check(f"--do_eval --report_to {name}")
+    assert str(error.value) == (
+        f"--report_to {name}: the package {package} is not installed. Run pip install {package}, "
+        "or leave out --report_to for TensorBoard."
+    )
+
+
+def test_a_tracker_that_nobody_knows(capsys: pytest.CaptureFixture):
+    with pytest.raises(UserError, match="--report_to wand: unknown. Known: azure_ml, clearml"):
+        check("--do_eval --report_to wand")
+
+
+def test_every_tracker_of_the_library_is_known():
+    assert set(TRACKERS) == set(INTEGRATION_TO_CALLBACK)
+
+
+def test_the_best_model_needs_scores():
+    with pytest.raises(UserError) as error:
+        check("--do_train --max_steps 1 --load_best_model_at_end")
+    assert str(error.value) == "--load_best_model_at_end needs --do_train and --do_eval."
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""The data report, and sources that cannot be used at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.cli import demonstration
+from speech_finetuning.cli.data_report import describe_style
+from speech_finetuning.cli.exit_status import exit_code_of
+
+TRAINING = "--do_train --max_steps 1".split()
+
+
+def write_table(folder: Path, paths: list[str]) -> Path:
+    folder.mkdir()
+    lines = ["path,text", *(f"{path},uno dos" for path in paths)]
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def refuse(flags: list[str], more: list[str], capsys: pytest.CaptureFixture) -> list[str]:
+    """The lines of a start that ends with exit code 2."""
+    assert exit_code_of(script.main, [*flags, *TRAINING, *more]) == 2
+    return capsys.readouterr().err.strip().splitlines()
+
+
+def test_wrong_paths_are_told_with_three_examples(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    data = write_table(tmp_path / "data", [f"clips/{number}.wav" for number in range(30)])
+    lines = refuse(flags, ["--dataset_name", str(data)], capsys)
+    name = f"{data} train"
+    summary = f"error: none of the first 30 rows of {name} can be used: 30 audio_missing."
+    start = lines.index(summary)
+    for number in range(3):
+        assert str(data / "clips" / f"{number}.wav") in lines[start + 1 + number]
+    assert "--audio_column_name" in lines[start + 4]
+    listing = tmp_path / "output" / "rejected.jsonl"
+    assert str(listing) in lines[start + 5]
+    rejected = [json.loads(line) for line in listing.read_text().splitlines()]
+    assert len(rejected) == 30
+    assert {entry["reason"] for entry in rejected} == {"audio_missing"}
+
+
+def test_swapped_columns_are_told(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = write_table(tmp_path / "data", ["clip.wav"] * 5)
+    (data / "clip.wav").write_bytes(demonstration.make_rows(1, seed=0)[0][0])
+    swapped = ["--audio_column_name", "text", "--text_column_name", "path"]
+    lines = refuse(flags, ["--dataset_name", str(data), *swapped], capsys)
+    assert any("5 audio_missing" in line for line in lines)
+    assert any("Does --audio_column_name name the column" in line for line in lines)
+
+
+def test_clips_of_an_unknown_format_name_the_command_that_converts_them(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    data = write_table(tmp_path / "data", ["clip.m4a"] * 4)
+    (data / "clip.m4a").write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(400))
+    lines = refuse(flags, ["--dataset_name", str(data)], capsys)
+    assert any("4 audio_unreadable" in line for line in lines)
+    assert sum("ffmpeg" in line for line in lines) == 3
+
+
+def test_one_unusable_source_of_a_mix_is_told(
+    flags: list[str], speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    data = write_table(tmp_path / "bad", ["missing.wav"] * 3)
+    mix = tmp_path / "mix.yaml"
+    mix.write_text(f"- dataset_name: {speech}\n- dataset_name: {data}\n  name: bad\n")
+    position = flags.index("--dataset_name")
+    others = [*flags[:position], *flags[position + 2 :]]
+    lines = refuse(others, ["--data_mix", str(mix)], capsys)
+    assert any("none of the first 3 rows" in line and str(data) in line for line in lines)
+    shutil.rmtree(tmp_path / "output")
+
+
+@pytest.mark.parametrize(
+    ("texts", "style"),
+    [
+        (["UNO DOS", "TRES"], "upper case, no punctuation"),
+        (["Uno, dos.", "Tres."], "mixed case, punctuation"),
+        (["uno dos", "it's a co-op"], "lower case, no punctuation"),
+        (["\u4e00\u4e8c"], "no case, no punctuation"),
+    ],
+)
+def test_the_style_of_transcripts(texts: list[str], style: str):
+    assert describe_style(texts) == style

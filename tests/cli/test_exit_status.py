@@ -1,0 +1,95 @@
+"""Exit codes, the line on the terminal, and exit_status.json."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import RunEnded, UserError
+from speech_finetuning.cli.exit_status import exit_code_of, is_dry_run
+
+ENDINGS = [
+    (UserError("wrong flag\nwrong file"), 2, "error: wrong flag\nerror: wrong file\n"),
+    (RunEnded(75, "no network"), 75, "error: no network\n"),
+    (RunEnded(130, "ended by SIGINT"), 130, "stopped by Ctrl-C. "),
+    (RunEnded(143, "ended by SIGTERM"), 143, "stopped: ended by SIGTERM. "),
+    (torch.OutOfMemoryError("x"), 74, "error: out of GPU memory: halve "),
+    (OSError(errno.ENOSPC, "No space left"), 73, "error: the disk is full: "),
+]
+
+
+class Failing:
+    """A main() that ends with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, argv: list[str], stop: object) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(("error", "code", "told"), ENDINGS, ids=[str(e[1]) for e in ENDINGS])
+def test_expected_failures_are_lines(
+    error: Exception, code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    assert exit_code_of(Failing(error), ["--output_dir", str(tmp_path)]) == code
+    assert capsys.readouterr().err.startswith(told)
+    assert json.loads((tmp_path / "exit_status.json").read_text())["code"] == code
+
+
+def test_being_stopped_is_no_error(capsys: pytest.CaptureFixture):
+    assert exit_code_of(Failing(RunEnded(128 + signal.SIGINT, "ended by SIGINT")), []) == 130
+    assert "error" not in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError):
+        exit_code_of(Failing(ZeroDivisionError()), ["--output_dir", str(tmp_path)])
+    assert json.loads((tmp_path / "exit_status.json").read_text())["reason"] == "crashed"
+
+
+def test_the_output_folder_is_found_in_the_config_file(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}\n")
+    words = ["--config", str(tmp_path / "recipe.yaml")]
+    assert exit_code_of(Failing(RunEnded(75, "no network")), words) == 75
+    assert (tmp_path / "exit_status.json").is_file()
+
+
+def test_a_refused_start_leaves_a_finished_run_alone(flags: list[str], tmp_path: Path):
+    ending = tmp_path / "output" / "exit_status.json"
+    words = [*flags, "--do_train", "--max_steps", "1"]
+    assert exit_code_of(script.main, words) == 0
+    of_run = ending.read_text()
+    assert json.loads(of_run)["code"] == 0
+    for refused in ("--max_stesp 3", "--do_eval --eval_split_name nowhere"):
+        make_older(ending)
+        assert exit_code_of(script.main, [*words, *refused.split()]) == 2
+        assert ending.read_text() == of_run, refused
+    make_older(ending)
+    assert exit_code_of(Failing(RunEnded(75, "no network")), words) == 75
+    assert json.loads(ending.read_text())["code"] == 75
+
+
+def make_older(file: Path) -> None:
+    """As if it had been written a minute ago, by another process."""
+    os.utime(file, (file.stat().st_mtime - 60, file.stat().st_mtime - 60))
+
+
+@pytest.mark.parametrize(
+    ("words", "is_dry"),
+    [
+        ("--dry_run", True),
+        ("--dry_run=True --fp16", True),
+        ("--dry-run", True),
+        ("--dry_run False", False),
+        ("--dry_run --dry_run False", False),
+        ("--output_dir --dry_run_of_mine", False),
+    ],
+)
+def test_whether_a_run_is_dry(words: str, is_dry: bool):
+    assert is_dry_run(words.split()) == is_dry
