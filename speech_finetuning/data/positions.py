@@ -73,6 +73,20 @@ class SourcePass:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowOrder:
+    """What the order of rows is a function of, beside the data."""
+
+    seed: int
+    block_size: int
+    is_grouped_by_length: bool
+    max_rows: tuple[int | None, ...]  # of each source
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "RowOrder":
+        return cls(**(value | {"max_rows": tuple(value["max_rows"])}))
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamPosition:
     """Where the stream goes on: after `row` rows of the mix."""
 
@@ -82,6 +96,7 @@ class StreamPosition:
     rows_to_skip: int = 0
     sources: tuple[SourcePosition, ...]  # in the order of the mix
     last_source: int = 0  # index of the source of the last row
+    order: RowOrder | None = None  # that it is a place in; None: not known (version 2)
 
     @classmethod
     def beginning(cls, num_sources: int) -> "StreamPosition":
@@ -94,7 +109,11 @@ class StreamPosition:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, with the names of the fields."""
-        return asdict(self) | {"sources": [asdict(source) for source in self.sources]}
+        value = asdict(self)
+        value["sources"] = list(value["sources"])
+        if self.order is not None:
+            value["order"]["max_rows"] = list(self.order.max_rows)
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "StreamPosition":
@@ -104,6 +123,7 @@ class StreamPosition:
             rows_to_skip=value["rows_to_skip"],
             sources=tuple(SourcePosition.from_json(source) for source in value["sources"]),
             last_source=value["last_source"],
+            order=RowOrder.from_json(value["order"]) if value["order"] else None,
         )
 
 
@@ -119,6 +139,7 @@ def position_after_resharding(positions: list[StreamPosition]) -> StreamPosition
     return StreamPosition(
         row=sum(position.row for position in positions),
         sources=tuple(sources),
+        order=positions[0].order,
     )
 
 
@@ -189,4 +210,5 @@ def _position_from_version_2(position: dict[str, Any]) -> dict[str, Any]:
         "rows_to_skip": position["skip"],
         "sources": sources,
         "last_source": position.get("last", 0),  # absent right after the number of ranks changed
+        "order": None,
     }

@@ -13,6 +13,7 @@ import pyarrow
 from speech_finetuning.base.errors import one_line
 from speech_finetuning.base.network import Backoff
 from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.builders import rows_of_groups
 from speech_finetuning.data.cells import AudioCell, path_of, undecoded_cell
 from speech_finetuning.data.manifests import CLIP, ListedClip
@@ -38,7 +39,10 @@ class SourceRow:
     rejection: Rejection | None = None
 
     def size_in_bytes(self) -> int:
-        """Size of the encoded audio; 0 if it lies on another machine."""
+        """Size of the encoded audio; 0 if it lies on another machine. Of a segment, which has its
+        file in common with others, the size that it would have as a wav file at 16 kHz."""
+        if self.segment is not None and self.segment.duration_in_seconds is not None:
+            return round(2 * SAMPLE_RATE_IN_HZ * self.segment.duration_in_seconds)
         cell = self.audio if isinstance(self.audio, dict) else {"path": self.audio}
         data = cell.get("bytes")
         if data is not None:
@@ -66,6 +70,7 @@ class ShardReader:
         self.source = source
         self.place = place
         self.num_rows = num_rows
+        self.has_empty_row_groups = False
         self.backoff = Backoff(wait_in_seconds)
         self.id = "/".join(filter(None, [source.record, source.split, *map(str, place)]))
 
@@ -82,6 +87,8 @@ class ShardReader:
                 task = f"reading {self.source.name} {self.id}"
                 if not is_damage(error):
                     self.backoff.wait(error, task)
+                elif is_of_empty_row_group(error) and not self.has_empty_row_groups:
+                    self.has_empty_row_groups = True
                 elif self.source.is_remote and num_rows_when_damaged != self.num_rows:
                     logger.warning("%s: %s Reading it once more.", task, one_line(error)[:300])
                     num_rows_when_damaged = self.num_rows
@@ -94,7 +101,8 @@ class ShardReader:
         them are read, other files are read from their beginning."""
         shard = self.source.open_shard(*self.place)
         num_rows_to_skip = self.num_rows
-        if num_rows_to_skip == 0 or self.source.kind != "parquet":
+        is_read_whole = num_rows_to_skip == 0 and not self.has_empty_row_groups
+        if self.source.kind != "parquet" or is_read_whole:
             yield from shard.skip(num_rows_to_skip)
             return
         sizes = rows_of_groups(self.source.url(*self.place))
@@ -144,6 +152,12 @@ class ShardReader:
         if clip.segment is not None:
             row_id += f"#{clip.segment}"
         return SourceRow(id=row_id, audio=clip.audio, text=clip.text, segment=clip.segment)
+
+
+def is_of_empty_row_group(error: Exception) -> bool:
+    """Whether `datasets` (5.0, parquet.py:206) stumbles over a first row group without rows, as
+    pyarrow writes of an empty table. Read group by group, the empty ones are left out."""
+    return "BatchSize must be greater than 0" in str(error)
 
 
 def is_damage(error: Exception) -> bool:

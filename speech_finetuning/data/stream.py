@@ -13,6 +13,7 @@ Each knows the position after the row that it yields (see `positions`), and can 
 
 import functools
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, map_in_order, rea
 from speech_finetuning.data.positions import (
     FIRST_BLOCK,
     BlockStart,
+    RowOrder,
     SourcePass,
     SourcePosition,
     StreamPosition,
@@ -35,8 +37,11 @@ from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.shards import ShardReader, SourceRow
 from speech_finetuning.data.sources import SpeechSource
 
+logger = logging.getLogger(__name__)
+
 DRAWS_PER_CHUNK = 1_000  # of sources of a mix; another number would be another order of rows
 MIN_SPEED, MAX_SPEED = 0.9, 1.1  # Ko et al., Interspeech 2015
+MAX_EMPTY_PASSES = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,11 @@ class RankShare:
     def has_turn(self, micro_batch: int) -> bool:
         """Whether the n-th micro-batch of the order that this rank reads is its own."""
         return self.is_sharded_by_rank or micro_batch % self.world_size == self.rank
+
+    def max_empty_passes(self) -> int:
+        """Passes without a row in this rank's files before it gives up: where it has only some of
+        the files, they may be empty ones for a while."""
+        return MAX_EMPTY_PASSES if self.is_sharded_by_rank else 0
 
     def rows_per_round(self, micro_batch_size: int) -> int:
         """Rows of one order that are trained on at the same time."""
@@ -215,8 +225,8 @@ def group_by_length(
     group_size: int,
     seed: list[int],
 ) -> list[int]:
-    """The order with clips of like size side by side, in groups that are shuffled as a whole: a batch of short clips
-    needs a short window.
+    """The order with clips of like size side by side, in groups that are shuffled as a whole: a
+    batch of short clips needs a short window.
 
     order: indices of the block's rows; sizes: of each row's audio, in bytes; rows_before: rows of
     the source before this block: what they have begun of a group is filled up first."""
@@ -276,7 +286,7 @@ class SpeechStream(IterableDataset):
         outcomes = PassOutcomes(self.sets, self.begin())
         try:
             for position, result in map_in_order(self.prepare, self.rows(), self.num_threads):
-                if not self.share.is_sharded_by_rank:  # else it may be one damaged file
+                if self.share.world_size == 1:  # else a pass has rows that are other ranks'
                     outcomes.count(position, result)
                 if isinstance(result, Rejection):
                     yield StreamItem(position=position, rejection=result)
@@ -284,6 +294,18 @@ class SpeechStream(IterableDataset):
                     yield StreamItem(position=position, example=result)
         except Exception as error:
             yield StreamItem(position=None, error=portable(error))
+
+    def __post_init__(self) -> None:
+        begin = self.begin()
+        is_within_a_pass = any(source.offset > 0 for source in begin.sources)
+        if begin.order not in (None, self.order()) and is_within_a_pass:
+            logger.warning(
+                "--seed, --data_seed, --shuffle_buffer_size, --max_train_samples or --train_window "
+                "differ from the checkpoint's: in the rest of this pass some rows come twice, others "
+                "not at all (%s; now %s).",
+                begin.order,
+                self.order(),
+            )
 
     def prepare(self, drawn: DrawnRow) -> dict[str, Any] | Rejection:
         return self.sets[drawn.source].preparer(drawn.row, drawn.speed)
@@ -293,6 +315,14 @@ class SpeechStream(IterableDataset):
         if self.position is None:
             return StreamPosition.beginning(len(self.sets))
         return self.position
+
+    def order(self) -> RowOrder:
+        return RowOrder(
+            seed=self.seed,
+            block_size=self.block_size,
+            is_grouped_by_length=self.is_grouped_by_length,
+            max_rows=tuple(dataset.max_rows for dataset in self.sets),
+        )
 
     def rank_seed(self) -> int:
         """The seed of what is drawn for the n-th row. Ranks with files of their own each count from
@@ -304,29 +334,33 @@ class SpeechStream(IterableDataset):
     def rows(self) -> Iterator[tuple[StreamPosition, DrawnRow]]:
         """This rank's rows of the mix, each with the position after it."""
         begin = self.begin()
+        order = self.order()
         first_row = begin.row + begin.rows_to_skip
-        sources = list(begin.sources)
         readers = [self.source_rows(number) for number in range(len(self.sets))]
+        sources = list(begin.sources)  # the position of each
         weights = tuple(dataset.weight for dataset in self.sets)
         seed = self.rank_seed()
-        for row_number in itertools.count(begin.row):
-            number = draw_source(row_number, weights, seed)
+        for num_rows in itertools.count(begin.row):  # before this one
+            number = draw_source(num_rows, weights, seed)
             sources[number], row = next(readers[number])
-            if row_number < first_row:
-                continue
-            micro_batch = (row_number - first_row) // self.micro_batch_size
+            if num_rows < first_row:
+                continue  # another rank has trained on it before the checkpoint
+            micro_batch = (num_rows - first_row) // self.micro_batch_size
             if not self.share.has_turn(micro_batch):
                 continue
             position = StreamPosition(
-                row=row_number + 1, sources=tuple(sources), last_source=number
+                row=num_rows + 1,
+                sources=tuple(sources),
+                last_source=number,
+                order=order,
             )
-            yield position, DrawnRow(source=number, row=row, speed=self.draw_speed(position.row))
+            yield position, DrawnRow(source=number, row=row, speed=self.draw_speed(position))
 
-    def draw_speed(self, row_number: int) -> float:
-        """Of the n-th row of the mix, from 1 on."""
+    def draw_speed(self, position: StreamPosition) -> float:
+        """Of the row before `position`."""
         if not self.speed_perturbation:
             return 1.0
-        generator = np.random.default_rng([self.rank_seed(), row_number])
+        generator = np.random.default_rng([self.rank_seed(), position.row])
         return generator.uniform(MIN_SPEED, MAX_SPEED)
 
     def source_rows(self, number: int) -> Iterator[tuple[SourcePosition, SourceRow]]:
@@ -371,12 +405,13 @@ class SpeechStream(IterableDataset):
         return order
 
     def blocks(self, number: int) -> Iterator[tuple[Block, int | None]]:
-        """Endless (block, rows of the pass before it if known) of one source, from the block on in
-        which its position lies. Raises: UserError if a pass has no row."""
+        """Endless (block, rows of the pass before if known) of one source, from the block on in
+        which its position lies. Raises: UserError if there are no rows."""
         dataset = self.sets[number]
         begin = self.begin().sources[number]
         start = begin.start
         rows_per_pass = begin.rows_per_pass
+        num_empty_passes = 0
         while True:
             num_rows = start.rows_before
             for block in read_pass(
@@ -388,7 +423,8 @@ class SpeechStream(IterableDataset):
             ):
                 num_rows += len(block.rows)
                 yield block, rows_per_pass
-            if num_rows == 0 and not self.share.is_sharded_by_rank:
+            num_empty_passes = num_empty_passes + 1 if num_rows == 0 else 0
+            if num_empty_passes > self.share.max_empty_passes():
                 source = dataset.source
                 raise UserError(f"split '{source.split}' of {source.name} is empty.")
             rows_per_pass = num_rows

@@ -94,12 +94,17 @@ class StreamProgress:
             this_pass = rejected.source_pass
             name, num_rows = list(self.pass_rows.items())[this_pass.source]
             num_rejected = self.rejected_in_pass[this_pass]
-            if num_rows is not None and num_rejected > self.max_rejected_fraction * num_rows:
-                over = f" over {name}" if name else ""
+            if num_rows is None:
+                continue
+            over = f" over {name}" if name else ""
+            if num_rejected > self.max_rejected_fraction * num_rows:
                 self.raise_rejected(
                     f"{num_rejected} of the {num_rows} rows of pass {this_pass.pass_number + 1}{over} "
                     f"were rejected"
                 )
+            if num_rejected >= num_rows:  # nothing would ever be trained, whatever the limit
+                reasons = describe_counts(self.rejected)
+                raise UserError(f"no usable row in a whole pass{over}: {reasons}.")
 
     def raise_rejected(self, found: str) -> NoReturn:
         reasons = describe_counts(self.rejected)

@@ -11,6 +11,7 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.data.positions import (
     VERSION,
     BlockStart,
+    RowOrder,
     SourcePass,
     SourcePosition,
     StreamPosition,
@@ -34,6 +35,7 @@ POSITION = StreamPosition(
         SourcePosition(),
     ),
     last_source=1,
+    order=RowOrder(seed=1, block_size=16, is_grouped_by_length=True, max_rows=(None, 9)),
 )
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -405,6 +406,66 @@ def test_an_empty_dataset_says_so(tmp_path: Path):
     demonstration.write_parquet(tmp_path / "train-00000-of-00001.parquet", [])
     with pytest.raises(UserError, match="split 'train' of .* is empty"):
         load(tmp_path)
+
+
+def test_a_rank_whose_share_of_a_pass_is_unusable_goes_on(tmp_path: Path, preparer):
+    """Of a pass of 8 rows each of two ranks has 4; what the other one's are it does not know."""
+    rows = [(b"junk", "uno")] * 4 + demonstration.make_rows(4, seed=1)
+    demonstration.write_parquet(tmp_path / "train-00000-of-00001.parquet", rows)
+    stream = make_stream(load(tmp_path), preparer, block_size=1, micro_batch_size=4)
+    good, bad = (
+        list(itertools.islice(replace(stream, share=RankShare(rank=rank, world_size=2)), 20))
+        for rank in (1, 0)
+    )
+    assert all(item.rejection for item in bad) and all(item.example for item in good)
+
+
+def test_a_rank_that_has_only_empty_files_ends(
+    tmp_path: Path, preparer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("speech_finetuning.data.stream.MAX_EMPTY_PASSES", 3)
+    demonstration.write_parquet(
+        tmp_path / "train-00000-of-00002.parquet", demonstration.make_rows(4, seed=1)
+    )
+    demonstration.write_parquet(tmp_path / "train-00001-of-00002.parquet", [])
+    share = RankShare(rank=1, world_size=2, is_sharded_by_rank=True)
+    (item,) = make_stream(load(tmp_path), preparer, block_size=1, share=share)
+    assert isinstance(item.error, UserError) and "is empty" in str(item.error)
+    shuffled = make_stream(load(tmp_path), preparer, share=share)  # sometimes it has the other one
+    assert len(take(shuffled, 12)) == 12
+
+
+def test_empty_files_and_row_groups_are_not_damaged(tmp_path: Path, preparer):
+    rows = demonstration.make_rows(4, seed=1)
+    demonstration.write_parquet(tmp_path / "train-00000-of-00003.parquet", rows[:2])
+    demonstration.write_parquet(tmp_path / "train-00001-of-00003.parquet", [])
+    schema = pq.read_schema(tmp_path / "train-00000-of-00003.parquet")
+    others = pq.read_table(tmp_path / "train-00000-of-00003.parquet")
+    with pq.ParquetWriter(tmp_path / "train-00002-of-00003.parquet", schema) as writer:
+        writer.write_table(others.slice(0, 0))
+        writer.write_table(others)
+    items = list(itertools.islice(make_stream(load(tmp_path), preparer), 8))
+    assert all(item.example for item in items) and len(set(ids_of(items[:4]))) == 4
+    for seen in range(1, 7):
+        rest = make_stream(load(tmp_path), preparer, position=items[seen - 1].position)
+        assert take(rest, 2) == ids_of(items[seen : seen + 2])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 2}, {"block_size": 8}, {"is_grouped_by_length": True}, {"max_rows": 30}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_another_order_within_a_pass_is_a_warning(
+    speech: Path, preparer, changes: dict, caplog: pytest.LogCaptureFixture
+):
+    source = load(speech)
+    position = list(itertools.islice(make_stream(source, preparer), 5))[-1].position
+    value = json.loads(json.dumps(position.to_json()))
+    make_stream(source, preparer, position=StreamPosition.from_json(value), num_threads=1)
+    assert caplog.text == ""
+    make_stream(source, preparer, position=StreamPosition.from_json(value), **changes)
+    assert "in the rest of this pass some rows come twice" in caplog.text
 
 
 def test_a_position_is_plain_json(speech: Path, preparer):

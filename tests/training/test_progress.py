@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.cli import demonstration
 from speech_finetuning.data.positions import (
     BlockStart,
     SourcePass,
@@ -71,6 +73,29 @@ def test_each_source_of_a_mix_is_checked_by_itself(tmp_path: Path):
     progress.update(position=position_at(1_300), num_rows=200, rejections=other)
     with pytest.raises(UserError, match="51 of the 100 rows of pass 1 over small were rejected"):
         progress.update(position=position_at(1_400), num_rows=100, rejections=rejections[:1])
+
+
+def test_a_pass_without_a_usable_row_ends_whatever_the_limit(tmp_path: Path):
+    progress = make_progress(tmp_path, pass_rows={"": 20}, max_rejected_fraction=1.0)
+    progress.update(position=position_at(10), num_rows=10, rejections=make_rejections(10))
+    with pytest.raises(UserError, match="no usable row in a whole pass: 20 audio_empty"):
+        progress.update(position=position_at(20), num_rows=10, rejections=make_rejections(10))
+
+
+def test_a_run_names_the_damaged_files_at_its_end(
+    train: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Three files of ten rows; of one only the footer is whole."""
+    folder = demonstration.make_speech(tmp_path / "data", {"train": 30}, num_shards=3)
+    file = sorted(folder.glob("*.parquet"))[1]
+    data = file.read_bytes()
+    file.write_bytes(data[:200] + bytes(len(data) - 2_200) + data[-2_000:])
+    words = f"--do_train --max_steps 8 --per_device_train_batch_size 4 --dataset_name {folder}"
+    train(words)
+    assert f"10 rows were lost in each pass: 10 in train/0/1/{file.name}" in caplog.text
+    words += f" --max_rejected_fraction 0.3 --output_dir {tmp_path / 'stricter'}"
+    with pytest.raises(UserError, match="10 of the first 3. rows were rejected"):
+        train(words)
 
 
 def test_the_rest_of_a_damaged_file_counts_as_rejected(
