@@ -40,6 +40,7 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
             stopper.early_stopping_patience_counter >= stopper.early_stopping_patience
         )
         if has_stopped_early or state["global_step"] >= trainer.args.max_steps:
+            check_was_trained(trainer, state["global_step"])
             return load_finished_run(trainer, checkpoint, state)
         trainer.checkpoint_to_resume = str(checkpoint)
     metrics = train_and_save(trainer, checkpoint)
@@ -84,6 +85,7 @@ def train_and_save(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str,
     try:
         resume_from = str(checkpoint) if checkpoint is not None else None
         metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
+        check_was_trained(trainer, trainer.state.global_step)
         save_final_model(trainer)
     except pickle.UnpicklingError as error:  # torch loads numbers only
         names = "optimizer.pt, scheduler.pt, scaler.pt or rng_state.pth"
@@ -98,6 +100,17 @@ def train_and_save(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str,
         trainer.stop.is_deferred = False
     del metrics["total_flos"]
     return metrics
+
+
+def check_was_trained(trainer: SpeechTrainer, num_steps: int) -> None:
+    """Raises RunEnded(70) for a run all of whose steps were skipped: its model is the untrained one,
+    whose weights may be damaged."""
+    if num_steps > 0 and trainer.progress.num_skipped_steps >= num_steps:
+        raise RunEnded(
+            70,
+            f"the loss was not finite in any of the {num_steps} steps: nothing has been trained. "
+            "Fetch the model anew, its weights may be damaged, or lower --learning_rate.",
+        )
 
 
 def save_final_model(trainer: SpeechTrainer) -> None:

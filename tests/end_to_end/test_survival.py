@@ -209,6 +209,24 @@ def test_ten_broken_steps_in_a_row_end_the_run(
     assert len(json.loads((output(flags) / "diverged_rows.json").read_text())) == 40
 
 
+def test_a_run_all_of_whose_steps_were_skipped_is_not_done(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(script, "TokenWeightedLoss", BrokenLoss)
+    monkeypatch.setattr(BrokenLoss, "broken", range(0, 100))
+    monkeypatch.setattr(BrokenLoss, "calls", 0)
+    words = [*flags, "--do_train", "--max_steps", "3"]
+    for _ in range(2):  # nor when it is started again
+        assert exit_code_of(script.main, words) == 70
+        assert "in any of the 3 steps: nothing has been trained" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_fp16_run_goes_on_without_fp16(train: Callable, flags: list[str]):
+    train("--do_train --max_steps 2")
+    torch.save({"scale": 65536.0}, output(flags) / "checkpoint-2" / "scaler.pt")
+    assert train("--do_train --max_steps 4")["train_rows"] == 16
+
+
 def test_a_signal_in_the_middle_of_a_write_to_stderr():
     """The handler must not write through the buffer that it has interrupted: that raises "reentrant call"."""
     code = """if True:
