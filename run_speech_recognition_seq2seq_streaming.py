@@ -18,15 +18,18 @@
 # ///
 """Fine-tune a Whisper model on speech that is streamed from the Hugging Face Hub or from disk.
 
-    python run_speech_recognition_seq2seq_streaming.py --model_name_or_path openai/whisper-small --language es \\
-        --dataset_name facebook/multilingual_librispeech --dataset_config_name spanish --text_column_name transcript \\
-        --do_train --do_eval --eval_split_name dev --max_steps 2000 --fp16 --output_dir whisper-small-es
+    python run_speech_recognition_seq2seq_streaming.py \\
+        --model_name_or_path openai/whisper-small --language es \\
+        --dataset_name facebook/multilingual_librispeech --dataset_config_name spanish \\
+        --text_column_name transcript --eval_split_name dev \\
+        --do_train --do_eval --max_steps 2000 --fp16 --output_dir whisper-small-es
     python run_speech_recognition_seq2seq_streaming.py --config recipe.yaml --learning_rate 1e-5
-    python run_speech_recognition_seq2seq_streaming.py --help
 
-The way of one utterance: load_source -> SpeechStream (one order) -> decode_audio -> log_mel -> encode_text ->
-TrainCollator -> SpeechTrainer -> Scorecard -> model_card. `datasets` moves bytes and never decodes; rows are shuffled
-before they are decoded; a bad row becomes a Rejection with a reason and never ends the run.
+The path of one utterance: load_source -> SpeechStream (one order) -> decode_audio -> log_mel ->
+encode_text -> TrainCollator -> SpeechTrainer -> Scorecard -> CardWriter. `datasets` moves bytes and
+never decodes; rows are shuffled before they are decoded; a bad row becomes a Rejection with a
+reason and never ends the run. What is here is the recipe, to be changed; speech_finetuning/ is what
+has to hold whatever is changed.
 """
 
 import sys
@@ -38,11 +41,9 @@ if __name__ == "__main__":
 
 import copy
 import functools
-import json
 import logging
 import math
 import re
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,41 +60,24 @@ from speech_finetuning.base.network import as_user_error, limit_silence, retry_o
 from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.cli.console import describe_run, set_up_logging
-from speech_finetuning.cli.data_report import report_data, warn_of_overlap
+from speech_finetuning.cli.data_report import report_training_data, warn_of_overlap
 from speech_finetuning.cli.devices import (
     check_adapters,
     check_devices,
     check_optimizer,
     check_processes,
 )
-from speech_finetuning.cli.dry_run import (
-    check_hub_access,
-    check_sample,
-    conclude,
-    estimate_needs,
-    folder_size_in_bytes,
-    miniature_flags,
-    rehearse,
-    take_sample,
-)
+from speech_finetuning.cli.dry_run import dry_run
 from speech_finetuning.cli.exit_status import exit_code_of, forget_earlier_ending
 from speech_finetuning.cli.flags import flag_name, with_config_file
 from speech_finetuning.cli.parsing import parse_flags, read_records
 from speech_finetuning.cli.translation import translate, warn_of_retired_flags
-from speech_finetuning.data.audio import (
-    FRAMES_PER_POSITION,
-    SILENCE,
-)
+from speech_finetuning.data.audio import FRAMES_PER_POSITION, SILENCE
+from speech_finetuning.data.batches import join_clips, pad_labels
 from speech_finetuning.data.packing import UtterancePacker, build_packer
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import (
-    RankShare,
-    SpeechStream,
-    StepInfo,
-    StreamItem,
-    can_shard_by_rank,
-)
+from speech_finetuning.data.stream import SpeechStream, StepInfo, StreamItem
 from speech_finetuning.data.text import IGNORED_LABEL, UNSPACED_LANGUAGES
 from speech_finetuning.model.adapters import add_adapters
 from speech_finetuning.model.languages import check_language
@@ -110,9 +94,11 @@ from speech_finetuning.sharing.model_card import CardWriter
 from speech_finetuning.sharing.reports import write_reports
 from speech_finetuning.sharing.run_info import claim_output_dir, collect_run_info, run_identity
 from speech_finetuning.sharing.uploads import HubUploads
+from speech_finetuning.training.callbacks import early_stopping
 from speech_finetuning.training.checkpoints import find_checkpoint
+from speech_finetuning.training.compat import make_reproducible
 from speech_finetuning.training.loss import TokenWeightedLoss
-from speech_finetuning.training.progress import StreamProgress
+from speech_finetuning.training.progress import StreamProgress, resume_progress
 from speech_finetuning.training.session import final_scores, train, zero_shot_scores
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -136,18 +122,13 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """Which speech to train and score on, and what is done to it."""
+class SourceArguments:
+    """Where speech comes from, read how: what an entry of --data_mix may set for itself."""
 
     dataset_name: str | None = HfArg(
         default=None, help="Data: a Hub id, a folder, or a CSV, TSV or JSONL file."
     )
-    data_mix: str | None = HfArg(
-        default=None, help="Instead of --dataset_name: YAML list of datasets with flags."
-    )
-    dataset_config_name: str | None = HfArg(
-        default=None, help="Configuration of the data, often the language."
-    )
+    dataset_config_name: str | None = HfArg(default=None, help="Configuration, often the language.")
     train_split_name: str = HfArg(
         default="train", help="Split to train on; 'train+validation' uses all of both."
     )
@@ -160,11 +141,9 @@ class DataArguments:
     predict_split_name: str = HfArg(
         default="test", help="Split that --do_predict transcribes; needs no references."
     )
-    audio_column_name: str | None = HfArg(
-        default=None, help="Column with the audio; default: audio, path, ..."
-    )
+    audio_column_name: str | None = HfArg(default=None, help="The audio; default: audio, path, ...")
     text_column_name: str | None = HfArg(
-        default=None, help="Column with the text; default: text, sentence, ..."
+        default=None, help="The text; default: text, sentence, ..."
     )
     max_duration_in_seconds: float = HfArg(
         default=30.0, help="Rejects (never cuts) clips longer than this or 30 s."
@@ -176,10 +155,6 @@ class DataArguments:
     max_eval_samples: int | None = HfArg(
         default=None, help="Scores the first N rows of each split; default: all."
     )
-    max_rejected_fraction: float = HfArg(
-        default=0.5,
-        help="Ends the run if more of the first 1,000 rows, or of a pass, are unfit; 1: never.",
-    )
     do_lower_case: bool = HfArg(default=False, help="Lower-cases transcripts: so will the model's.")
     do_remove_punctuation: bool = HfArg(
         default=False, help="Removes punctuation, and nothing else, from transcripts."
@@ -189,6 +164,19 @@ class DataArguments:
     )
     language: str | None = HfArg(
         default=None, help="Language spoken, a code or an English name; not for .en models."
+    )
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """Which speech to train and score on, and what is done to it."""
+
+    data_mix: str | None = HfArg(
+        default=None, help="Instead of --dataset_name: YAML list of datasets with flags."
+    )
+    max_rejected_fraction: float = HfArg(
+        default=0.5,
+        help="Ends the run if more of the first 1,000 rows, or of a pass, are unfit; 1: never.",
     )
     task: Literal["transcribe", "translate"] = HfArg(
         default="transcribe", help="What the model writes; a translation is into English."
@@ -201,7 +189,7 @@ class DataArguments:
         default="full", help="'longest' pads to a batch's longest clip, not 30 s: far faster."
     )
     full_window_fraction: float = HfArg(
-        default=0.1, help="Share of --train_window longest's batches padded to 30 s."
+        default=0.1, help="Share of 'longest' batches padded to 30 s."
     )
     pack_utterances: bool = HfArg(
         default=False, help="Joins the utterances of a batch to windows of up to 30 s."
@@ -210,22 +198,16 @@ class DataArguments:
         default=0.0, help="Share of windows with timestamps of their utterances."
     )
     apply_spec_augment: bool = HfArg(default=False, help="Masks stretches of time and mel bands.")
-    speed_perturbation: bool = HfArg(
-        default=False, help="Plays clips at 0.9 to 1.1 of their speed."
-    )
+    speed_perturbation: bool = HfArg(default=False, help="Plays clips at 0.9 to 1.1 of the speed.")
     streaming: bool = HfArg(default=True, help="Reads rows as needed; False: downloads first.")
-    num_decoding_threads: int | None = HfArg(
-        default=None, help="Threads that decode; default: all cores, at most 8."
-    )
+    num_decoding_threads: int | None = HfArg(default=None, help="Default: all cores, at most 8.")
     max_network_wait_in_minutes: float = HfArg(
         default=30.0, help="How long a lost network is waited for; 0: not."
     )
     max_train_time_in_hours: float | None = HfArg(
-        default=None, help="Saves and stops (exit code 75) after this time."
+        default=None, help="Saves and stops (75) after this time."
     )
-    eval_before_training: bool = HfArg(
-        default=False, help="Scores the untouched model first, for a before/after."
-    )
+    eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first.")
     long_form: bool = HfArg(
         default=False, help="Also scores longer clips, by Whisper's long-form generation."
     )
@@ -250,29 +232,6 @@ class DataRecord(DataArguments):
 
     name: str = ""  # in the log, in row ids and metric names; empty without --data_mix
     weight: float = 1.0  # its share of the training rows, to the sum of all weights
-
-
-# What an entry of --data_mix may say; everything else is one setting for the whole run.
-RECORD_KEYS = (
-    "name",
-    "weight",
-    "dataset_name",
-    "dataset_config_name",
-    "train_split_name",
-    "eval_split_name",
-    "test_split_name",
-    "predict_split_name",
-    "language",
-    "audio_column_name",
-    "text_column_name",
-    "min_duration_in_seconds",
-    "max_duration_in_seconds",
-    "max_train_samples",
-    "max_eval_samples",
-    "do_lower_case",
-    "do_remove_punctuation",
-    "do_normalize_eval",
-)
 
 
 @dataclass
@@ -337,7 +296,7 @@ def data_records(data_args: DataArguments) -> list[DataRecord]:
     Raises: UserError for what an entry cannot say."""
     if data_args.data_mix is None:
         return [DataRecord(**asdict(data_args))]
-    return read_records(data_args.data_mix, data_args, DataRecord, RECORD_KEYS)
+    return read_records(data_args.data_mix, data_args, DataRecord, SourceArguments)
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
@@ -351,6 +310,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     training_args, model_args, data_args = parse_flags(
         words, (TrainingArguments, ModelArguments, DataArguments)
     )
+    if data_args.num_decoding_threads is None:
+        data_args.num_decoding_threads = num_usable_cores(training_args.world_size)
     return model_args, data_args, training_args
 
 
@@ -362,29 +323,10 @@ def check_arguments(data_args: DataArguments, training_args: TrainingArguments) 
         check_optimizer(training_args)
 
 
-def pad_labels(labels: list[list[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Token ids of each row to what the decoder is to say and what it reads, (batch, n_tokens) each:
-    `labels` without the first token, padded with -100, which the loss leaves out, and
-    `decoder_input_ids` without the last one, padded with the end token."""
-    longest = max(len(ids) for ids in labels)
-    targets = [ids[1:] + [IGNORED_LABEL] * (longest - len(ids)) for ids in labels]
-    inputs = [ids[:-1] + [pad_token_id] * (longest - len(ids)) for ids in labels]
-    return {"labels": torch.tensor(targets), "decoder_input_ids": torch.tensor(inputs)}
-
-
-def join_clips(clips: list[torch.Tensor]) -> dict[str, Any]:
-    """Clips of (n_mels, n_frames) end to end, not padded, so that little crosses the process border:
-    `frames` (n_mels, sum of frame_counts) and `frame_counts`. The trainer pads them on its device."""
-    return {
-        "frames": torch.cat(clips, dim=1),
-        "frame_counts": [clip.shape[1] for clip in clips],
-    }
-
-
 @dataclass(kw_only=True)
 class TrainCollator:
-    """Rows of the stream to a micro-batch: `labels`, `decoder_input_ids` (see `pad_labels`), `frames`,
-    `frame_counts` (see `join_clips`) and `step_info`, a StepInfo. A micro-batch whose rows were all
+    """Rows of the stream to a micro-batch: `labels`, `decoder_input_ids` (see `pad_labels`),
+    `frames`, `frame_counts` (see `join_clips`) and `step_info`, a StepInfo. A micro-batch whose rows were all
     rejected holds one silent dummy row without labels, so that every step runs."""
 
     decoder_start_token_id: int
@@ -413,8 +355,8 @@ class TrainCollator:
 
 @dataclass(kw_only=True)
 class EvalCollator:
-    """Rows of a prepared evaluation set to a batch: as TrainCollator's, but with `index` (batch,), the
-    rows' numbers in the set, instead of `step_info`."""
+    """Rows of a prepared evaluation set to a batch: as TrainCollator's, but with `index` (batch,),
+    the rows' numbers in the set, instead of `step_info`."""
 
     pad_token_id: int
     n_mels: int
@@ -459,9 +401,9 @@ def make_preprocessor(
     extractor = processor.feature_extractor
     if extractor.feature_size != config.num_mel_bins:
         raise UserError(
-            f"the checkpoint's feature extractor makes {extractor.feature_size} mel bins, its model "
-            f"reads {config.num_mel_bins}. Copy preprocessor_config.json from the model that it was "
-            "made from."
+            f"the checkpoint's feature extractor makes {extractor.feature_size} mel bins, its "
+            f"model reads {config.num_mel_bins}. Copy preprocessor_config.json from the model that "
+            "it was made from."
         )
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
@@ -664,9 +606,12 @@ class Job:
     run: Run
     data_args: DataArguments
     trainer: SpeechTrainer
-    run_info: dict[str, Any]
     final_sets: dict[str, datasets.Dataset]  # scored once, at the end, by role: test, predict
-    card_writer: CardWriter
+
+    @property
+    def run_info(self) -> dict[str, Any]:
+        """What is needed to understand and repeat the run."""
+        return self.trainer.card_writer.run_info
 
 
 def claim_run(
@@ -694,31 +639,6 @@ def claim_run(
         checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     output_dir.mkdir(parents=True, exist_ok=True)
     return Run(output_dir=output_dir, identity=identity, uploads=uploads, checkpoint=checkpoint)
-
-
-def resume_progress(
-    run: Run,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    train_sets: tuple[SpeechDataset, ...],
-) -> StreamProgress:
-    """What has been trained so far, and so where the stream goes on: nothing yet, or what the
-    checkpoint says."""
-    progress = StreamProgress(
-        output_dir=run.output_dir,
-        max_rejected_fraction=data_args.max_rejected_fraction,
-        pass_rows={dataset.source.record: dataset.rows_per_pass() for dataset in train_sets},
-        revisions={dataset.source.record: dataset.source.revision for dataset in train_sets},
-        share=RankShare(
-            rank=training_args.process_index,
-            world_size=training_args.world_size,
-            is_sharded_by_rank=can_shard_by_rank(train_sets, training_args.world_size),
-        ),
-    )
-    if run.checkpoint is not None:
-        state = (run.checkpoint / "stream_state.json").read_text(encoding="utf-8")
-        progress.restore(json.loads(state))
-    return progress
 
 
 def load_inputs(
@@ -796,38 +716,25 @@ def make_eval_collator(inputs: Inputs) -> EvalCollator:
     )
 
 
-def make_callbacks(data_args: DataArguments) -> list[transformers.TrainerCallback]:
-    """What a training does beside its steps, as far as flags decide it."""
-    patience = data_args.early_stopping_patience
-    return [transformers.EarlyStoppingCallback(patience)] if patience else []
-
-
-def make_run_info(
+def make_card_writer(
     argv: list[str],
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
     inputs: Inputs,
     run: Run,
-) -> dict[str, Any]:
-    """What is needed to understand and repeat the run."""
-    arguments = {**asdict(model_args), **asdict(data_args), **training_args.to_dict()}
-    return collect_run_info(
+) -> CardWriter:
+    """What writes the model card, at every save and at the end, from what repeats the run."""
+    name = model_args.model_index_name
+    if name is None:
+        name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
+    info = collect_run_info(
         argv=argv,
-        arguments=arguments,
+        arguments={**asdict(model_args), **asdict(data_args), **training_args.to_dict()},
         speech=inputs.speech,
         identity=run.identity,
         base_licence=base_licence(model_args.model_name_or_path) if run.uploads else None,
     )
-
-
-def make_card_writer(
-    model_args: ModelArguments, inputs: Inputs, run: Run, info: dict[str, Any]
-) -> CardWriter:
-    """What writes the model card, at every save and at the end."""
-    name = model_args.model_index_name
-    if name is None:
-        name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
     return CardWriter(
         run_info=info,
         languages=[language or "en" for language in dict.fromkeys(inputs.languages)],
@@ -836,29 +743,22 @@ def make_card_writer(
     )
 
 
-def make_reproducible(training_args: TrainingArguments) -> None:
-    """Seeds what is drawn before training, alike on every rank: new adapters."""
-    # Else the gradient of the decoder's positions differs in its last bit from run to run (torch
-    # 2.13, index_put).
-    on_cpu = training_args.device.type == "cpu"
-    torch.use_deterministic_algorithms(training_args.full_determinism or on_cpu, warn_only=True)
-    transformers.set_seed(training_args.seed)
-    # Whole, in every process: transformers (5.23) cannot load a Whisper in ZeRO-3's parts. DeepSpeed
-    # splits it later.
-    transformers.integrations.unset_hf_deepspeed_config()
-
-
-def make_stream(
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    train_sets: tuple[SpeechDataset, ...],
-    progress: StreamProgress,
-) -> SpeechStream:
-    """One exact order of rows, from where the training stands."""
+def resume_stream(
+    run: Run, data_args: DataArguments, training_args: TrainingArguments, inputs: Inputs
+) -> tuple[StreamProgress, SpeechStream]:
+    """What has been trained so far, and one exact order of rows from there on."""
+    progress = resume_progress(
+        checkpoint=run.checkpoint,
+        output_dir=run.output_dir,
+        max_rejected_fraction=data_args.max_rejected_fraction,
+        datasets=inputs.train_sets,
+        rank=training_args.process_index,
+        world_size=training_args.world_size,
+    )
     # Packs are of consecutive rows, whatever their length.
     is_grouped = data_args.train_window == "longest" and not data_args.pack_utterances
-    return SpeechStream(
-        sets=train_sets,
+    stream = SpeechStream(
+        sets=inputs.train_sets,
         seed=training_args.data_seed,
         block_size=data_args.shuffle_buffer_size,
         micro_batch_size=training_args.per_device_train_batch_size,
@@ -868,6 +768,7 @@ def make_stream(
         is_grouped_by_length=is_grouped,
         speed_perturbation=data_args.speed_perturbation,
     )
+    return progress, stream
 
 
 def build_job(argv: list[str], stop: StopSignals | None) -> Job:
@@ -877,18 +778,13 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     set_up_logging(training_args)
     warn_of_retired_flags(argv)
     records = data_records(data_args)
-    if data_args.num_decoding_threads is None:
-        data_args.num_decoding_threads = num_usable_cores(training_args.world_size)
     run = claim_run(model_args, data_args, training_args, records)
 
     inputs = load_inputs(model_args, data_args, training_args, records)
     resolve_arguments(training_args, inputs, has_adapters=model_args.lora_rank > 0)
-    progress = resume_progress(run, data_args, training_args, inputs.train_sets)
-    stream = make_stream(data_args, training_args, inputs.train_sets, progress)
+    progress, stream = resume_stream(run, data_args, training_args, inputs)
     eval_sets = prepare_eval_sets(inputs.speech, data_args.num_decoding_threads, training_args)
 
-    info = make_run_info(argv, model_args, data_args, training_args, inputs, run)
-    card_writer = make_card_writer(model_args, inputs, run, info)
     make_reproducible(training_args)
     model = load_model(model_args, data_args, inputs.generation_config, inputs.languages)
     trainer = SpeechTrainer(
@@ -901,11 +797,11 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         processing_class=inputs.processor,
         compute_loss_func=TokenWeightedLoss(training_args.label_smoothing_factor),
         compute_metrics=Scorecard(tokenizer=inputs.processor.tokenizer, targets=inputs.targets),
-        callbacks=make_callbacks(data_args),
+        callbacks=early_stopping(data_args.early_stopping_patience),
         progress=progress,
         stop=stop or StopSignals(),
         uploads=run.uploads,
-        card_writer=card_writer,
+        card_writer=make_card_writer(argv, model_args, data_args, training_args, inputs, run),
         train_window=data_args.train_window,
         full_window_fraction=data_args.full_window_fraction,
         max_train_time_in_hours=data_args.max_train_time_in_hours,
@@ -915,14 +811,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     describe_run(
         model, inputs.speech, training_args, run.checkpoint, progress.share.is_sharded_by_rank
     )
-    return Job(
-        run=run,
-        data_args=data_args,
-        trainer=trainer,
-        run_info=info,
-        final_sets=eval_sets,
-        card_writer=card_writer,
-    )
+    return Job(run=run, data_args=data_args, trainer=trainer, final_sets=eval_sets)
 
 
 def run_job(job: Job) -> dict[str, float]:
@@ -933,10 +822,11 @@ def run_job(job: Job) -> dict[str, float]:
     if trainer.is_world_process_zero():
         forget_earlier_ending(run.output_dir)
         write_json(run.output_dir / "run_info.json", job.run_info)
-        report_on_data(job)
+        if training_args.do_train and run.checkpoint is None:
+            report_training_data(trainer, job.data_args.data_report_samples)
     if job.data_args.eval_before_training:
         metrics |= zero_shot_scores(trainer, run.output_dir, run.checkpoint)
-    job.card_writer.early_metrics = dict(metrics)
+    trainer.card_writer.early_metrics = dict(metrics)
     if training_args.do_train:
         metrics |= train(trainer, run.checkpoint)
     if training_args.do_eval:
@@ -944,7 +834,7 @@ def run_job(job: Job) -> dict[str, float]:
     for role, rows in job.final_sets.items():
         metrics |= trainer.evaluate(rows, metric_key_prefix=role)
     if trainer.is_world_process_zero():
-        card = job.card_writer.write(metrics, trainer.state.log_history)
+        card = trainer.card_writer.write(metrics, trainer.state.log_history)
         write_reports(run.output_dir, job.run_info, metrics, card)
         if run.uploads is not None:
             run.uploads.submit(run.output_dir, card)
@@ -952,52 +842,21 @@ def run_job(job: Job) -> dict[str, float]:
     return metrics
 
 
-def report_on_data(job: Job) -> None:
-    """The data report, once at the beginning of a training."""
-    num_rows = job.data_args.data_report_samples
-    if not job.trainer.args.do_train or job.run.checkpoint is not None or num_rows == 0:
-        return
-    curves = None
-    if "tensorboard" in job.trainer.args.report_to:
-        curves = job.run.output_dir / "runs" / "data"
-    report_data(job.trainer.train_dataset, num_rows, curves, job.run.output_dir)
-
-
-def dry_run(argv: list[str], stop: StopSignals | None) -> dict[str, float]:
-    """The whole job in miniature, in a temporary folder: 64 rows decoded, three steps of the row
-    with most tokens, 8 rows scored, a checkpoint saved and loaded afresh. Logs a table of checks.
-    Raises: UserError if one fails."""
-    _, data_args, full_args = parse_arguments(argv)
-    check_arguments(data_args, full_args)
-    checks = {"Hub": check_hub_access(full_args)}
-    with tempfile.TemporaryDirectory() as folder:
-        job = build_job(miniature_flags(argv, full_args, folder), stop)
-        report_data(job.trainer.train_dataset, 64, curves=None, output_dir=None)
-        sample = take_sample(job.trainer.train_dataset, 64)
-        rehearse(job.trainer, sample, full_args)
-        metrics = run_job(job)
-        checkpoint_in_bytes = folder_size_in_bytes(Path(folder, "checkpoint-3"))
-    checks["data"] = check_sample(sample, data_args.max_rejected_fraction)
-    checks |= estimate_needs(
-        trainer=job.trainer,
-        full_args=full_args,
-        data=job.run_info["data"],
-        max_eval_samples=data_args.max_eval_samples,
-        metrics=metrics,
-        checkpoint_in_bytes=checkpoint_in_bytes,
-    )
-    conclude(checks, job.run_info["versions"])
-    return metrics
-
-
 def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
     """Trains and scores as the command line says. Returns all metrics.
     Raises: UserError for what the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
-    _, data_args, _ = parse_arguments(argv)
+    _, data_args, training_args = parse_arguments(argv)
     limit_silence(data_args.max_network_wait_in_seconds)
     if data_args.dry_run:
-        return dry_run(argv, stop)
+        check_arguments(data_args, training_args)
+        return dry_run(
+            argv,
+            data_args=data_args,
+            full_args=training_args,
+            build_job=functools.partial(build_job, stop=stop),
+            run_job=run_job,
+        )
     return run_job(build_job(argv, stop))
 
 

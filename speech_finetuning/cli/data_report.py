@@ -16,6 +16,7 @@ from speech_finetuning.base.rejections import Rejection, describe_counts, list_r
 from speech_finetuning.base.threads import map_in_order
 from speech_finetuning.data.preprocessing import Example, SpeechDataset
 from speech_finetuning.data.stream import SpeechStream, read_pass
+from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,15 @@ class PreparedRows:
 
     def count_reasons(self) -> Counter[str]:
         return Counter(rejection.reason for rejection in self.rejections)
+
+
+def report_training_data(trainer: SpeechTrainer, num_rows: int) -> None:
+    """The data report of a training that begins. num_rows: of each source; 0: no report."""
+    if num_rows == 0:
+        return
+    output_dir = Path(trainer.args.output_dir)
+    curves = output_dir / "runs" / "data" if "tensorboard" in trainer.args.report_to else None
+    report_data(trainer.train_dataset, num_rows, curves, output_dir)
 
 
 def report_data(

@@ -6,6 +6,8 @@ import logging
 import math
 import shutil
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import transformers
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import retry_on_network_error
+from speech_finetuning.cli.data_report import report_data
 from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.stream import SpeechStream, StreamItem
 from speech_finetuning.sharing.hub import describe_access
@@ -22,6 +25,7 @@ from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
 
+NUM_READ_ROWS = 64
 NUM_SCORED_ROWS = 8
 MAX_REJECTED_FRACTION_WITHOUT_WARNING = 0.1
 MAX_MEMORY_FRACTION_WITHOUT_WARNING = 0.9
@@ -218,3 +222,35 @@ def conclude(checks: dict[str, Check], versions: dict[str, str]) -> None:
     failed = [f"{name}: {check.found}" for name, check in checks.items() if check.state == "error"]
     if failed:
         raise UserError(f"--dry_run: {'; '.join(failed)}.")
+
+
+def dry_run(
+    argv: list[str],
+    *,
+    data_args: Any,
+    full_args: transformers.Seq2SeqTrainingArguments,
+    build_job: Callable[[list[str]], Any],
+    run_job: Callable[[Any], dict[str, float]],
+) -> dict[str, float]:
+    """The whole job in miniature, in a temporary folder: 64 rows decoded, three steps of the row
+    with most tokens, 8 rows scored, a checkpoint saved and loaded afresh. Logs a table of checks.
+    build_job, run_job: the script's. Raises: UserError if a check fails."""
+    checks = {"Hub": check_hub_access(full_args)}
+    with tempfile.TemporaryDirectory() as folder:
+        job = build_job(miniature_flags(argv, full_args, folder))
+        report_data(job.trainer.train_dataset, NUM_READ_ROWS, curves=None, output_dir=None)
+        sample = take_sample(job.trainer.train_dataset, NUM_READ_ROWS)
+        rehearse(job.trainer, sample, full_args)
+        metrics = run_job(job)
+        checkpoint_in_bytes = folder_size_in_bytes(Path(folder, "checkpoint-3"))
+    checks["data"] = check_sample(sample, data_args.max_rejected_fraction)
+    checks |= estimate_needs(
+        trainer=job.trainer,
+        full_args=full_args,
+        data=job.run_info["data"],
+        max_eval_samples=data_args.max_eval_samples,
+        metrics=metrics,
+        checkpoint_in_bytes=checkpoint_in_bytes,
+    )
+    conclude(checks, job.run_info["versions"])
+    return metrics

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,15 @@ def parse_flags(words: list[str], kinds: Sequence[type]) -> Any:
         raise UserError(one_line(error)) from error
 
 
-def read_records(path: str, defaults: Any, kind: type, keys: tuple[str, ...]) -> list[Any]:
+def read_records(path: str, defaults: Any, kind: type, own_flags: type) -> list[Any]:
     """The entries of a --data_mix file as dataclasses of one kind, completed by the command line.
 
-    defaults: the command line's dataclass; keys: what an entry may say; null takes a setting away.
+    defaults: the command line's dataclass; own_flags: the dataclass of what an entry may set for
+    itself, beside its name and weight; null takes a setting away.
     Raises: UserError for what an entry cannot say, for weights that are not above 0, and for names
     that are taken.
     """
+    keys = ["name", "weight", *(field.name for field in fields(own_flags))]
     entries = read_yaml("--data_mix", path, list, "- dataset_name: path/to/data")
     records: list[Any] = []
     for number, entry in enumerate(entries, start=1):

@@ -19,7 +19,7 @@ LIBRARY_CLASSES = {
     "training_args_seq2seq.py": "Seq2SeqTrainingArguments",
 }
 FILES_WITH_ENUMS = ("training_args.py", "trainer_utils.py")
-OUR_CLASSES = ("TrainingArguments", "ModelArguments", "DataArguments")
+OUR_CLASSES = ("TrainingArguments", "ModelArguments", "SourceArguments", "DataArguments")
 
 
 def read_parser(script: Path) -> OneLineErrors:

@@ -120,3 +120,8 @@ def evaluation_name(metrics: dict[str, float]) -> str:
     figure = "_runtime"
     (name,) = [name.removesuffix(figure) for name in metrics if name.endswith(figure)]
     return name
+
+
+def early_stopping(patience: int | None) -> list[transformers.TrainerCallback]:
+    """Ends a training after `patience` evaluations without a better score; None: never."""
+    return [] if patience is None else [transformers.EarlyStoppingCallback(patience)]

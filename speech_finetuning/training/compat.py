@@ -334,3 +334,15 @@ def restore_early_stopping(
         setattr(callback, name, value)
     trainer.add_callback(callback)
     return callback
+
+
+def make_reproducible(training_args: transformers.Seq2SeqTrainingArguments) -> None:
+    """Seeds what is drawn before training, alike on every rank: new adapters."""
+    # Else the gradient of the decoder's positions differs in its last bit from run to run (torch
+    # 2.13, index_put).
+    on_cpu = training_args.device.type == "cpu"
+    torch.use_deterministic_algorithms(training_args.full_determinism or on_cpu, warn_only=True)
+    transformers.set_seed(training_args.seed)
+    # Whole, in every process: transformers (5.23) cannot load a Whisper in ZeRO-3's parts. DeepSpeed
+    # splits it later.
+    transformers.integrations.unset_hf_deepspeed_config()

@@ -1,5 +1,6 @@
 """What has been trained so far."""
 
+import json
 import logging
 import os
 from collections import Counter
@@ -16,7 +17,8 @@ from speech_finetuning.data.positions import (
     in_this_version,
     position_after_resharding,
 )
-from speech_finetuning.data.stream import ONE_RANK, RankShare, RejectedRow
+from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.stream import ONE_RANK, RankShare, RejectedRow, can_shard_by_rank
 
 logger = logging.getLogger(__name__)
 
@@ -242,3 +244,31 @@ class StreamProgress:
         else:
             logger.warning("the files were dealt to %d processes: the next pass begins.", num_ranks)
             self.position = position_after_resharding(rank_positions)
+
+
+def resume_progress(
+    *,
+    checkpoint: Path | None,
+    output_dir: Path,
+    max_rejected_fraction: float,
+    datasets: tuple[SpeechDataset, ...],
+    rank: int,
+    world_size: int,
+) -> StreamProgress:
+    """What has been trained so far, and so where the stream goes on: nothing yet, or what the
+    checkpoint says."""
+    progress = StreamProgress(
+        output_dir=output_dir,
+        max_rejected_fraction=max_rejected_fraction,
+        pass_rows={dataset.source.record: dataset.rows_per_pass() for dataset in datasets},
+        revisions={dataset.source.record: dataset.source.revision for dataset in datasets},
+        share=RankShare(
+            rank=rank,
+            world_size=world_size,
+            is_sharded_by_rank=can_shard_by_rank(datasets, world_size),
+        ),
+    )
+    if checkpoint is not None:
+        state = (checkpoint / "stream_state.json").read_text(encoding="utf-8")
+        progress.restore(json.loads(state))
+    return progress
