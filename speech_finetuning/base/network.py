@@ -142,7 +142,8 @@ def set_missing_timeouts(silence_in_seconds: float, request: Any) -> None:
     """Not by the client's own setting, as many calls of the library ask for None by themselves."""
     asked = request.extensions.get("timeout", {})
     request.extensions["timeout"] = {
-        phase: asked.get(phase) or silence_in_seconds
+        # The library itself waits 60 seconds, six times, for a file's metadata (file_download.py).
+        phase: min(asked.get(phase) or silence_in_seconds, silence_in_seconds)
         for phase in ("connect", "read", "write", "pool")
     }
 
