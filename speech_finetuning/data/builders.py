@@ -26,6 +26,7 @@ from speech_finetuning.data.columns import (
     find_columns,
     find_name,
 )
+from speech_finetuning.data.places import where_it_is_now
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,9 @@ def load_builder(
             raise
         if "BuilderConfig" in str(error):
             raise UserError(f"--dataset_config_name {config_name}: {one_line(error)}") from error
-        advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
+        advice = where_it_is_now(name)
+        if advice is None:
+            advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
         if revision is not None and "Revision" in str(error):
             advice = (
                 "The run began with this revision, which is gone. Start another run, with an "
@@ -118,7 +121,7 @@ def load_parquet_export(
             f"--dataset_name {name}: a script dataset, never run; "
             f"it has no parquet export ({place})"
         ),
-        advice=" Look for a parquet copy of it on the Hub.",
+        advice=f" {where_it_is_now(name) or 'Look for a parquet copy of it on the Hub.'}",
     ):
         return datasets.load_dataset_builder(
             name,

@@ -15,6 +15,8 @@ FILE_SUFFIXES = (
     *(".parquet", ".arrow", ".tar", ".gz", ".tgz", ".zip", ".txt", ".xls", ".xlsx", ".ods"),
     *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm"),
 )
+# Data sets that have left the Hub, and their kin, whose clips are Common Voice's.
+COMMON_VOICE = re.compile(r"(\w[\w-]*/)?(common_voice(_\d+_\d+)?|covost2)")
 MAX_NAMES = 10  # of a folder, in a message
 
 
@@ -68,3 +70,17 @@ def what_is_there(path: Path) -> str:
     if "/" not in os.fspath(path):
         text += f" (A data set on the Hub: write its owner too, OWNER/{path.name}.)"
     return text
+
+
+def where_it_is_now(name: str) -> str | None:
+    """What to do about a data set that has left the Hub; None for all others.
+
+    Mozilla took Common Voice from the Hub in October 2025: its repositories answer 404.
+    """
+    if COMMON_VOICE.fullmatch(name) is None:
+        return None
+    return (
+        "Common Voice has left the Hub. Download your language from "
+        "https://mozilladatacollective.com, unpack it, and pass the folder: --dataset_name FOLDER "
+        "--dataset_config_name es (its code), with --eval_split_name dev. See docs/data.md."
+    )

@@ -119,6 +119,10 @@ def test_streaming_false_downloads_first(hub: Hub, tmp_path: Path):
         ({"dataset_name": "alice/private"}, "--dataset_name alice/private"),
         ({"dataset_name": "alice/nothing"}, "--dataset_name alice/nothing"),
         (
+            {"dataset_name": "mozilla-foundation/common_voice_11_0"},
+            "Download your language from https://mozilladatacollective.com",
+        ),
+        (
             {"dataset_name": "alice/lost"},
             "it has no parquet export (revision refs/convert/parquet)",
         ),
