@@ -74,10 +74,11 @@ from speech_finetuning.cli.parsing import parse_flags, read_records
 from speech_finetuning.cli.translation import translate, warn_of_retired_flags
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, SILENCE
 from speech_finetuning.data.batches import join_clips, pad_labels
+from speech_finetuning.data.items import StepInfo, StreamItem
 from speech_finetuning.data.packing import UtterancePacker, build_packer
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import SpeechStream, StepInfo, StreamItem
+from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.data.text import IGNORED_LABEL, UNSPACED_LANGUAGES
 from speech_finetuning.model.adapters import add_adapters
 from speech_finetuning.model.languages import check_language

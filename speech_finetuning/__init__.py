@@ -3,7 +3,7 @@
     base      errors, rejections, files, network, threads, shutdown: knows no speech
     data      audio, containers, signatures, reading, text, segments, tables, columns, cells, manifests,
               builders, places, sources, shards,
-              preprocessing, positions, stream, packing, batches: bytes to examples
+              preprocessing, positions, items, stream, packing, batches: bytes to examples
     model     loading, languages, adapters, windows, generation: the checkpoint, its language, its window
     scoring   readings, metrics, eval_sets, scores, scorecard, predictions: rows to numbers that cannot flatter
     training  loss, progress, checkpoints, callbacks, meter, resumable, trainer, session, compat:

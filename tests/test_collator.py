@@ -1,17 +1,17 @@
-"""The script's collators: what the trainer gets of the rows of a micro-batch, and of an evaluation's."""
+"""The script's collators: what the trainer gets of the rows of a micro-batch or of a scored set."""
 
 import torch
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.items import RejectedRow, StreamItem
 from speech_finetuning.data.positions import (
     BlockStart,
     SourcePass,
     SourcePosition,
     StreamPosition,
 )
-from speech_finetuning.data.stream import RejectedRow, StreamItem
 
 ONE = {"id": "r1", "duration": 1.0, "features": torch.ones(2, 3), "labels": [7, 1, 2, 9]}
 TWO = {

@@ -19,7 +19,8 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.cli.data_report import report_data
 from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
-from speech_finetuning.data.stream import SpeechStream, StreamItem
+from speech_finetuning.data.items import StreamItem
+from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.sharing.hub import describe_access
 from speech_finetuning.training.trainer import SpeechTrainer
 

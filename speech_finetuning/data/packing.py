@@ -16,8 +16,8 @@ from speech_finetuning.data.audio import (
     SAMPLE_RATE_IN_HZ,
     pad_features,
 )
+from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.preprocessing import SpeechDataset
-from speech_finetuning.data.stream import StreamItem
 from speech_finetuning.data.text import UNSPACED_LANGUAGES
 
 
@@ -65,9 +65,9 @@ def pack_utterances(
 
 
 def join_features(utterances: list[Utterance]) -> torch.Tensor:
-    """Log-mel of the utterances end to end, (n_mels, n_frames): what `log_mel` makes of their joined
-    waveforms but for the frames beside a joint, which see one clip only; all are limited to 8 (2
-    after scaling) below the loudest."""
+    """Log-mel of the utterances end to end, (n_mels, n_frames): what `log_mel` makes of their
+    joined waveforms but for the frames beside a joint, which see one clip only; all are limited to
+    8 (2 after scaling) below the loudest."""
     clips = []
     for utterance in utterances:
         num_frames = utterance.num_joined_frames()
@@ -115,7 +115,7 @@ class UtterancePacker:
 
     def __call__(self, items: list[StreamItem]) -> list[dict[str, Any]]:
         """The windows, each with `features` (n_mels, n_frames) and `labels`, the token ids.
-        items: with examples, in the order of the stream; only those of one source share a window."""
+        items: with examples, in the order of the stream; only those of one source share one."""
         windows = []
         for source in sorted({item.position.last_source for item in items}):
             tokenizer = self.tokenizers[source]
@@ -133,7 +133,8 @@ class UtterancePacker:
 
     def utterance(self, item: StreamItem) -> Utterance:
         source = item.position.last_source
-        # With a space, also the first one: long-form generation joins the texts of windows as they are.
+        # With a space, also the first one: long-form generation joins the texts of windows as they
+        # are.
         text = self.separators[source] + item.example["text"]
         return Utterance(
             features=item.example["features"],
@@ -144,15 +145,15 @@ class UtterancePacker:
         )
 
     def num_text_positions(self, tokenizer: transformers.WhisperTokenizer) -> int:
-        """Labels that a window has for texts and timestamps: <|notimestamps|>, the last token of the
-        prefix, leaves its position to them."""
+        """Labels that a window has for texts and timestamps: <|notimestamps|>, the last token of
+        the prefix, leaves its position to them."""
         return self.max_label_length - len(tokenizer.prefix_tokens) + 1
 
     def join(
         self, pack: list[Utterance], tokenizer: transformers.WhisperTokenizer
     ) -> dict[str, Any]:
-        """The window of a pack. Its first row decides on timestamps; a pack that has them has them at
-        every joint."""
+        """The window of a pack. Its first row decides on timestamps; a pack that has them has them
+        at every joint."""
         generator = np.random.default_rng([self.seed, pack[0].row, 1])
         is_drawn = generator.random() < self.timestamp_probability
         num_tokens = sum(utterance.num_marked_tokens() for utterance in pack)

@@ -29,7 +29,7 @@ VERSION = 3
 
 @dataclass(frozen=True, kw_only=True)
 class BlockStart:
-    """Where the first row of a shuffle block stands in its source. The default: where a source begins."""
+    """Where the first row of a shuffle block stands in its source. The default: where it begins."""
 
     pass_number: int = 0  # passes over the source before this one
     block: int = 0  # blocks of this pass before this one

@@ -25,11 +25,11 @@ from torch.utils.data import IterableDataset
 from speech_finetuning.base.errors import UserError, portable
 from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, map_in_order, read_ahead
+from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.positions import (
     FIRST_BLOCK,
     BlockStart,
     RowOrder,
-    SourcePass,
     SourcePosition,
     StreamPosition,
 )
@@ -46,8 +46,8 @@ MAX_EMPTY_PASSES = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class RankShare:
-    """Which rows of the stream are this rank's. Either the ranks share one order, whose micro-batches
-    go round among them; or each has files, and so an order, of its own."""
+    """Which rows of the stream are this rank's. Either the ranks share one order, whose
+    micro-batches go round among them; or each has files, and so an order, of its own."""
 
     rank: int = 0
     world_size: int = 1
@@ -76,54 +76,6 @@ class RankShare:
 
 
 ONE_RANK = RankShare()
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamItem:
-    """What became of one row: either an example, or a rejection, or an error that ends the stream."""
-
-    position: StreamPosition | None  # after this row; None with an error
-    example: dict[str, Any] | None = None  # as Preprocessor makes it
-    rejection: Rejection | None = None
-    error: Exception | None = None  # as data: a DataLoader's worker would lose its type
-
-
-@dataclass(frozen=True, kw_only=True)
-class RejectedRow:
-    """A rejection, and the pass in which it was met."""
-
-    rejection: Rejection
-    source_pass: SourcePass
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepInfo:
-    """What the trainer has to know of a micro-batch beside its tensors."""
-
-    position: StreamPosition | None  # after its last row; None if that is an error
-    num_rows: int  # rejected ones included
-    ids: list[str]  # of the accepted rows
-    audio_in_seconds: float  # of the accepted rows
-    rejections: list[RejectedRow]
-    error: Exception | None  # ends the run
-
-    @classmethod
-    def of(cls, items: list[StreamItem]) -> "StepInfo":
-        examples = [item.example for item in items if item.example is not None]
-        rejections = [
-            RejectedRow(rejection=item.rejection, source_pass=item.position.last_pass())
-            for item in items
-            if item.rejection is not None
-        ]
-        errors = [item.error for item in items if item.error is not None]
-        return cls(
-            position=items[-1].position,
-            num_rows=len(items),
-            ids=[example["id"] for example in examples],
-            audio_in_seconds=sum(example["duration"] for example in examples),
-            rejections=rejections,
-            error=errors[0] if errors else None,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +218,9 @@ def draw_sources(chunk: int, weights: tuple[float, ...], seed: int) -> np.ndarra
 @dataclass(eq=False, kw_only=True)
 class SpeechStream(IterableDataset):
     """Endless passes over each source, block-shuffled; a seeded draw by weight mixes them to one
-    global order, which goes to the ranks by micro-batch and is prepared by threads. If the files are
-    sharded by rank, each rank has such an order of its own, of every world_size-th file of each pass.
+    global order, which goes to the ranks by micro-batch and is prepared by threads. If the files
+    are sharded by rank, each rank has such an order of its own, of every world_size-th file of each
+    pass.
 
     The order is a pure function of (seed, pass, sources), and then of the rank, whatever the
     threads, workers and timing. Pickles; runs in one DataLoader worker. Errors come as items."""
@@ -301,8 +254,8 @@ class SpeechStream(IterableDataset):
         if begin.order not in (None, self.order()) and is_within_a_pass:
             logger.warning(
                 "--seed, --data_seed, --shuffle_buffer_size, --max_train_samples or --train_window "
-                "differ from the checkpoint's: in the rest of this pass some rows come twice, others "
-                "not at all (%s; now %s).",
+                "differ from the checkpoint's: in the rest of this pass some rows come twice, "
+                "others not at all (%s; now %s).",
                 begin.order,
                 self.order(),
             )
@@ -326,7 +279,8 @@ class SpeechStream(IterableDataset):
 
     def rank_seed(self) -> int:
         """The seed of what is drawn for the n-th row. Ranks with files of their own each count from
-        their own first row: with one seed they would all draw the same source, and speed, at once."""
+        their own first row: with one seed they would all draw the same source, and speed, at
+        once."""
         if self.share.is_sharded_by_rank:
             return self.seed + (self.share.rank << 32)
         return self.seed
@@ -388,8 +342,8 @@ class SpeechStream(IterableDataset):
             group_size = rows_per_round
 
     def block_order(self, block: Block, rows_before: int, group_size: int) -> list[int]:
-        """The indices of a block's rows in the order of their use, a pure function of seed, pass and
-        block. rows_before: of the source before this block."""
+        """The indices of a block's rows in the order of their use, a pure function of seed, pass
+        and block. rows_before: of the source before this block."""
         seed = [self.seed, block.start.pass_number, block.start.block]
         order = list(range(len(block.rows)))
         if self.block_size > 1:

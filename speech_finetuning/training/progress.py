@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import describe_counts, list_rejections
+from speech_finetuning.data.items import RejectedRow
 from speech_finetuning.data.positions import (
     VERSION,
     SourcePass,
@@ -18,7 +19,7 @@ from speech_finetuning.data.positions import (
     position_after_resharding,
 )
 from speech_finetuning.data.preprocessing import SpeechDataset
-from speech_finetuning.data.stream import ONE_RANK, RankShare, RejectedRow, can_shard_by_rank
+from speech_finetuning.data.stream import ONE_RANK, RankShare, can_shard_by_rank
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,8 @@ class StreamProgress:
             over = f" over {name}" if name else ""
             if num_rejected > self.max_rejected_fraction * num_rows:
                 self.raise_rejected(
-                    f"{num_rejected} of the {num_rows} rows of pass {this_pass.pass_number + 1}{over} "
-                    f"were rejected"
+                    f"{num_rejected} of the {num_rows} rows of pass "
+                    f"{this_pass.pass_number + 1}{over} were rejected"
                 )
             if num_rejected >= num_rows:  # nothing would ever be trained, whatever the limit
                 reasons = describe_counts(self.rejected)
@@ -114,8 +115,8 @@ class StreamProgress:
             reasons += f", and {self.num_lost_rows} rows behind them in damaged files"
         raise UserError(
             f"{found} ({reasons}), more than --max_rejected_fraction "
-            f"{self.max_rejected_fraction:g}. See {self.output_dir / 'rejected.jsonl'}; mend them or "
-            f"raise the limit."
+            f"{self.max_rejected_fraction:g}. See {self.output_dir / 'rejected.jsonl'}; mend them "
+            f"or raise the limit."
         )
 
     def log_summary(self) -> None:
@@ -132,8 +133,8 @@ class StreamProgress:
             )
 
     def figures(self) -> dict[str, float]:
-        """For the log: passes over each source and its share of the rows, rows used and rejected (by
-        reason)."""
+        """For the log: passes over each source and its share of the rows, rows used and rejected
+        (by reason)."""
         figures: dict[str, float] = {}
         for number, name in enumerate(self.pass_rows):
             figures[f"pass_{name}".rstrip("_")] = round(self.passes(number), 4)

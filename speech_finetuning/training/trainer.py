@@ -20,7 +20,7 @@ from speech_finetuning.base.errors import RunEnded, portable
 from speech_finetuning.base.shutdown import StopSignals, ignore_signals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, pad_features
-from speech_finetuning.data.stream import RejectedRow
+from speech_finetuning.data.items import RejectedRow
 from speech_finetuning.data.text import IGNORED_LABEL
 from speech_finetuning.model.generation import generate_ids, transcribe_long_form
 from speech_finetuning.model.windows import TrainingWindow, encoder_window

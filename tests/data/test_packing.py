@@ -1,4 +1,4 @@
-"""Utterances joined to windows, and timestamps: features, labels, order, and what a trained model makes of them."""
+"""Utterances joined to windows, timestamps, and what a trained model makes of them."""
 
 import itertools
 import json
@@ -16,6 +16,7 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import log_mel
+from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.packing import (
     Utterance,
     UtterancePacker,
@@ -26,7 +27,6 @@ from speech_finetuning.data.packing import (
 from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import StreamItem
 
 Train = Callable[[str], dict[str, float]]
 PREFIX = ["<|startoftranscript|>", "<|es|>", "<|transcribe|>"]

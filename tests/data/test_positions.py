@@ -1,4 +1,4 @@
-"""Positions on disk: plain JSON, with a version; the form of 81b91a7 can be continued, older ones cannot."""
+"""Positions on disk: JSON with a version; the form of 81b91a7 can be continued, older ones not."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Sources and the order of the stream: what is opened, what a bad one gets, which row comes when."""
+"""Sources and the order of the stream: what is opened, what a bad one gets, which row is next."""
 
 import csv
 import itertools
@@ -19,6 +19,7 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, num_usable_cores, read_ahead
 from speech_finetuning.cli import demonstration
+from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.positions import StreamPosition, position_after_resharding
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.shards import SourceRow
@@ -26,7 +27,6 @@ from speech_finetuning.data.sources import SpeechSource, load_source
 from speech_finetuning.data.stream import (
     RankShare,
     SpeechStream,
-    StreamItem,
     can_shard_by_rank,
     read_pass,
     shard_order,
@@ -100,7 +100,7 @@ def one_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_order_is_independent_of_threads_workers_and_ranks(
     one_shard: Path, preparer, num_threads: int, workers: int, world_size: int
 ):
-    """Two passes and a half of one file; the ranks' micro-batches of two, in turn, are the global order."""
+    """Two passes and a half of one file; the ranks' micro-batches, in turn, are the global order."""
     expected = take(make_stream(load(one_shard), preparer, num_threads=1), 56)
     ranks = []
     for rank in range(world_size):

@@ -1,4 +1,4 @@
-"""What has been trained: counts, limits, figures of the log, and what a checkpoint contains of it."""
+"""What has been trained: counts, limits, figures of the log, and what a checkpoint has of it."""
 
 import json
 import logging
@@ -11,13 +11,14 @@ import pytest
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.cli import demonstration
+from speech_finetuning.data.items import RejectedRow
 from speech_finetuning.data.positions import (
     BlockStart,
     SourcePass,
     SourcePosition,
     StreamPosition,
 )
-from speech_finetuning.data.stream import RankShare, RejectedRow
+from speech_finetuning.data.stream import RankShare
 from speech_finetuning.training.progress import StreamProgress
 
 
