@@ -91,8 +91,12 @@ def check_hub_access(full_args: transformers.Seq2SeqTrainingArguments) -> Check:
 
 
 def take_sample(stream: SpeechStream, num_rows: int) -> Sample:
-    """The first rows of the stream. Raises: UserError if none of them is usable."""
+    """The first rows of the stream. Raises: UserError if none of them is usable, and what ends the
+    stream."""
     rows = list(itertools.islice(stream, num_rows))
+    errors = [item.error for item in rows if item.error is not None]
+    if errors:  # the stream has ended
+        raise errors[0]
     usable = [item for item in rows if item.example is not None]
     if not usable:
         raise UserError(

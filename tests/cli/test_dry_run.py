@@ -15,7 +15,10 @@ from hub import Hub
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
+from speech_finetuning.cli.dry_run import take_sample
 from speech_finetuning.cli.exit_status import exit_code_of
+from speech_finetuning.data.items import StreamItem
+from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.training.trainer import SpeechTrainer
 
 COMMON = "--dry_run --do_train --do_eval --max_steps 4000"
@@ -197,3 +200,14 @@ def test_the_hub_is_asked_but_nothing_is_made_there(tmp_path: Path, tiny_model: 
             hub.commits("model", "alice/mine")
         ) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_ends_the_stream_ends_the_dry_run():
+    position = StreamPosition(row=1, sources=())
+    rows = [
+        StreamItem(position=position, example={"labels": [1], "duration": 1.0}),
+        StreamItem(position=None, error=PermissionError(13, "keep out")),
+    ]
+    with pytest.raises(PermissionError, match="keep out"):
+        take_sample(rows, 64)
+    assert take_sample(rows, 1).num_usable_rows == 1
