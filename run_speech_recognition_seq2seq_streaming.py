@@ -54,7 +54,7 @@ import torch
 import transformers
 from transformers.hf_argparser import HfArg
 
-from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.errors import Problems, UserError
 from speech_finetuning.base.files import write_json
 from speech_finetuning.base.network import as_user_error, limit_silence, retry_on_network_error
 from speech_finetuning.base.shutdown import StopSignals
@@ -456,22 +456,29 @@ def load_speech(
     training_args: TrainingArguments,
     cache_dir: str | None,
 ) -> dict[str, list[SpeechDataset]]:
-    """What this run reads, undecoded, by role: train, eval, test, predict. Raises: UserError."""
+    """What this run reads, undecoded, by role: train, eval, test, predict.
+    Raises: UserError with all that cannot be opened."""
     roles = [
         ("train", training_args.do_train),
         ("eval", training_args.do_eval),
         ("test", True),
         ("predict", training_args.do_predict),
     ]
+    problems = Problems()
     speech: dict[str, list[SpeechDataset]] = {}
     for role, is_wanted in roles:
         for record, preprocessor in zip(records, preprocessors, strict=True):
             split = getattr(record, f"{role}_split_name")
             if is_wanted and split:
-                dataset = open_dataset(role, split, record, preprocessor, cache_dir)
-                speech.setdefault(role, []).append(dataset)
+                dataset = problems.attempt(
+                    record.name, open_dataset, role, split, record, preprocessor, cache_dir
+                )
+                speech.setdefault(role, [])
+                if dataset is not None:
+                    speech[role].append(dataset)
         if is_wanted and role in ("train", "eval") and role not in speech:
             raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
+    problems.raise_if_any()
     warn_of_overlap(speech)
     return speech
 
@@ -658,21 +665,26 @@ def load_inputs(
         task=f"loading {name}",
         limit_in_seconds=data_args.max_network_wait_in_seconds,
     )
-    languages = [check_language(record.language, generation_config, name) for record in records]
+    problems = Problems()
+    languages = [
+        problems.attempt(record.name, check_language, record.language, generation_config, name)
+        for record in records
+    ]
     preprocessors = [
         make_preprocessor(processor, config, record, language)
         for record, language in zip(records, languages, strict=True)
     ]
     processor.tokenizer = preprocessors[0].tokenizer
-    speech = retry_on_network_error(
+    open_patiently = functools.partial(
+        retry_on_network_error,
         load_speech,
-        records,
-        preprocessors,
-        training_args,
-        model_args.cache_dir,
         task="opening the data",
         limit_in_seconds=data_args.max_network_wait_in_seconds,
     )
+    speech = problems.attempt(
+        "the data", open_patiently, records, preprocessors, training_args, model_args.cache_dir
+    )
+    problems.raise_if_any()
     targets = {
         record.name: ScoringTarget(
             language=language,

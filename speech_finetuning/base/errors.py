@@ -1,10 +1,41 @@
 """How a run ends early: mistakes that the user can mend, and what happens outside the run."""
 
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 
 class UserError(ValueError):
-    """Something that the user can mend: reported as one line with exit code 2."""
+    """Something that the user can mend, told in a line, with exit code 2. Several arguments are
+    several such things."""
+
+    def __str__(self) -> str:
+        return "\n".join(str(message) for message in self.args)
+
+
+class Problems:
+    """Mistakes that are found one after the other, to be told all at once."""
+
+    def __init__(self) -> None:
+        self.messages: dict[tuple[str, str], str] = {}
+
+    def attempt(self, about: str, function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args), or None after noting its UserErrors.
+
+        about: what is looked at. A flag that is wrong about one thing is noted once, although every
+        split meets it again.
+        """
+        try:
+            return function(*args)
+        except UserError as error:
+            for message in error.args:
+                self.messages.setdefault((about, message.split(":")[0]), message)
+        return None
+
+    def raise_if_any(self) -> None:
+        """Raises: UserError with all of them."""
+        if self.messages:
+            raise UserError(*self.messages.values())
 
 
 class RunEnded(Exception):

@@ -158,4 +158,4 @@ def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:
             *tracker_problems(flags),
         ]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)

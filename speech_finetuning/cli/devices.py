@@ -42,7 +42,7 @@ def check_processes(data_args: Any, args: transformers.Seq2SeqTrainingArguments)
     """Raises: UserError with a line for each thing that these processes cannot do."""
     problems = list(process_problems(data_args, args))
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)
 
 
 def check_devices(args: transformers.Seq2SeqTrainingArguments) -> None:

@@ -83,12 +83,15 @@ def find_columns(
 
     advice: ends the message about a column that is missing. Raises: UserError.
     """
+    problems = []
     audio = find_name(found, wanted.audio, AUDIO_COLUMNS)
     if audio is None:
-        raise missing_column("--audio_column_name", wanted.audio, found, place, advice)
+        problems.append(missing_column("--audio_column_name", wanted.audio, found, place, advice))
     text = find_name(found, wanted.text, TEXT_COLUMNS)
     if text is None and (wanted.text is not None or wanted.text_required):
-        raise missing_column("--text_column_name", wanted.text, found, place, advice)
+        problems.append(missing_column("--text_column_name", wanted.text, found, place, advice))
+    if problems:
+        raise UserError(*problems)
     return SpeechColumns(audio=audio, text=text)
 
 
@@ -116,10 +119,7 @@ def find_segment_columns(found: list[str]) -> SegmentColumns | None:
     )
 
 
-def missing_column(
-    flag: str, name: str | None, found: list[str], place: str, advice: str
-) -> UserError:
+def missing_column(flag: str, name: str | None, found: list[str], place: str, advice: str) -> str:
+    """The problem of a column that is not there."""
     there = ", ".join(found) or "nothing: the split is empty"
-    return UserError(
-        f"{flag} {name or 'is missing'}: no such column in {place}. Found: {there}.{advice}"
-    )
+    return f"{flag} {name or 'is missing'}: no such column in {place}. Found: {there}.{advice}"

@@ -77,6 +77,21 @@ def test_one_unusable_source_of_a_mix_is_told(
     shutil.rmtree(tmp_path / "output")
 
 
+def test_everything_wrong_about_the_data_is_told_at_once(
+    flags: list[str], capsys: pytest.CaptureFixture
+):
+    wrong = """--do_eval --language Spansh --audio_column_name sound --text_column_name words
+        --eval_split_name nowhere"""
+    lines = refuse(flags, wrong.split(), capsys)
+    lines = [line for line in lines if line.startswith("error: ")]
+    assert [line.split(":")[1] for line in lines] == [
+        " --language Spansh",
+        " --audio_column_name sound",
+        " --text_column_name words",
+        " split 'nowhere'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("texts", "style"),
     [

@@ -185,7 +185,7 @@ def test_norwegian_is_a_language_in_yaml(tmp_path: Path):
     (tmp_path / "mix.yaml").write_text(
         "- {dataset_name: x, language: no, dataset_config_name: 2021}"
     )
-    words = f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}"
+    words = f"--model_name_or_path m --output_dir o --do_eval --data_mix {tmp_path / 'mix.yaml'}"
     (record,) = script.data_records(script.parse_arguments(words.split())[1])
     assert (record.language, record.name) == ("no", "x_2021")
 
@@ -258,7 +258,7 @@ def mix_flags(flags: list[str], mix: Path) -> list[str]:
 
 def mixed_stream(mix: Path, preparer, **changes: object) -> SpeechStream:
     arguments = script.parse_arguments(
-        f"--model_name_or_path m --output_dir o --data_mix {mix}".split()
+        f"--model_name_or_path m --output_dir o --do_eval --data_mix {mix}".split()
     )[1]
     sets = []
     for record in script.data_records(arguments):
@@ -389,7 +389,7 @@ def test_transcripts_of_different_style_are_warned_about(
 def test_a_bad_mix_says_which_entry(text: str, message: str, tmp_path: Path):
     (tmp_path / "mix.yaml").write_text(text)
     arguments = script.parse_arguments(
-        f"--model_name_or_path m --output_dir o --data_mix {tmp_path / 'mix.yaml'}".split()
+        f"--model_name_or_path m --output_dir o --do_eval --data_mix {tmp_path / 'mix.yaml'}".split()
     )
     with pytest.raises(UserError, match=message):
         script.data_records(arguments[1])
