@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 # Has no public name in huggingface_hub 2.4.
 from huggingface_hub.utils._http import default_client_factory
 
+from speech_finetuning.base.answers import check_answer
 from speech_finetuning.base.errors import RunEnded, UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -131,10 +132,11 @@ def limit_silence(limit_in_seconds: float) -> None:
 
 
 def make_impatient_client(silence_in_seconds: float) -> Any:
-    """The library's HTTP client, whose requests all have time-outs."""
+    """The library's HTTP client; its requests have time-outs, and its answers are looked at."""
     client = default_client_factory()
     hook = functools.partial(set_missing_timeouts, silence_in_seconds)
     client.event_hooks["request"].append(hook)
+    client.event_hooks["response"].append(check_answer)
     return client
 
 

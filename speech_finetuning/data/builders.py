@@ -153,6 +153,29 @@ def files_of_builder(builder: datasets.DatasetBuilder) -> dict[str, list[str]]:
     return {str(split): list(urls) for split, urls in files.items()}
 
 
+def lists_of(builder: datasets.DatasetBuilder) -> dict[str, list[str]] | None:
+    """{split: [file]} of the tables that hold a data set's rows: its files, or an audio folder's
+    metadata. None if other files hold them, or the data set has its own rules to read a table."""
+    files = files_of_builder(builder)
+    suffixes = (".csv", ".tsv", ".jsonl")
+    if builder.name in ("csv", "json"):
+        rules = [getattr(builder.config, name, None) for name in ("names", "column_names", "field")]
+        is_plain = all(url.endswith(suffixes) for urls in files.values() for url in urls)
+        return files if is_plain and not any(rules) else None
+    if builder.name != "audiofolder":
+        return None
+    metadata = {split: [url for url in urls if is_metadata(url)] for split, urls in files.items()}
+    is_complete = all(
+        urls and all(url.endswith(suffixes) for url in urls) for urls in metadata.values()
+    )
+    has_archives = any(url.endswith(".zip") for urls in files.values() for url in urls)
+    return metadata if is_complete and not has_archives else None
+
+
+def is_metadata(url: str) -> bool:
+    return url.rpartition("/")[2] in ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
 def first_hub_file(builder: datasets.DatasetBuilder) -> HubFile | None:
     """None if the files are here."""
     urls = [url for urls in files_of_builder(builder).values() for url in urls]

@@ -6,11 +6,12 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
+import fsspec
 
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.cells import AudioCell, undecoded_cell
@@ -65,7 +66,10 @@ class AudioPlace:
     def path_of(self, name: str) -> str:
         if "://" in name:
             return name
-        return os.path.join(self.folder, f"{name}{self.suffix}")
+        file_name = f"{name}{self.suffix}"
+        if "://" in self.folder and not os.path.isabs(name):
+            return f"{self.folder}/{PurePosixPath(file_name)}"
+        return str(Path(self.folder) / file_name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,16 @@ def open_manifests(files: list[str], wanted: WantedColumns) -> OpenedSplit:
     )
 
 
+def open_metadata(files: list[str], wanted: WantedColumns) -> OpenedSplit:
+    """As `open_manifests`, of an audio folder's metadata, whose file_name `datasets` calls audio."""
+    if wanted.audio == "audio":
+        wanted = replace(wanted, audio="file_name")
+    opened = open_manifests(files, wanted)
+    if opened.columns.audio != "file_name":
+        return opened
+    return replace(opened, columns=replace(opened.columns, audio="audio"))
+
+
 def read_manifests(manifests: list[Manifest]) -> Iterator[dict[str, ListedClip]]:
     for manifest in manifests:
         for clip in manifest.clips():
@@ -146,7 +160,7 @@ def read_manifests(manifests: list[Manifest]) -> Iterator[dict[str, ListedClip]]
 
 def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     """Judges the list by its first rows. Raises: UserError."""
-    folder = Path(path).parent
+    folder = os.path.dirname(path)
     form = detect_format(
         path,
         is_header=functools.partial(names_speech, wanted=wanted),
@@ -176,7 +190,7 @@ def names_speech(names: list[str], wanted: WantedColumns) -> bool:
     return audio is not None and (len(names) > 1 or not wanted.text_required)
 
 
-def names_of_cells(cells: list[str], folder: Path, wanted: WantedColumns) -> tuple[str, ...]:
+def names_of_cells(cells: list[str], folder: str, wanted: WantedColumns) -> tuple[str, ...]:
     """Names for the cells of a first row without a header above it: audio and text; empty if it is
     not clear which is which."""
     if wanted.audio is not None or wanted.text is not None:
@@ -191,33 +205,41 @@ def names_of_cells(cells: list[str], folder: Path, wanted: WantedColumns) -> tup
     return ()
 
 
-def looks_like_audio(cell: str, folder: Path) -> bool:
+def looks_like_audio(cell: str, folder: str) -> bool:
     return cell.lower().endswith(AUDIO_SUFFIXES) or clip_exists(folder, cell)
 
 
-def clip_exists(folder: Path, name: Any) -> bool:
-    if not isinstance(name, str) or not name or "\0" in name:
+def clip_exists(folder: str, name: Any) -> bool:
+    if not isinstance(name, str) or not name:
         return False
-    return os.path.isfile(place_of_clips(folder, name).path_of(name))
+    return is_file(place_of_clips(folder, name).path_of(name))
 
 
-def place_of_clips(folder: Path, first_name: Any) -> AudioPlace:
+def is_file(path: str) -> bool:
+    if "://" not in path:
+        return os.path.isfile(path)
+    return path.startswith("hf://") and fsspec.open(path).fs.isfile(path)
+
+
+def place_of_clips(folder: str, first_name: Any) -> AudioPlace:
     """Where the first clip is: beside the list, in `clips` (Common Voice), or in `wavs` and without
     its suffix in the list (LJSpeech). Others are looked for in the same place."""
-    own = AudioPlace(folder=str(folder))
-    if not isinstance(first_name, str) or not first_name or "://" in first_name:
+    own = AudioPlace(folder=folder)
+    is_path = isinstance(first_name, str) and first_name and "://" not in first_name
+    if not is_path or os.path.isabs(first_name):
         return own
     suffixes = ("", ".wav", ".flac", ".mp3")
     if Path(first_name).suffix.lower() in AUDIO_SUFFIXES:
         suffixes = ("",)
     for suffix in suffixes:
         for name in FOLDERS_OF_CLIPS:
-            place = AudioPlace(folder=str(folder / name), suffix=suffix)
-            if os.path.isfile(place.path_of(first_name)):
+            place = AudioPlace(folder=os.path.join(folder, name).rstrip("/"), suffix=suffix)
+            if is_file(place.path_of(first_name)):
                 return place
     # A first clip that is missing must not hide the others.
-    if Path(first_name).name == first_name and (folder / "clips").is_dir():
-        return AudioPlace(folder=str(folder / "clips"))
+    clips = os.path.join(folder, "clips")
+    if Path(first_name).name == first_name and os.path.isdir(clips):
+        return AudioPlace(folder=clips)
     return own
 
 
@@ -225,11 +247,13 @@ def choose_existing_audio(
     path: str, names: list[str], rows: list[TableRow], wanted: WantedColumns
 ) -> list[str]:
     """The names without usual audio columns before the first whose files exist."""
-    if wanted.audio is not None:
-        return names
     lower = {name.strip().lower(): name for name in reversed(names)}
     candidates = [lower[name] for name in AUDIO_COLUMNS if name in lower]
-    folder = Path(path).parent
+    if wanted.audio is not None or len(candidates) < 2:
+        return names
+    if "://" in path:
+        rows = rows[:1]  # each look is a request
+    folder = os.path.dirname(path)
     for candidate in candidates:
         if any(clip_exists(folder, row.cells.get(candidate)) for row in rows):
             stale = candidates[: candidates.index(candidate)]

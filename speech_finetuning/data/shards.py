@@ -138,20 +138,25 @@ class ShardReader:
             row_id = f"{self.id}/{path_of(audio)}"
             return SourceRow(id=row_id, audio=self.source.own_audio(audio, self.place), text=text)
         except Rejection as rejection:
-            named = Rejection(rejection.reason, rejection.detail, row_id)
-            return SourceRow(id=row_id, rejection=named)
+            return rejected_row(row_id, rejection)
 
     def listed_row(self, clip: ListedClip) -> SourceRow:
         if clip.problem is not None:
-            row_id = f"{self.id}/line {clip.line}"
-            return SourceRow(
-                id=row_id,
-                rejection=Rejection("row_unreadable", clip.problem, row_id),
-            )
+            problem = Rejection("row_unreadable", clip.problem)
+            return rejected_row(f"{self.id}/line {clip.line}", problem)
         row_id = f"{self.id}/{path_of(clip.audio)}"
         if clip.segment is not None:
             row_id += f"#{clip.segment}"
-        return SourceRow(id=row_id, audio=clip.audio, text=clip.text, segment=clip.segment)
+        try:
+            audio = self.source.own_audio(clip.audio, self.place)
+        except Rejection as rejection:
+            return rejected_row(row_id, rejection)
+        return SourceRow(id=row_id, audio=audio, text=clip.text, segment=clip.segment)
+
+
+def rejected_row(row_id: str, rejection: Rejection) -> SourceRow:
+    named = Rejection(rejection.reason, rejection.detail, row_id)
+    return SourceRow(id=row_id, rejection=named)
 
 
 def is_of_empty_row_group(error: Exception) -> bool:

@@ -11,13 +11,14 @@ from speech_finetuning.data.builders import (
     download_snapshot,
     files_of_builder,
     first_hub_file,
+    lists_of,
     open_builder,
     open_split,
     warn_if_moved,
 )
 from speech_finetuning.data.cells import AudioCell, check_path
 from speech_finetuning.data.columns import OpenedSplit, SpeechColumns, WantedColumns
-from speech_finetuning.data.manifests import manifest_files, open_manifests
+from speech_finetuning.data.manifests import manifest_files, open_manifests, open_metadata
 from speech_finetuning.data.places import check_path_exists
 
 
@@ -143,6 +144,7 @@ class FoundFiles:
     """The files of a data set, not yet opened; the other fields are those of SpeechSource."""
 
     files: dict[str, list[str]]  # of each split
+    lists: dict[str, list[str]] | None = None  # those among them that are tables of all rows
     kind: str = "manifest"
     builder: datasets.DatasetBuilder | None = None  # None: lists
     revision: str | None = None
@@ -159,12 +161,12 @@ def find_files(
 ) -> FoundFiles:
     """Raises: UserError for a data set or a configuration that is not there."""
     if files := manifest_files(name, config_name):
-        return FoundFiles(files=files)
+        return FoundFiles(files=files, lists=files)
     check_path_exists(name)
     builder = open_builder(name, config_name, cache_dir=cache_dir, revision=revision)
     on_hub = first_hub_file(builder)
     if on_hub is None:
-        return FoundFiles(files=files_of_builder(builder), kind=builder.name, builder=builder)
+        return found_by(builder)
     if revision is not None:
         warn_if_moved(on_hub)
     root = on_hub.root
@@ -172,12 +174,20 @@ def find_files(
         root = download_snapshot(builder, cache_dir)
         is_named = builder.config.name == config_name
         builder = open_builder(root, config_name if is_named else None, cache_dir=cache_dir)
+    return replace(found_by(builder), revision=on_hub.revision, root=root)
+
+
+def found_by(builder: datasets.DatasetBuilder) -> FoundFiles:
+    """Lists are read by our own reader, wherever they lie; all else by `datasets`.
+
+    It reads CSV with pandas, which takes one cell too many for an index and an open quotation mark
+    for a long text.
+    """
     return FoundFiles(
         files=files_of_builder(builder),
+        lists=lists_of(builder),
         kind=builder.name,
         builder=builder,
-        revision=on_hub.revision,
-        root=root,
     )
 
 
@@ -185,8 +195,10 @@ def open_parts(found: FoundFiles, parts: list[str], wanted: WantedColumns) -> li
     """Every part of a split; their columns have the same names. Raises: UserError."""
     opened = []
     for part in parts:
-        if found.builder is None:
-            one = open_manifests(found.files[part], wanted)
+        if found.lists is not None and found.kind == "audiofolder":
+            one = open_metadata(found.lists[part], wanted)
+        elif found.lists is not None:
+            one = open_manifests(found.lists[part], wanted)
         else:
             one = open_split(found.builder, part, wanted)
         opened.append(one)

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import io
 import json
 import logging
 import re
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
+
+import fsspec
 
 from speech_finetuning.base.errors import UserError
 
@@ -72,9 +75,14 @@ def read_table(path: str, form: TableFormat) -> Iterator[TableRow]:
 
 
 # ---- text ----
+def open_bytes(path: str) -> BinaryIO:
+    """path: of a local file, or an address."""
+    return fsspec.open(path, "rb").open() if "://" in path else open(path, "rb")
+
+
 def detect_encoding(path: str) -> str:
     """Of the byte order mark, else UTF-8."""
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         beginning = file.read(4)
     for mark, encoding in BYTE_ORDER_MARKS:
         if beginning.startswith(mark):
@@ -86,7 +94,7 @@ def numbered_lines(path: str) -> Iterator[tuple[int, str]]:
     """(number from 1, line); of one beyond MAX_LINE_LENGTH only its beginning, which is longer."""
     encoding = detect_encoding(path)
     try:
-        with open(path, encoding=encoding) as file:
+        with io.TextIOWrapper(open_bytes(path), encoding=encoding) as file:
             number = 0
             while line := file.readline(MAX_LINE_LENGTH + 1):
                 number += 1
@@ -108,7 +116,7 @@ def skip_rest_of_line(file: TextIO, line: str) -> None:
 
 
 def first_line_not_utf8(path: str) -> int:
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
