@@ -1,8 +1,8 @@
 """What has to hold whatever the training script changes. Floors, each imports only what stands to its left:
 
-    base      errors, rejections, files, network, threads, shutdown: knows no speech
+    base      errors, rejections, files, answers, network, threads, shutdown: knows no speech
     data      audio, containers, signatures, reading, text, segments, tables, columns, cells, manifests,
-              builders, places, sources, shards,
+              builders, places, tars, sources, shards,
               preprocessing, positions, items, stream, packing, batches: bytes to examples
     model     loading, languages, adapters, windows, generation: the checkpoint, its language, its window
     scoring   readings, metrics, eval_sets, scores, scorecard, predictions: rows to numbers that cannot flatter

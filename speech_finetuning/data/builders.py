@@ -1,12 +1,16 @@
 """What `datasets` opens: Hub repositories, folders of audio, parquet files, tars."""
 
 import contextlib
+import glob
 import logging
+import os
 import re
+import tempfile
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -26,7 +30,7 @@ from speech_finetuning.data.columns import (
     find_columns,
     find_name,
 )
-from speech_finetuning.data.places import where_it_is_now
+from speech_finetuning.data.places import what_is_there, where_it_is_now
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +90,8 @@ def load_builder(
         advice = where_it_is_now(name)
         if advice is None:
             advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
+            if "/" in name and Path(name).parent.is_dir():
+                advice += f" {what_is_there(Path(name))}"
         if revision is not None and "Revision" in str(error):
             advice = (
                 "The run began with this revision, which is gone. Start another run, with an "
@@ -139,11 +145,37 @@ def open_builder(
     revision: str | None = None,
 ) -> datasets.DatasetBuilder:
     """The builder of a data set, set to decode no audio. Raises: UserError."""
-    builder = load_builder(name, config_name, cache_dir=cache_dir, revision=revision)
+    folder = Path(name).resolve()
+    if folder.is_dir() and glob.has_magic(str(folder)):
+        builder = load_folder_with_wildcards(folder, config_name, cache_dir=cache_dir)
+    else:
+        builder = load_builder(name, config_name, cache_dir=cache_dir, revision=revision)
     if hasattr(builder.config, "decode_num_threads"):
         # Else audio folders on the Hub are decoded despite all casts (datasets 5.2,
         # builder.py:1186).
         builder.config.decode_num_threads = 0
+    return builder
+
+
+def load_folder_with_wildcards(
+    folder: Path, config_name: str | None, *, cache_dir: str | None
+) -> datasets.DatasetBuilder:
+    """The builder of a folder whose path contains [, * or ?, which `datasets` (5.2) takes for
+    wildcards: it is shown links to the files in a folder of another name. Raises: UserError."""
+    with tempfile.TemporaryDirectory() as name:
+        links = Path(name).resolve()
+        for file in folder.rglob("*"):
+            link = links / file.relative_to(folder)
+            if file.is_file():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file)
+        builder = load_builder(str(links), config_name, cache_dir=cache_dir)
+    for split, urls in (builder.config.data_files or {}).items():
+        own = [str(folder / Path(url).relative_to(links)) for url in urls]
+        builder.config.data_files[split] = datasets.data_files.DataFilesList(
+            own, urls.origin_metadata
+        )
+    builder.base_path = str(folder)
     return builder
 
 
@@ -235,7 +267,12 @@ def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColum
             # Reads the first rows; datasets 5.2 has no public name for it.
             dataset = dataset._resolve_features()
         features = dataset.features or {}
-        columns = find_columns(list(features), wanted, f"split '{split}' of {builder.dataset_name}")
+        columns = find_columns(
+            list(features),
+            wanted,
+            f"split '{split}' of {builder.dataset_name}",
+            advice_on_metadata(builder),
+        )
         columns = replace(columns, sampling_rate=sampling_rate_column(features, columns.audio))
         if columns.text is not None:
             check_is_text(features, columns.text)
@@ -271,22 +308,32 @@ def errors_of_builder(builder: datasets.DatasetBuilder) -> Iterator[None]:
 
 
 # ---- columns ----
+def advice_on_metadata(builder: datasets.DatasetBuilder) -> str:
+    """Names the metadata of an audio folder that `datasets` does not read, as it lies too high."""
+    urls = [url for urls in files_of_builder(builder).values() for url in urls]
+    folder = Path(builder.base_path or "")
+    unread = [file.name for file in folder.glob("metadata.*") if str(file) not in urls]
+    if builder.name != "audiofolder" or not unread or not urls:
+        return ""
+    return (
+        f" {folder / unread[0]} was not read: put it beside the audio, into "
+        f"{os.path.dirname(urls[0])}, with file_name relative to there."
+    )
+
+
 def undecoded_feature(builder_name: str, feature: Any) -> Any:
     """What to cast audio to, so that it is not decoded; None if it is not audio to `datasets`.
 
-    Folder and tar builders import torchcodec even for Audio(decode=False) (datasets 5.2,
-    features/audio.py:106), so their column becomes the file's path, or bytes and path.
+    The builder of folders imports torchcodec even for Audio(decode=False) (datasets 5.2,
+    features/audio.py:106), so its column becomes the file's path.
     """
     if isinstance(feature, datasets.List | datasets.LargeList):
         inner = undecoded_feature(builder_name, feature.feature)
         return None if inner is None else type(feature)(inner)
     if not isinstance(feature, datasets.Audio):
         return None
-    path = datasets.Value("string")
     if builder_name == "audiofolder":
-        return path
-    if builder_name == "webdataset":
-        return {"bytes": datasets.Value("binary"), "path": path}
+        return datasets.Value("string")
     return datasets.Audio(decode=False)
 
 
@@ -359,10 +406,13 @@ def count_rows(
             if footer is not None:
                 check_has_columns(url, footer, columns)
         return sum(footer.num_rows for footer in footers if footer is not None)
+    return known_num_rows(builder, split)
+
+
+def known_num_rows(builder: datasets.DatasetBuilder, split: str) -> int | None:
+    """As the data set's card says; None if it does not."""
     known = builder.info.splits or {}
-    if split not in known or not known[split].num_examples:
-        return None
-    return known[split].num_examples
+    return known[split].num_examples or None if split in known else None
 
 
 def check_has_columns(

@@ -47,9 +47,9 @@ CLIP = "clip"  # the one column of a list's dataset
 
 @dataclass(frozen=True, kw_only=True)
 class ListedClip:
-    """One row of a list. line: of its file, from 1; problem: why it cannot be read."""
+    """One row of a list. place: in its file, "line 7"; problem: why it cannot be read."""
 
-    line: int
+    place: str
     audio: AudioCell = None
     text: str | None = None
     segment: Segment | None = None
@@ -93,17 +93,18 @@ class Manifest:
     def clip(self, row: TableRow) -> ListedClip:
         """What the row says. Anything unexpected becomes its `problem`, never a label."""
         problem = row.problem
+        place = f"line {row.line}"
         try:
             if problem is None:
                 return ListedClip(
-                    line=row.line,
+                    place=place,
                     audio=audio_of(row.cells.get(self.columns.audio), self.place),
                     text=text_of(row.cells.get(self.columns.text)),
                     segment=segment_of(row.cells, self.segments),
                 )
         except (ValueError, Rejection) as error:
             problem = error.detail if isinstance(error, Rejection) else str(error)
-        return ListedClip(line=row.line, problem=f"{self.path}, line {row.line}: {problem}.")
+        return ListedClip(place=place, problem=f"{self.path}, {place}: {problem}.")
 
 
 def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
@@ -143,7 +144,7 @@ def open_manifests(files: list[str], wanted: WantedColumns) -> OpenedSplit:
 
 
 def open_metadata(files: list[str], wanted: WantedColumns) -> OpenedSplit:
-    """As `open_manifests`, of an audio folder's metadata, whose file_name `datasets` calls audio."""
+    """As `open_manifests`, of an audio folder, whose file_name `datasets` calls audio."""
     if wanted.audio == "audio":
         wanted = replace(wanted, audio="file_name")
     opened = open_manifests(files, wanted)

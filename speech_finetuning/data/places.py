@@ -17,6 +17,9 @@ FILE_SUFFIXES = (
 )
 # Data sets that have left the Hub, and their kin, whose clips are Common Voice's.
 COMMON_VOICE = re.compile(r"(\w[\w-]*/)?(common_voice(_\d+_\d+)?|covost2)")
+# As difflib counts it, from 0 to 1.
+ALMOST_THE_SAME = 0.75
+SIMILAR = 0.5
 MAX_NAMES = 10  # of a folder, in a message
 
 
@@ -27,7 +30,8 @@ def check_path_exists(name: str) -> None:
         return
     if path.is_file():
         raise UserError(f"--dataset_name {name}: {remedy_for_file(path)}")
-    if is_path(name) or nearest_name(path):
+    is_typing_error = "/" not in name and nearest_name(path, ALMOST_THE_SAME) is not None
+    if is_path(name) or is_typing_error:
         raise UserError(f"--dataset_name {name}: does not exist. {what_is_there(path)}")
 
 
@@ -35,7 +39,7 @@ def is_path(name: str) -> bool:
     """Whether a name that does not exist here is meant as a path all the same."""
     if HUB_ID.fullmatch(name) is None or name.startswith("."):
         return True
-    return name.lower().endswith(FILE_SUFFIXES) or ("/" in name and Path(name).parent.is_dir())
+    return name.lower().endswith(FILE_SUFFIXES)
 
 
 def remedy_for_file(path: Path) -> str:
@@ -50,24 +54,24 @@ def remedy_for_file(path: Path) -> str:
     return f"not a kind of file that is read. Pass a folder, or a list of clips ({lists})."
 
 
-def nearest_name(path: Path) -> str | None:
-    """What the folder has under almost this name."""
+def nearest_name(path: Path, similarity: float) -> str | None:
+    """What the folder has under a name like this."""
     if not path.parent.is_dir():
         return None
     names = [file.name for file in path.parent.iterdir()]
-    return next(iter(difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)), None)
+    return next(iter(difflib.get_close_matches(path.name, names, n=1, cutoff=similarity)), None)
 
 
 def what_is_there(path: Path) -> str:
     """The entries of the nearest folder that exists, and the nearest name."""
-    nearest = nearest_name(path)
+    nearest = nearest_name(path, SIMILAR)
     folder = next(parent for parent in path.parents if parent.is_dir())
     names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
     listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
     text = f"In {os.fspath(folder)}: {listed or 'nothing'}."
     if nearest is not None:
         text += f" Did you mean {path.parent / nearest}?"
-    if "/" not in os.fspath(path):
+    if "/" not in os.fspath(path) and not is_path(path.name):
         text += f" (A data set on the Hub: write its owner too, OWNER/{path.name}.)"
     return text
 

@@ -143,7 +143,7 @@ class ShardReader:
     def listed_row(self, clip: ListedClip) -> SourceRow:
         if clip.problem is not None:
             problem = Rejection("row_unreadable", clip.problem)
-            return rejected_row(f"{self.id}/line {clip.line}", problem)
+            return rejected_row(f"{self.id}/{clip.place}", problem)
         row_id = f"{self.id}/{path_of(clip.audio)}"
         if clip.segment is not None:
             row_id += f"#{clip.segment}"

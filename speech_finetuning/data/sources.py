@@ -11,6 +11,7 @@ from speech_finetuning.data.builders import (
     download_snapshot,
     files_of_builder,
     first_hub_file,
+    known_num_rows,
     lists_of,
     open_builder,
     open_split,
@@ -20,6 +21,7 @@ from speech_finetuning.data.cells import AudioCell, check_path
 from speech_finetuning.data.columns import OpenedSplit, SpeechColumns, WantedColumns
 from speech_finetuning.data.manifests import manifest_files, open_manifests, open_metadata
 from speech_finetuning.data.places import check_path_exists
+from speech_finetuning.data.tars import open_tars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,7 @@ def load_source(
     audio_column, text_column: None for the usual names.
     text_required: False if the text column may be missing.
     record: the source's name in a --data_mix.
-    revision: of a data set on the Hub, as SpeechSource.revision of a run that goes on; None: the
-    newest.
+    revision: of a data set on the Hub, for a run that goes on; None: the newest.
     allow_audio_urls: whether rows of a data set from the Hub may name https:// addresses.
     Raises: UserError for a missing dataset, configuration, split or column, or no rows.
     """
@@ -117,8 +118,7 @@ def load_source(
     urls = tuple(url for part in parts for url in found.files[part])
     wanted = WantedColumns(audio=audio_column, text=text_column, text_required=text_required)
     opened = open_parts(found, parts, wanted)
-    counts = [part.num_rows for part in opened]
-    num_rows = None if None in counts else sum(counts)
+    num_rows = total_rows(opened)
     if num_rows == 0:
         raise UserError(
             f"split '{split}' of {name} is empty, or none of its {len(urls)} files is readable."
@@ -199,11 +199,18 @@ def open_parts(found: FoundFiles, parts: list[str], wanted: WantedColumns) -> li
             one = open_metadata(found.lists[part], wanted)
         elif found.lists is not None:
             one = open_manifests(found.lists[part], wanted)
+        elif found.kind == "webdataset":
+            one = open_tars(found.files[part], wanted, known_num_rows(found.builder, part))
         else:
             one = open_split(found.builder, part, wanted)
         opened.append(one)
         wanted = replace(wanted, audio=one.columns.audio, text=one.columns.text)
     return opened
+
+
+def total_rows(opened: list[OpenedSplit]) -> int | None:
+    counts = [part.num_rows for part in opened]
+    return None if None in counts else sum(counts)
 
 
 def parts_of_split(name: str, split: str, found: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The rows of data sets on a Hub that misbehaves, or that holds what a stranger wrote: real HTTP, real clients."""
+"""Rows of a Hub that misbehaves, or that holds what a stranger wrote: real HTTP, real clients."""
 
 import json
 import subprocess

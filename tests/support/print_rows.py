@@ -1,4 +1,4 @@
-"""Prints the rows of a data set as a run gets them, undecoded: python print_rows.py NAME [FIELD=VALUE ...]
+"""Prints the rows of a data set as a run gets them: python print_rows.py NAME [FIELD=VALUE ...]
 
 A process of its own, as the Hub's clients read HF_ENDPOINT when they are imported. Ends like a run:
 with 2 and one line for a UserError, with its code for a RunEnded.

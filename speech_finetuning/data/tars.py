@@ -1,0 +1,132 @@
+"""Webdatasets: tar files, in which members of one name and several endings are a row.
+
+Read here and not by `datasets` (5.2), which reads every member whole, whatever its size, and also
+decodes those that no one asked for (.pth by torch.load, .npy, .json).
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import datasets
+import fsspec
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.columns import (
+    OpenedSplit,
+    SpeechColumns,
+    WantedColumns,
+    find_columns,
+)
+from speech_finetuning.data.manifests import CLIP, ListedClip
+from speech_finetuning.data.tables import MAX_LINE_LENGTH
+
+NUM_ROWS_TO_INSPECT = 5
+MAX_AUDIO_IN_BYTES = 2**29
+MAX_TEXT_IN_BYTES = MAX_LINE_LENGTH
+# name/of/clip and ending, as in webdataset's own tariterators.py: up to the first dot of the file
+MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+NO_TEXTS = ("json", "jsn", "pth", "pt", "npy", "npz", "pkl", "pickle", "mp", "msg", "cbor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One file of a row. data: None if it is larger than its bound, or was not asked for."""
+
+    ending: str
+    size_in_bytes: int
+    data: bytes | None
+
+
+def open_tars(urls: list[str], wanted: WantedColumns, num_rows: int | None) -> OpenedSplit:
+    """The rows of one split as {CLIP: ListedClip}, a shard for each tar.
+
+    num_rows: if it is known. Raises: UserError for a wrong column.
+    """
+    found = endings_of_first_rows(urls[0])
+    columns = find_columns(found, wanted, urls[0])
+    if columns.text is not None and columns.text.rpartition(".")[2].lower() in NO_TEXTS:
+        raise UserError(
+            f"--text_column_name {columns.text}: is not a plain text. Found: {', '.join(found)}."
+        )
+    dataset = datasets.IterableDataset.from_generator(
+        read_tars,
+        gen_kwargs={"urls": urls, "columns": columns},
+    )
+    return OpenedSplit(dataset=dataset, columns=columns, num_rows=num_rows)
+
+
+def endings_of_first_rows(url: str) -> list[str]:
+    """Of a damaged tar those before the damage, which is a rejection when it is read."""
+    found: dict[str, None] = {}
+    with contextlib.suppress(tarfile.ReadError):
+        for _, members in itertools.islice(read_members(url, {}), NUM_ROWS_TO_INSPECT):
+            found |= dict.fromkeys(member.ending for member in members)
+    return list(found)
+
+
+def read_tars(urls: list[str], columns: SpeechColumns) -> Iterator[dict[str, ListedClip]]:
+    bounds = {columns.audio: MAX_AUDIO_IN_BYTES}
+    if columns.text is not None:
+        bounds[columns.text] = MAX_TEXT_IN_BYTES
+    for url in urls:
+        for name, members in read_members(url, bounds):
+            yield {CLIP: clip_of(name, members, columns, bounds)}
+
+
+def read_members(url: str, bounds: dict[str, int]) -> Iterator[tuple[str, list[Member]]]:
+    """(name, its members) of each row in the order of the tar.
+
+    bounds: the endings to read, and how many bytes of each at most.
+    """
+    # block_size 0: one request for the whole file, not one for each part of it.
+    with (
+        fsspec.open(url, "rb", block_size=0) as file,
+        tarfile.open(fileobj=file, mode="r|*") as tar,
+    ):
+        current, members = None, []
+        for info in tar:
+            tar.members = []  # a stream needs no list of what was read
+            match = MEMBER.fullmatch(info.name)
+            is_hidden = os.path.basename(info.name).startswith((".", "__"))
+            if match is None or is_hidden or not info.isreg():
+                continue
+            name, ending = match.groups()
+            if name != current and members:
+                yield current, members
+                members = []
+            current = name
+            data = None
+            if info.size <= bounds.get(ending, -1):
+                data = tar.extractfile(info).read()
+            members.append(Member(ending=ending, size_in_bytes=info.size, data=data))
+        if members:
+            yield current, members
+
+
+def clip_of(
+    name: str, members: list[Member], columns: SpeechColumns, bounds: dict[str, int]
+) -> ListedClip:
+    """A row of a tar. Anything unexpected becomes its `problem`, never a label."""
+    found = {member.ending: member for member in members}
+    path = f"{name}.{columns.audio}"
+    for ending, bound in bounds.items():
+        member = found.get(ending)
+        if member is not None and member.data is None:
+            problem = f"{name}.{ending}: {member.size_in_bytes:,} bytes, the limit is {bound:,}"
+            return ListedClip(place=path, problem=problem)
+    audio = found.get(columns.audio)
+    text = found.get(columns.text) if columns.text is not None else None
+    try:
+        decoded = None if text is None else text.data.decode("utf-8")
+    except UnicodeDecodeError:
+        return ListedClip(place=path, problem=f"{name}.{columns.text}: is not UTF-8")
+    return ListedClip(
+        place=path,
+        audio=None if audio is None else {"bytes": audio.data, "path": path},
+        text=decoded,
+    )
