@@ -201,6 +201,7 @@ class DataArguments(SourceArguments):
     apply_spec_augment: bool = HfArg(default=False, help="Masks stretches of time and mel bands.")
     speed_perturbation: bool = HfArg(default=False, help="Plays clips at 0.9 to 1.1 of the speed.")
     streaming: bool = HfArg(default=True, help="Reads rows as needed; False: downloads first.")
+    allow_audio_urls: bool = HfArg(default=False, help="Hub rows may name http(s):// audio.")
     num_decoding_threads: int | None = HfArg(default=None, help="Default: all cores, at most 8.")
     max_network_wait_in_minutes: float = HfArg(
         default=30.0, help="How long a lost network is waited for; 0: not."
@@ -437,6 +438,7 @@ def open_dataset(
         cache_dir=cache_dir,
         streaming=record.streaming,
         record=record.name,
+        allow_audio_urls=record.allow_audio_urls,
     )
     return SpeechDataset(
         source=source,
