@@ -61,12 +61,7 @@ from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.cli.console import describe_run, set_up_logging
 from speech_finetuning.cli.data_report import report_training_data, warn_of_overlap
-from speech_finetuning.cli.devices import (
-    check_adapters,
-    check_devices,
-    check_optimizer,
-    check_processes,
-)
+from speech_finetuning.cli.devices import check_adapters, check_arguments
 from speech_finetuning.cli.dry_run import dry_run
 from speech_finetuning.cli.exit_status import exit_code_of, forget_earlier_ending
 from speech_finetuning.cli.flags import flag_name, with_config_file
@@ -117,64 +112,42 @@ class ModelArguments:
     freeze_encoder: bool = HfArg(default=False, help="Trains the decoder only: less memory.")
     lora_rank: int = HfArg(default=0, help="Low-rank adapters of this rank (peft); 0: all weights.")
     model_index_name: str | None = HfArg(default=None, help="Name on the model card.")
-    config: str | None = HfArg(
-        default=None, help="YAML file of flags and values; the command line overrides it."
-    )
+    config: str | None = HfArg(default=None, help="YAML file of flags and values.")
 
 
 @dataclass
 class SourceArguments:
     """Where speech comes from, read how: what an entry of --data_mix may set for itself."""
 
-    dataset_name: str | None = HfArg(
-        default=None, help="Data: a Hub id, a folder, or a CSV, TSV or JSONL file."
-    )
+    dataset_name: str | None = HfArg(default=None, help="Hub id, folder, or CSV, TSV, JSONL file.")
     dataset_config_name: str | None = HfArg(default=None, help="Configuration, often the language.")
     train_split_name: str = HfArg(
-        default="train", help="Split to train on; 'train+validation' uses all of both."
+        default="train", help="Split to train on; also 'train+validation'."
     )
     eval_split_name: str = HfArg(
-        default="validation", help="Split to score every --eval_steps and at the end."
+        default="validation", help="Scored every --eval_steps and at the end."
     )
-    test_split_name: str | None = HfArg(
-        default=None, help="Split to score once, at the end, with the best model."
-    )
-    predict_split_name: str = HfArg(
-        default="test", help="Split that --do_predict transcribes; needs no references."
-    )
+    test_split_name: str | None = HfArg(default=None, help="Scored at the end, by the best model.")
+    predict_split_name: str = HfArg(default="test", help="Split that --do_predict transcribes.")
     audio_column_name: str | None = HfArg(default=None, help="The audio; default: audio, path, ...")
-    text_column_name: str | None = HfArg(
-        default=None, help="The text; default: text, sentence, ..."
-    )
+    text_column_name: str | None = HfArg(default=None, help="The text; default: text, sentence ...")
     max_duration_in_seconds: float = HfArg(
-        default=30.0, help="Rejects (never cuts) clips longer than this or 30 s."
+        default=30.0, help="Rejects clips longer than this or 30 s."
     )
     min_duration_in_seconds: float = HfArg(default=0.0, help="Rejects clips shorter than this.")
-    max_train_samples: int | None = HfArg(
-        default=None, help="Trains on the first N rows only, rejected ones counted."
-    )
-    max_eval_samples: int | None = HfArg(
-        default=None, help="Scores the first N rows of each split; default: all."
-    )
+    max_train_samples: int | None = HfArg(default=None, help="Trains on the first N rows only.")
+    max_eval_samples: int | None = HfArg(default=None, help="Scores the first N rows of a split.")
     do_lower_case: bool = HfArg(default=False, help="Lower-cases transcripts: so will the model's.")
-    do_remove_punctuation: bool = HfArg(
-        default=False, help="Removes punctuation, and nothing else, from transcripts."
-    )
-    do_normalize_eval: bool = HfArg(
-        default=True, help="Normalised text for eval_wer, eval_cer; False: as written."
-    )
-    language: str | None = HfArg(
-        default=None, help="Language spoken, a code or an English name; not for .en models."
-    )
+    do_remove_punctuation: bool = HfArg(default=False, help="Removes it from transcripts.")
+    do_normalize_eval: bool = HfArg(default=True, help="False: eval_wer of text as written.")
+    language: str | None = HfArg(default=None, help="Code or English name; not for .en models.")
 
 
 @dataclass
 class DataArguments(SourceArguments):
     """Which speech to train and score on, and what is done to it."""
 
-    data_mix: str | None = HfArg(
-        default=None, help="Instead of --dataset_name: YAML list of datasets with flags."
-    )
+    data_mix: str | None = HfArg(default=None, help="YAML list of datasets with flags.")
     max_rejected_fraction: float = HfArg(
         default=0.5,
         help="Ends the run if more of the first 1,000 rows, or of a pass, are unfit; 1: never.",
@@ -182,22 +155,14 @@ class DataArguments(SourceArguments):
     task: Literal["transcribe", "translate"] = HfArg(
         default="transcribe", help="What the model writes; a translation is into English."
     )
-    shuffle_buffer_size: int = HfArg(
-        default=500, help="Rows of a shuffle block, undecoded; 1 keeps the files' order."
-    )
+    shuffle_buffer_size: int = HfArg(default=500, help="Rows shuffled at a time; 1: not.")
     data_report_samples: int = HfArg(default=500, help="Rows of each source in the data report.")
     train_window: Literal["full", "longest"] = HfArg(
         default="full", help="'longest' pads to a batch's longest clip, not 30 s: far faster."
     )
-    full_window_fraction: float = HfArg(
-        default=0.1, help="Share of 'longest' batches padded to 30 s."
-    )
-    pack_utterances: bool = HfArg(
-        default=False, help="Joins the utterances of a batch to windows of up to 30 s."
-    )
-    timestamp_probability: float = HfArg(
-        default=0.0, help="Share of windows with timestamps of their utterances."
-    )
+    full_window_fraction: float = HfArg(default=0.1, help="Share of 'longest' batches of 30 s.")
+    pack_utterances: bool = HfArg(default=False, help="Joins utterances to windows of 30 s.")
+    timestamp_probability: float = HfArg(default=0.0, help="Share of windows with timestamps.")
     apply_spec_augment: bool = HfArg(default=False, help="Masks stretches of time and mel bands.")
     speed_perturbation: bool = HfArg(default=False, help="Plays clips at 0.9 to 1.1 of the speed.")
     streaming: bool = HfArg(default=True, help="Reads rows as needed; False: downloads first.")
@@ -210,18 +175,12 @@ class DataArguments(SourceArguments):
         default=None, help="Saves and stops (75) after this time."
     )
     eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first.")
-    long_form: bool = HfArg(
-        default=False, help="Also scores longer clips, by Whisper's long-form generation."
-    )
-    push_predictions: bool = HfArg(
-        default=False, help="Also uploads transcripts: --push_to_hub leaves them out."
-    )
+    long_form: bool = HfArg(default=False, help="Also scores clips beyond 30 s.")
+    push_predictions: bool = HfArg(default=False, help="Uploads transcripts, too.")
     early_stopping_patience: int | None = HfArg(
         default=None, help="Ends after N evaluations without a better score."
     )
-    dry_run: bool = HfArg(
-        default=False, help="Tries the whole job in minutes and says what it needs; leaves nothing."
-    )
+    dry_run: bool = HfArg(default=False, help="Tries the whole job in a few minutes.")
 
     @property
     def max_network_wait_in_seconds(self) -> float:
@@ -241,26 +200,20 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     """The library's arguments, with other defaults."""
 
     learning_rate: float | None = HfArg(
-        default=None, help="Peak learning rate; default: by size, 3.75e-5 to 5e-6."
+        default=None, help="Peak; default: 3.75e-5 to 5e-6, by size."
     )
-    warmup_steps: float = HfArg(
-        default=0.1, help="Steps in which the rate rises; below 1, their share of all."
-    )
-    num_train_epochs: float | None = HfArg(
-        default=None, help="Passes instead of --max_steps, if rows can be counted."
-    )
+    warmup_steps: float = HfArg(default=0.1, help="Steps to the peak rate; below 1: a share.")
+    num_train_epochs: float | None = HfArg(default=None, help="Passes instead of --max_steps.")
     predict_with_generate: bool = HfArg(default=True, help="Stays True: WER needs generation.")
     report_to: str = HfArg(default="tensorboard", help="Curves go to tensorboard, wandb, none ...")
     eval_strategy: Literal["steps", "no"] = HfArg(
         default="steps", help="When --do_eval scores: steps, or no (at the end only)."
     )
-    dataloader_num_workers: int = HfArg(
-        default=1, help="Reading processes: 1, or 0; see --num_decoding_threads."
-    )
+    dataloader_num_workers: int = HfArg(default=1, help="0 or 1; see --num_decoding_threads.")
     ddp_timeout: int = HfArg(default=7200, help="Seconds that a process waits for the others.")
     logging_nan_inf_filter: bool = HfArg(default=False, help="True hides NaN losses from the log.")
     resume_from_checkpoint: str | None = HfArg(
-        default="auto", help="'auto' (the newest here), 'hub', PATH or 'no'."
+        default="auto", help="auto (newest here), hub, PATH, no."
     )
 
     def __post_init__(self) -> None:
@@ -315,14 +268,6 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     if data_args.num_decoding_threads is None:
         data_args.num_decoding_threads = num_usable_cores(training_args.world_size)
     return model_args, data_args, training_args
-
-
-def check_arguments(data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Raises UserError for what this machine cannot do, before any download or GPU work."""
-    check_processes(data_args, training_args)
-    check_devices(training_args)
-    if training_args.do_train:
-        check_optimizer(training_args)
 
 
 @dataclass(kw_only=True)
@@ -651,6 +596,20 @@ def claim_run(
     return Run(output_dir=output_dir, identity=identity, uploads=uploads, checkpoint=checkpoint)
 
 
+def make_targets(
+    records: list[DataRecord], languages: list[str | None]
+) -> dict[str, ScoringTarget]:
+    """How each record's transcripts are scored."""
+    return {
+        record.name: ScoringTarget(
+            language=language,
+            leads_normalized=record.do_normalize_eval,
+            is_translated=record.task == "translate",
+        )
+        for record, language in zip(records, languages, strict=True)
+    }
+
+
 def load_inputs(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -677,30 +636,22 @@ def load_inputs(
         for record, language in zip(records, languages, strict=True)
     ]
     processor.tokenizer = preprocessors[0].tokenizer
-    open_patiently = functools.partial(
+    opening = functools.partial(
         retry_on_network_error,
-        load_speech,
         task="opening the data",
         limit_in_seconds=data_args.max_network_wait_in_seconds,
     )
+    cache_dir = model_args.cache_dir
     speech = problems.attempt(
-        "the data", open_patiently, records, preprocessors, training_args, model_args.cache_dir
+        "data", opening, load_speech, records, preprocessors, training_args, cache_dir
     )
     problems.raise_if_any()
-    targets = {
-        record.name: ScoringTarget(
-            language=language,
-            leads_normalized=record.do_normalize_eval,
-            is_translated=data_args.task == "translate",
-        )
-        for record, language in zip(records, languages, strict=True)
-    }
     return Inputs(
         processor=processor,
         config=config,
         generation_config=generation_config,
         languages=languages,
-        targets=targets,
+        targets=make_targets(records, languages),
         speech=speech,
     )
 

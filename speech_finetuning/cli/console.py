@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 # They report every request and every file.
 TALKATIVE_LIBRARIES = ("httpx", "httpx2", "datasets", "fsspec")
+# Fine-tuning takes some passes; after many a model recites its training set. The second number is the
+# one that the warning proposes.
+MANY_PASSES = 20
+SOME_PASSES = 10
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -51,6 +55,7 @@ def describe_run(
             logger.info("%s data: %s", role, describe_source(dataset))
     if args.do_train:
         describe_training(args, checkpoint, is_sharded_by_rank)
+        describe_length(sets["train"], args)
         warn_of_shared_memory(model.config, args)
     if "tensorboard" in args.report_to:
         runs = os.environ.get("TENSORBOARD_LOGGING_DIR", str(Path(args.output_dir) / "runs"))
@@ -89,6 +94,39 @@ def describe_training(
     )
     start = "from the beginning" if checkpoint is None else f"continues from {checkpoint}"
     logger.info("start: %s", start)
+
+
+def describe_length(
+    train_sets: list[SpeechDataset], args: transformers.Seq2SeqTrainingArguments
+) -> None:
+    """The steps in passes over each source; warns of so many that the model learns them by heart."""
+    rows_per_step = (
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    )
+    weights = sum(dataset.weight for dataset in train_sets)
+    shortest = math.inf  # steps that make SOME_PASSES over the source that is used up first
+    for dataset in train_sets:
+        num_rows = dataset.rows_per_pass()
+        if not num_rows:
+            continue  # not counted
+        rows_per_step_of_source = rows_per_step * dataset.weight / weights
+        passes = args.max_steps * rows_per_step_of_source / num_rows
+        of_source = f" of {dataset.source.record}" if dataset.source.record else ""
+        logger.info(
+            "length: %s steps are %s passes over %s rows%s",
+            f"{args.max_steps:,}",
+            f"{passes:,.1f}" if passes < 100 else f"{passes:,.0f}",
+            f"{num_rows:,}",
+            of_source,
+        )
+        if passes > MANY_PASSES:
+            shortest = min(shortest, math.ceil(SOME_PASSES * num_rows / rows_per_step_of_source))
+    if shortest < math.inf:
+        logger.warning(
+            "after so many passes a model recites its training set. --max_steps %d makes %d.",
+            shortest,
+            SOME_PASSES,
+        )
 
 
 def warn_of_shared_memory(

@@ -136,6 +136,11 @@ def describe_rows(dataset: SpeechDataset, rows: PreparedRows, style: str) -> Non
     logger.info("  %s", histogram("durations in s", [row["duration"] for row in rows.examples]))
     logger.info("  %s", histogram("tokens", [len(row["labels"]) for row in rows.examples]))
     rates = Counter(f"at {row['sampling_rate']} Hz" for row in rows.examples)
+    num_rows = dataset.rows_per_pass()
+    if num_rows is not None:
+        durations = [row["duration"] for row in rows.examples]
+        hours = num_rows * sum(durations) / rows.num_rows / 3600
+        logger.info("  about %.2f h of speech in %s rows", hours, f"{num_rows:,}")
     logger.info("  clips: %s; transcripts: %s; first label:", describe_counts(rates), style)
     label = dataset.preparer.tokenizer.decode(rows.examples[0]["labels"])
     logger.info("  %s", printable(label))

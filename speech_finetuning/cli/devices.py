@@ -38,6 +38,14 @@ def process_problems(data_args: Any, args: transformers.Seq2SeqTrainingArguments
         yield "--deepspeed needs GPUs: on CPUs accelerate lets every process run alone."
 
 
+def check_arguments(data_args: Any, args: transformers.Seq2SeqTrainingArguments) -> None:
+    """Raises: UserError for what this machine cannot do, before any download or GPU work."""
+    check_processes(data_args, args)
+    check_devices(args)
+    if args.do_train:
+        check_optimizer(args)
+
+
 def check_processes(data_args: Any, args: transformers.Seq2SeqTrainingArguments) -> None:
     """Raises: UserError with a line for each thing that these processes cannot do."""
     problems = list(process_problems(data_args, args))
