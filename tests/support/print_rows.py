@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from speech_finetuning.base.errors import RunEnded, UserError
 from speech_finetuning.base.network import limit_silence, retry_on_network_error
 from speech_finetuning.base.rejections import Rejection
-from speech_finetuning.data.audio import read_audio
+from speech_finetuning.data.reading import read_patiently
 from speech_finetuning.data.shards import ShardReader, SourceRow
 from speech_finetuning.data.sources import load_source
 from speech_finetuning.training.compat import leave_retrying_to_us
@@ -27,9 +27,7 @@ def describe(row: SourceRow, limit_in_seconds: float) -> dict[str, str | None]:
     content = None
     if rejection is None:
         try:
-            data = retry_on_network_error(
-                read_audio, row.audio, limit_in_seconds=limit_in_seconds, task="reading audio"
-            )
+            data = read_patiently(row.audio, limit_in_seconds)
             content = hashlib.sha256(data).hexdigest()
         except Rejection as error:
             rejection = error
