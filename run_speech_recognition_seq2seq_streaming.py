@@ -344,19 +344,12 @@ def make_preprocessor(
     language: str | None,
 ) -> Preprocessor:
     """The row-to-example stage for this checkpoint's window, mel bins and decoder length, and for
-    this data's language and limits. Raises: UserError if feature extractor and model disagree."""
-    extractor = processor.feature_extractor
-    if extractor.feature_size != config.num_mel_bins:
-        raise UserError(
-            f"the checkpoint's feature extractor makes {extractor.feature_size} mel bins, its "
-            f"model reads {config.num_mel_bins}. Copy preprocessor_config.json from the model that "
-            "it was made from."
-        )
+    this data's language and limits."""
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.set_prefix_tokens(language=language, task=data_args.task if language else None)
     return Preprocessor(
         tokenizer=tokenizer,
-        mel_filters=np.float32(extractor.mel_filters),
+        mel_filters=np.float32(processor.feature_extractor.mel_filters),
         window_in_frames=FRAMES_PER_POSITION * config.max_source_positions,
         max_label_length=config.max_target_positions,
         min_duration_in_seconds=data_args.min_duration_in_seconds,
@@ -675,13 +668,6 @@ def make_train_collator(inputs: Inputs, data_args: DataArguments, seed: int) -> 
     )
 
 
-def make_eval_collator(inputs: Inputs) -> EvalCollator:
-    """Prepared rows to batches for this checkpoint."""
-    return EvalCollator(
-        pad_token_id=inputs.processor.tokenizer.pad_token_id, n_mels=inputs.config.num_mel_bins
-    )
-
-
 def make_card_writer(
     argv: list[str],
     model_args: ModelArguments,
@@ -759,7 +745,9 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         train_dataset=stream if training_args.do_train else None,
         eval_dataset=eval_sets.pop("eval", None),
         data_collator=make_train_collator(inputs, data_args, seed=stream.rank_seed()),
-        eval_collator=make_eval_collator(inputs),
+        eval_collator=EvalCollator(
+            n_mels=inputs.config.num_mel_bins, pad_token_id=inputs.processor.tokenizer.pad_token_id
+        ),
         processing_class=inputs.processor,
         compute_loss_func=TokenWeightedLoss(training_args.label_smoothing_factor),
         compute_metrics=Scorecard(tokenizer=inputs.processor.tokenizer, targets=inputs.targets),

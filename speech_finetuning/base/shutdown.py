@@ -1,5 +1,6 @@
 """Signals that end a run between two steps."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -89,3 +90,20 @@ def report_unless_parent_left(
     """
     if not issubclass(kind, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, traceback)
+
+
+def end_workers() -> None:
+    """Ends the reading workers of a process that is about to leave: what is worth saving is saved.
+
+    multiprocessing would ask them by SIGTERM and wait, while they give their parent the time to
+    save (see `ignore_signals`): after a crash 2 min 11 s with the GPU held.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if not workers:
+        return
+    # torch's handler takes a killed worker for a failure of the loader, and raises.
+    handler_of_torch = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    signal.signal(signal.SIGCHLD, handler_of_torch)

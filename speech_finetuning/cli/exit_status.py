@@ -16,7 +16,7 @@ from typing import Any
 
 from speech_finetuning.base.errors import RunEnded, UserError, one_line
 from speech_finetuning.base.files import redacted, write_json
-from speech_finetuning.base.shutdown import StopSignals
+from speech_finetuning.base.shutdown import StopSignals, end_workers
 from speech_finetuning.cli.flags import find_group, find_value, values_of, with_config_file
 
 REFUSED_CODE = 2
@@ -53,6 +53,7 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
         code = ending.code
         reason = ending.reason
     finally:
+        end_workers()
         # A dry run leaves nothing, and ends with 0 or 2.
         is_first = write_exit_status([] if is_dry_run(argv) else argv, code, reason)
     if is_dry_run(argv) and 0 < code < 128:

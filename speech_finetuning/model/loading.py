@@ -55,10 +55,23 @@ def load_processor(
         processor = transformers.WhisperProcessor.from_pretrained(
             name, trust_remote_code=False, **where
         )
+    check_feature_extractor(processor.feature_extractor, config, flag)
     check_tokenizer(processor.tokenizer, config, flag)
     check_weights(Path(name))
     generation_config = load_generation_config(name, processor.tokenizer, config, **where)
     return processor, generation_config, config
+
+
+def check_feature_extractor(
+    extractor: transformers.WhisperFeatureExtractor, config: transformers.WhisperConfig, flag: str
+) -> None:
+    """Raises UserError if the spectrograms are not those that the model reads."""
+    if extractor.feature_size != config.num_mel_bins:
+        raise UserError(
+            f"{flag}: the checkpoint's feature extractor makes {extractor.feature_size} mel bins, "
+            f"its model reads {config.num_mel_bins}. Copy preprocessor_config.json from the model "
+            "that it was made from."
+        )
 
 
 def check_is_checkpoint(name: str) -> None:
