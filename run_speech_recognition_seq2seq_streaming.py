@@ -83,7 +83,7 @@ from speech_finetuning.model.loading import (
     load_processor,
 )
 from speech_finetuning.scoring.eval_sets import prepare_eval_sets
-from speech_finetuning.scoring.readings import ScoringTarget
+from speech_finetuning.scoring.readings import ScoringTarget, scoring_targets
 from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.sharing.hub import base_licence, make_uploads
 from speech_finetuning.sharing.model_card import CardWriter
@@ -91,7 +91,7 @@ from speech_finetuning.sharing.reports import write_reports
 from speech_finetuning.sharing.run_info import claim_output_dir, collect_run_info, run_identity
 from speech_finetuning.sharing.uploads import HubUploads
 from speech_finetuning.training.callbacks import early_stopping
-from speech_finetuning.training.checkpoints import find_checkpoint
+from speech_finetuning.training.checkpoints import find_checkpoint, pin_revisions
 from speech_finetuning.training.compat import make_reproducible
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.progress import StreamProgress, resume_progress
@@ -193,6 +193,7 @@ class DataRecord(DataArguments):
 
     name: str = ""  # in the log, in row ids and metric names; empty without --data_mix
     weight: float = 1.0  # its share of the training rows, to the sum of all weights
+    revision: str | None = None  # on the Hub, of a run that goes on; None: the newest
 
 
 @dataclass
@@ -247,8 +248,7 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
 
 
 def data_records(data_args: DataArguments) -> list[DataRecord]:
-    """The datasets of the run: that of the flags, or the entries of --data_mix.
-    Raises: UserError for what an entry cannot say."""
+    """The data of the run: that of the flags, or the entries of --data_mix. Raises: UserError."""
     if data_args.data_mix is None:
         return [DataRecord(**asdict(data_args))]
     return read_records(data_args.data_mix, data_args, DataRecord, SourceArguments)
@@ -376,6 +376,7 @@ def open_dataset(
         cache_dir=cache_dir,
         streaming=record.streaming,
         record=record.name,
+        revision=record.revision,
         allow_audio_urls=record.allow_audio_urls,
     )
     return SpeechDataset(
@@ -589,20 +590,6 @@ def claim_run(
     return Run(output_dir=output_dir, identity=identity, uploads=uploads, checkpoint=checkpoint)
 
 
-def make_targets(
-    records: list[DataRecord], languages: list[str | None]
-) -> dict[str, ScoringTarget]:
-    """How each record's transcripts are scored."""
-    return {
-        record.name: ScoringTarget(
-            language=language,
-            leads_normalized=record.do_normalize_eval,
-            is_translated=record.task == "translate",
-        )
-        for record, language in zip(records, languages, strict=True)
-    }
-
-
 def load_inputs(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -644,7 +631,7 @@ def load_inputs(
         config=config,
         generation_config=generation_config,
         languages=languages,
-        targets=make_targets(records, languages),
+        targets=scoring_targets(records, languages, is_translated=data_args.task == "translate"),
         speech=speech,
     )
 
@@ -731,6 +718,8 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     warn_of_retired_flags(argv)
     records = data_records(data_args)
     run = claim_run(model_args, data_args, training_args, records)
+    if run.checkpoint is not None:
+        pin_revisions(records, run.checkpoint)
 
     inputs = load_inputs(model_args, data_args, training_args, records)
     resolve_arguments(training_args, inputs, has_adapters=model_args.lora_rank > 0)

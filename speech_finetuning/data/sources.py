@@ -104,8 +104,7 @@ def load_source(
     """Opens a dataset without reading its audio; 'train+validation' is one source of both splits.
 
     name: a Hub id, a folder, or a list (CSV, TSV, JSON lines).
-    audio_column, text_column: None for the usual names.
-    text_required: False if the text column may be missing.
+    audio_column, text_column: None for the usual names; text_required: False if it may be missing.
     record: the source's name in a --data_mix.
     revision: of a data set on the Hub, for a run that goes on; None: the newest.
     allow_audio_urls: whether rows of a data set from the Hub may name https:// addresses.

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import transformers
 from transformers.models.whisper.english_normalizer import (
@@ -48,6 +49,20 @@ class ScoringTarget:
     def text_language(self) -> str:
         """The language of references and predictions."""
         return "en" if self.is_translated or self.language is None else self.language
+
+
+def scoring_targets(
+    records: Iterable[Any], languages: Iterable[str | None], is_translated: bool
+) -> dict[str, ScoringTarget]:
+    """By the name of each of the script's records. languages: what is spoken in each of them."""
+    return {
+        record.name: ScoringTarget(
+            language=language,
+            leads_normalized=record.do_normalize_eval,
+            is_translated=is_translated,
+        )
+        for record, language in zip(records, languages, strict=True)
+    }
 
 
 class MarksNormalizer(BasicTextNormalizer):

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 
 from speech_finetuning.base.errors import UserError, one_line, portable
+from speech_finetuning.data.positions import saved_revisions
 
 logger = logging.getLogger(__name__)
 
@@ -147,3 +148,12 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
             return checkpoint
         logger.warning("%s is incomplete or damaged; trying the one before.", checkpoint)
     return None
+
+
+def pin_revisions(records: list[Any], checkpoint: Path) -> None:
+    """Has a run that goes on read the data that it began with, wherever a branch on the Hub points
+    by now. records: the script's, whose `revision` is set."""
+    state = json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8"))
+    revisions = saved_revisions(state)
+    for record in records:
+        record.revision = revisions.get(record.name)

@@ -27,13 +27,17 @@ from speech_finetuning.cli.source_flags import read_parser
 from speech_finetuning.cli.translation import translate
 
 REQUIRED = "--model_name_or_path m --dataset_name d --output_dir o --language es".split()
-OUR_FLAGS = """apply_spec_augment audio_column_name cache_dir config data_mix data_report_samples dataset_config_name
-dataset_name do_lower_case do_normalize_eval do_remove_punctuation dry_run early_stopping_patience eval_before_training
-eval_split_name freeze_encoder full_window_fraction language long_form lora_rank max_duration_in_seconds
-max_eval_samples max_network_wait_in_minutes max_rejected_fraction max_train_samples max_train_time_in_hours
-min_duration_in_seconds model_index_name model_name_or_path model_revision num_decoding_threads
-pack_utterances predict_split_name push_predictions shuffle_buffer_size speed_perturbation streaming task
-test_split_name text_column_name timestamp_probability train_split_name train_window""".split()
+OUR_FLAGS = """
+allow_audio_urls apply_spec_augment audio_column_name cache_dir config data_mix
+data_report_samples dataset_config_name dataset_name do_lower_case do_normalize_eval
+do_remove_punctuation dry_run early_stopping_patience eval_before_training eval_split_name
+freeze_encoder full_window_fraction language long_form lora_rank max_duration_in_seconds
+max_eval_samples max_network_wait_in_minutes max_rejected_fraction max_train_samples
+max_train_time_in_hours min_duration_in_seconds model_index_name model_name_or_path
+model_revision num_decoding_threads pack_utterances predict_split_name push_predictions
+shuffle_buffer_size speed_perturbation streaming task test_split_name text_column_name
+timestamp_probability train_split_name train_window
+""".split()
 
 
 def check(more: str) -> tuple:
