@@ -1,14 +1,16 @@
 #!/usr/bin/env python
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""A web page on which a Whisper model can be tried: record or upload speech, read the words, click to hear them.
+"""A web page on which a Whisper model can be tried: record or upload speech, read the words, click
+to hear them.
 
     pip install -r requirements.txt -r requirements-demo.txt
     python demo.py --model whisper-small-es
     python demo.py --model whisper-small-es --base_model openai/whisper-small
 
-The way of one clip: read_audio -> extract_features -> transcribe (long-form generation with the model's own timestamps
-if it predicts them, else windows cut at pauses) -> segments_as_html. The page is served on this machine only (--share
-puts it on the internet), reports nothing, and loads nothing from the internet if the models are folders.
+The way of one clip: read_audio -> extract_features -> transcribe (long-form generation with the
+model's own timestamps if it predicts them, else windows cut at pauses) -> segments_as_html. The
+page is served on this machine only (--share puts it on the internet), reports nothing, and loads
+nothing from the internet if the models are folders.
 """
 
 import argparse
@@ -25,7 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Set before the libraries read them: nobody is told about the use of this page, and no history of it is kept.
+# Set before the libraries read them: nobody is told about the use of this page, and no history of
+# it is kept.
 os.environ |= {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
@@ -56,12 +59,14 @@ Segment = tuple[float, float, str]  # start and end in seconds, words
 
 
 class UserError(ValueError):
-    """Something that the user can mend: one line on stderr with exit code 2, or one line on the page."""
+    """Something that the user can mend: one line on stderr with exit code 2, or one line on the
+    page."""
 
 
 @dataclass
 class Recogniser:
-    """A loaded checkpoint, what it has tokens for ([] if English-only), and what its encoder hears at once."""
+    """A loaded checkpoint, what it has tokens for ([] if English-only), and what its encoder hears
+    at once."""
 
     name: str
     model: WhisperForConditionalGeneration
@@ -71,7 +76,7 @@ class Recogniser:
     window_in_samples: int  # 30 s in OpenAI's checkpoints
 
 
-# ------------------------------------------------------------------------------------------------------- models ----
+# ------------------------------------------------------------------------------------ models ----
 def check_folder(flag: str, name: str) -> None:
     """Raises UserError if name is neither a folder with a model nor like a Hub id."""
     folder = Path(name)
@@ -90,7 +95,8 @@ def check_folder(flag: str, name: str) -> None:
 
 
 def load(flag: str, name: str) -> Recogniser:
-    """The checkpoint on the GPU in float16, or else on the CPU in float32. No code of a model repository is ever run.
+    """The checkpoint on the GPU in float16, or else on the CPU in float32. No code of a model
+    repository is ever run.
     Raises: UserError if it is not there, is damaged, or is no Whisper model."""
     check_folder(flag, name)
     print(f"loading {name} ...")
@@ -118,7 +124,8 @@ def load(flag: str, name: str) -> Recogniser:
 
 
 def base_model_of(name: str) -> str | None:
-    """The model that this one was fine-tuned from, according to its README.md's metadata or else its run_info.json."""
+    """The model that this one was fine-tuned from, according to its README.md's metadata or else
+    its run_info.json."""
     folder, base = Path(name), None
     card, record = folder / "README.md", folder / "run_info.json"
     try:
@@ -139,7 +146,8 @@ def base_model_of(name: str) -> str | None:
 
 def load_recognisers(model: str, base_model: str | None) -> list[Recogniser]:
     """The model and, if one is given or known, the model that it is compared with.
-    Raises: UserError, but not for a base model that nobody asked for: that is left out with a line on stderr."""
+    Raises: UserError, but not for a base model that nobody asked for: that is left out with a line
+    on stderr."""
     recognisers = [load("--model", model)]
     base = base_model or base_model_of(model)
     if base in (None, "none", model):
@@ -164,9 +172,10 @@ def default_language(recogniser: Recogniser) -> str:
     return code if code in recogniser.languages else DETECT
 
 
-# -------------------------------------------------------------------------------------------------------- audio ----
+# ------------------------------------------------------------------------------------- audio ----
 def read_audio(path: str | None) -> np.ndarray:
-    """A file as (n_samples,) float32, mono, 16 kHz. Raises: UserError if there is none, or nothing to hear in it."""
+    """A file as (n_samples,) float32, mono, 16 kHz. Raises: UserError if there is none, or nothing
+    to hear in it."""
     if not path:
         raise UserError(
             "No audio yet: choose a file, or press Record and Stop; then press Transcribe again."
@@ -198,8 +207,9 @@ def is_silent(waveform: np.ndarray) -> bool:
 
 
 def cut_at_pauses(waveform: np.ndarray, window: int) -> list[tuple[int, int]]:
-    """(start, end) samples of consecutive pieces of at most window samples, each cut at the quietest place of the
-    window's last quarter, so that few words are cut in two. waveform: (n_samples,)."""
+    """(start, end) samples of consecutive pieces of at most window samples, each cut at the
+    quietest place of the window's last quarter, so that few words are cut in two. waveform:
+    (n_samples,)."""
     cuts = [0]
     while len(waveform) - cuts[-1] > window:
         first = cuts[-1] + 3 * window // 4
@@ -216,7 +226,8 @@ def cut_at_pauses(waveform: np.ndarray, window: int) -> list[tuple[int, int]]:
 
 
 def extract_features(recogniser: Recogniser, waveform: np.ndarray) -> torch.Tensor:
-    """Log-mel spectrogram (1, n_mels, n_frames) of the whole clip, at least a window long, for the model's device."""
+    """Log-mel spectrogram (1, n_mels, n_frames) of the whole clip, at least a window long, for the
+    model's device."""
     length = {
         "padding": "max_length",
         "max_length": recogniser.window_in_samples,
@@ -229,12 +240,12 @@ def extract_features(recogniser: Recogniser, waveform: np.ndarray) -> torch.Tens
     return features.to(recogniser.model.device, recogniser.model.dtype)
 
 
-# ------------------------------------------------------------------------------------------------ transcription ----
+# ----------------------------------------------------------------------------- transcription ----
 def choose_prompt(
     recogniser: Recogniser, window: torch.Tensor, language: str, task: str
 ) -> dict[str, str]:
-    """`generate`'s language and task, as far as this model has them; a language that it lacks is detected in the
-    clip's first window, (1, n_mels, n_frames)."""
+    """`generate`'s language and task, as far as this model has them; a language that it lacks is
+    detected in the clip's first window, (1, n_mels, n_frames)."""
     prompt = {"task": task} if task in recogniser.tasks else {}
     if recogniser.languages and language not in recogniser.languages:
         tokens = {
@@ -249,8 +260,9 @@ def choose_prompt(
 def predicts_timestamps(
     recogniser: Recogniser, window: torch.Tensor, prompt: dict[str, str]
 ) -> bool:
-    """Whether this model may begin with a timestamp instead of <|notimestamps|>. Fine-tuning without timestamps
-    unlearns them: a tiny model with 1 % WER gave them 0.1 %, and dropped half of the words when made to use them.
+    """Whether this model may begin with a timestamp instead of <|notimestamps|>. Fine-tuning
+    without timestamps unlearns them: a tiny model with 1 % WER gave them 0.1 %, and dropped half of
+    the words when made to use them.
     window: (1, n_mels, n_frames)."""
     config = recogniser.model.generation_config
     without = getattr(config, "no_timestamps_token_id", None)
@@ -275,10 +287,12 @@ def transcribe_with_timestamps(
     duration_in_seconds: float,
     prompt: dict[str, str],
 ) -> list[Segment] | None:
-    """The library's long-form generation: the model says where a segment ends, and goes on listening there.
+    """The library's long-form generation: the model says where a segment ends, and goes on
+    listening there.
     None if the times cannot be true. features: (1, n_mels, n_frames)."""
     window, limit = recogniser.window_in_samples / SAMPLE_RATE_IN_HZ, duration_in_seconds
-    # Called before each window. It bounds their number: an end at 0.02 s would move the model on by only 0.02 s.
+    # Called before each window. It bounds their number: an end at 0.02 s would move the model on by
+    # only 0.02 s.
     calls = iter(range(4 * math.ceil(limit / window) + 4))
     options = {
         "return_timestamps": True,
@@ -313,7 +327,8 @@ def are_plausible(segments: list[Segment], window_in_seconds: float) -> bool:
 def transcribe_windows(
     recogniser: Recogniser, waveform: np.ndarray, prompt: dict[str, str]
 ) -> list[Segment]:
-    """One segment for each window, decoded as models are scored in training. waveform: (n_samples,)."""
+    """One segment for each window, decoded as models are scored in training. waveform:
+    (n_samples,)."""
     segments = []
     for start, end in cut_at_pauses(waveform, recogniser.window_in_samples):
         if is_silent(waveform[start:end]):
@@ -348,7 +363,7 @@ def transcribe(
     return segments, note if segments else f"No words heard ({note})."
 
 
-# --------------------------------------------------------------------------------------------------------- page ----
+# -------------------------------------------------------------------------------------- page ----
 def clock(seconds: float) -> str:
     """61.25 s as 1:01.2."""
     tenths = int(10 * seconds)
@@ -366,7 +381,8 @@ def segments_as_html(segments: list[Segment]) -> str:
 
 
 def answer(recognisers: list[Recogniser], path: str | None, language: str, task: str) -> list[str]:
-    """What the page shows for a clip: a message, the player, then a transcript, a note and segments for each model."""
+    """What the page shows for a clip: a message, the player, then a transcript, a note and segments
+    for each model."""
     try:
         waveform = read_audio(path)
         results = [transcribe(recogniser, waveform, language, task) for recogniser in recognisers]

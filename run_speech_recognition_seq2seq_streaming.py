@@ -10,6 +10,7 @@
 #     "evaluate>=0.4.6,<1",
 #     "jiwer>=4.0,<5",
 #     "soundfile>=0.13,<1",
+#     "librosa>=0.11,<1",
 #     "soxr>=1,<2",
 #     "tensorboard>=2.19,<3",
 #     "langcodes[data]>=3.5,<4",
@@ -273,8 +274,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
 @dataclass(kw_only=True)
 class TrainCollator:
     """Rows of the stream to a micro-batch: `labels`, `decoder_input_ids` (see `pad_labels`),
-    `frames`, `frame_counts` (see `join_clips`) and `step_info`, a StepInfo. A micro-batch whose rows were all
-    rejected holds one silent dummy row without labels, so that every step runs."""
+    `frames`, `frame_counts` (see `join_clips`) and `step_info`, a StepInfo. A micro-batch whose
+    rows were all rejected holds one silent dummy row without labels, so that every step runs."""
 
     decoder_start_token_id: int
     pad_token_id: int
@@ -381,7 +382,7 @@ def open_dataset(
     )
     return SpeechDataset(
         source=source,
-        preparer=replace(
+        preprocessor=replace(
             preprocessor,
             needs_text=needs_text,
             takes_long_clips=record.long_form and role != "train",

@@ -1,20 +1,27 @@
-"""The stream against the 2022 pipeline and against the bare work: speed, first batch, memory, sources.
+"""The stream against the 2022 pipeline and against the bare work: speed, first batch, memory,
+sources.
 
     python benchmarks/data_pipeline.py [--clips 640] [--repetitions 5] [--only KEY ...]
     python benchmarks/data_pipeline.py --memory [--clips 640]
 
-Needs espeak-ng and sox (they make the clips, once, in the temp folder) and, for the 2022 pipeline only,
-`pip install --no-deps torchcodec==0.13.0` and the FFmpeg libraries. The clips are sentences of 4 to 8 s, mp3 at
-48 kHz, the same bytes as 8 parquet files, one audio folder and one tar.
+Needs espeak-ng and sox (they make the clips, once, in the temp folder) and, for the 2022 pipeline
+only, `pip install --no-deps torchcodec==0.13.0` and the FFmpeg libraries. The clips are sentences
+of 4 to 8 s, mp3 at 48 kHz, the same bytes as 8 parquet files, one audio folder and one tar.
 
-Every contestant runs in a process of its own that imports the same modules; they take turns, `--repetitions` times.
-One pass warms up, the next one is timed. "First batch" counts from opening the source, with the processor loaded.
-CPU time and memory are those of the process and its DataLoader workers; "others" is what all other processes (for HTTP
-the Hub too) and the hypervisor took of the machine's cores meanwhile: a row with much of it says little.
-"bare" loops over decode, resample and log-mel on bytes in memory. "2022" is the event's way on today's libraries:
-`datasets` decodes, the extractor pads to 30 s, torch formatting, then shuffle(500). Its batches come padded to 30 s;
-the stream's are padded on the training device, which is not timed here. "without worker" has no DataLoader process, so
-that two threads have two cores; else the worker's own thread, its reader, its queue and this process need them too.
+Every contestant runs in a process of its own that imports the same modules; they take turns,
+`--repetitions` times.
+One pass warms up, the next one is timed. "First batch" counts from opening the source, with the
+processor loaded.
+CPU time and memory are those of the process and its DataLoader workers; "others" is what all other
+processes (for HTTP the Hub too) and the hypervisor took of the machine's cores meanwhile: a row
+with much of it says little.
+"bare" loops over decode, resample and log-mel on bytes in memory. "2022" is the event's way on
+today's
+libraries:
+`datasets` decodes, the extractor pads to 30 s, torch formatting, then shuffle(500). Its batches
+come padded to 30 s; the stream's are padded on the training device, which is not timed here.
+"without worker" has no DataLoader process, so that two threads have two cores; else the worker's
+own thread, its reader, its queue and this process need them too.
 torch uses one thread everywhere, batches have 16 rows.
 """
 
@@ -80,7 +87,7 @@ WORDS = {
 VOICES = "en-us en-gb en-gb-scotland en-029 en-us+f2 en-gb+f3 en-us+m3 en-gb+m7 en-us+f5".split()
 
 
-# ------------------------------------------------------------------------------------------------- clips ----
+# ------------------------------------------------------------------------------------- clips ----
 def make_sentence(generator: np.random.Generator) -> str:
     """Fourteen to twenty words."""
     clauses = []
@@ -129,7 +136,8 @@ def write_tar(path: Path, rows: list[tuple[bytes, str]]) -> None:
 
 
 def make_data(num_clips: int) -> Path:
-    """The folder with the clips in three layouts and a tiny Whisper, made on the first call only."""
+    """The folder with the clips in three layouts and a tiny Whisper, made on the first call
+    only."""
     folder = Path(tempfile.gettempdir()) / f"whisper-data-pipeline-{num_clips}"
     if folder.exists():
         return folder
@@ -162,7 +170,7 @@ def read_clips(folder: Path) -> list[bytes]:
     return [cell["bytes"] for table in tables for cell in table["audio"].to_pylist()]
 
 
-# ------------------------------------------------------------------------------------------- contestants ----
+# ------------------------------------------------------------------------------- contestants ----
 @functools.cache
 def load_preparer(folder: Path) -> Preprocessor:
     return preprocessors.make_preprocessor(folder / "model")
@@ -198,12 +206,12 @@ def make_loader(
     stream: SpeechStream, folder: Path, num_workers: int = 1
 ) -> torch.utils.data.DataLoader:
     """As SpeechTrainer makes it."""
-    preparer = load_preparer(folder)
-    tokenizer = preparer.tokenizer
+    preprocessor = load_preparer(folder)
+    tokenizer = preprocessor.tokenizer
     collator = script.TrainCollator(
         decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
         pad_token_id=tokenizer.pad_token_id,
-        n_mels=preparer.mel_filters.shape[1],
+        n_mels=preprocessor.mel_filters.shape[1],
     )
     how = {"num_workers": num_workers, "prefetch_factor": 4 if num_workers else None}
     return torch.utils.data.DataLoader(stream, BATCH_SIZE, collate_fn=collator, **how)
@@ -212,7 +220,8 @@ def make_loader(
 def stream_batches(
     folder: Path, place: str, columns: tuple[str, str], num_threads: int, num_workers: int = 1
 ) -> Iterator[int]:
-    """Rows of each batch, endlessly. Raises: RuntimeError for a rejected row, which would make the race unfair."""
+    """Rows of each batch, endlessly. Raises: RuntimeError for a rejected row, which would make the
+    race unfair."""
     stream = make_stream(place.format(folder=folder), columns, num_threads, folder)
     for batch in make_loader(stream, folder, num_workers):
         info = batch["step_info"]
@@ -226,7 +235,8 @@ def work(data: bytes, mel_filters: np.ndarray) -> None:
 
 
 def bare_batches(folder: Path, num_threads: int) -> Iterator[int]:
-    """One for each clip, endlessly: decode, resample and log-mel of bytes in memory, without and with a pool."""
+    """One for each clip, endlessly: decode, resample and log-mel of bytes in memory, without and
+    with a pool."""
     mel_filters = load_preparer(folder).mel_filters
     clips = itertools.cycle(read_clips(folder))
     if num_threads == 1:
@@ -275,7 +285,8 @@ def collate_2022(
 
 
 def batches_2022(folder: Path, num_workers: int) -> Iterator[int]:
-    """Rows of each batch, pass after pass. Raises: ImportError or OSError when torchcodec cannot be loaded."""
+    """Rows of each batch, pass after pass. Raises: ImportError or OSError when torchcodec cannot be
+    loaded."""
     import torchcodec.decoders  # noqa: F401  (datasets would only say that it is missing)
 
     processor = load_processor(folder)
@@ -349,7 +360,7 @@ CONTESTANTS = {
 }
 
 
-# ------------------------------------------------------------------------------------- one turn, in a child ----
+# ---------------------------------------------------------------------- one turn, in a child ----
 def processes() -> list[psutil.Process]:
     """This one and its DataLoader workers."""
     return [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -362,14 +373,16 @@ def cpu_seconds() -> float:
 
 
 def memory_in_mb(file: str, field: str) -> list[float]:
-    """Of each process. ("status", "VmHWM"): its largest resident size so far, ("status", "VmRSS"): its size now,
-    ("smaps_rollup", "Pss"): its share now, where pages that processes share are divided among them."""
+    """Of each process. ("status", "VmHWM"): its largest resident size so far, ("status", "VmRSS"):
+    its size now, ("smaps_rollup", "Pss"): its share now, where pages that processes share are
+    divided among them."""
     texts = [Path(f"/proc/{process.pid}/{file}").read_text() for process in processes()]
     return [int(text.split(f"\n{field}:")[1].split()[0]) / 1024 for text in texts]
 
 
 def machine_seconds() -> float:
-    """Core seconds that the machine was busy since it started, those stolen by its hypervisor included."""
+    """Core seconds that the machine was busy since it started, those stolen by its hypervisor
+    included."""
     times = psutil.cpu_times()._asdict()
     return sum(
         times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal")
@@ -408,7 +421,7 @@ def compete(contestant: Contestant, folder: Path, num_clips: int) -> dict[str, f
     return figures | {"unshared": max(memory, sum(memory_in_mb("smaps_rollup", "Pss")))}
 
 
-# -------------------------------------------------------------------------------------------------- memory ----
+# ------------------------------------------------------------------------------------ memory ----
 def write_long_clips(folder: Path, num_rows: int) -> None:
     """30 s of noise as wav at 48 kHz (2.9 MB each), in files of one row group each."""
     generator = np.random.default_rng(0)
@@ -440,7 +453,8 @@ def print_passes(folder: Path, num_clips: int) -> None:
 
 
 def print_long_clips(folder: Path, num_rows: int) -> None:
-    """Peak of each process while num_rows clips of 30 s pass, and the blocks that they made; 2 threads."""
+    """Peak of each process while num_rows clips of 30 s pass, and the blocks that they made; 2
+    threads."""
     torch.set_num_threads(1)
     imported, starts, count = memory_in_mb("status", "VmHWM"), [], 0
     batches = iter(make_loader(make_stream(str(folder / "long"), COLUMNS, 2, folder), folder))
@@ -474,7 +488,7 @@ def measure_memory(num_clips: int) -> None:
         subprocess.run([sys.executable, __file__, "--turn", "long", "--folder", name], check=True)
 
 
-# ------------------------------------------------------------------------------------------------- the race ----
+# ---------------------------------------------------------------------------------- the race ----
 def take_turn(key: str, num_clips: int, environment: dict[str, str]) -> dict[str, float] | str:
     """The figures of a fresh process, or why there are none."""
     command = [sys.executable, __file__, "--turn", key, "--clips", str(num_clips)]
@@ -494,7 +508,8 @@ def take_turn(key: str, num_clips: int, environment: dict[str, str]) -> dict[str
 def race(
     keys: list[str], num_clips: int, repetitions: int
 ) -> dict[str, list[dict[str, float] | str]]:
-    """The figures of every turn. Each repetition starts with another contestant; one that failed is out."""
+    """The figures of every turn. Each repetition starts with another contestant; one that failed is
+    out."""
     folder = make_data(num_clips)
     results: dict[str, list] = {key: [] for key in keys}
     with (

@@ -1,22 +1,29 @@
-"""The script's evaluation against Seq2SeqTrainer's own: speed, memory, and whether both hear the same tokens.
+"""The script's evaluation against Seq2SeqTrainer's own: speed, memory, and whether both hear the
+same tokens.
 
-    python benchmarks/evaluation.py [--model M --dataset_name D --eval_split_name test] [--rows 64] [--repetitions 5]
-    python benchmarks/evaluation.py --memory
+    python benchmarks/evaluation.py [--model M --dataset_name D --eval_split_name test] [--rows 64]
+    [--repetitions 5] python benchmarks/evaluation.py --memory
 
-Without --model it makes a random toy with a window of 4 s and speech for it; flags that it does not know go to the
-script (--language es, --do_lower_case). Every contestant runs in a process of its own and evaluates twice, "first" and
-"later"; they take turns, `--repetitions` times. Loading model and libraries is not timed.
+Without --model it makes a random toy with a window of 4 s and speech for it; flags that it does not
+know go to the script (--language es, --do_lower_case). Every contestant runs in a process of its
+own and evaluates twice, "first" and "later"; they take turns, `--repetitions` times. Loading model
+and libraries is not timed.
 
-ours          run_speech_recognition_seq2seq_streaming.py, built by its own main(). "First" includes the preparation of
+ours          run_speech_recognition_seq2seq_streaming.py, built by its own main(). "First" includes
+the preparation of
               the rows from an empty cache, "later" finds them there.
-re-streaming  transformers' Seq2SeqTrainer as the usual streaming recipe has it: an iterable dataset whose rows are
+re-streaming  transformers' Seq2SeqTrainer as the usual streaming recipe has it: an iterable dataset
+whose rows are
               decoded, turned into features padded to 30 s and tokenised again in every evaluation.
-in memory     the same trainer over rows that it keeps prepared in memory; "first" includes their preparation.
+in memory     the same trainer over rows that it keeps prepared in memory; "first" includes their
+preparation.
 
-All read the same undecoded rows with the same reader and decoder (soundfile), have the same model, float32, batch size
-and cap on new tokens, and compute a score: the recipe WER of normalised text, ours all that its scorecard has, and
-files of predictions. The recipe prepares on one thread, ours on all cores. "Others" is what all other processes and
-the hypervisor took of the cores meanwhile: figures with much of it say little, less so with OMP_NUM_THREADS=1.
+All read the same undecoded rows with the same reader and decoder (soundfile), have the same model,
+float32, batch size and cap on new tokens, and compute a score: the recipe WER of normalised text,
+ours all that its scorecard has, and files of predictions. The recipe prepares on one thread, ours
+on all cores.
+"Others" is what all other processes and the hypervisor took of the cores meanwhile: figures with
+much of it say little, less so with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -66,16 +73,17 @@ MEMORY_ROWS = (1_000, 10_000)
 AIMS = {"first": 3, "later": 5}  # times as fast as the library
 
 
-# ------------------------------------------------------------------------------------------------------ memory ----
+# ------------------------------------------------------------------------------------ memory ----
 def memory_in_mb(name: str) -> float:
-    """VmHWM: the largest resident size so far. RssAnon: what is resident now without the pages of files, which the
-    kernel can drop and read again at any time."""
+    """VmHWM: the largest resident size so far. RssAnon: what is resident now without the pages of
+    files, which the kernel can drop and read again at any time."""
     text = Path("/proc/self/status").read_text()
     return int(text.split(f"\n{name}:")[1].split()[0]) / 1024
 
 
 def machine_seconds() -> float:
-    """Core seconds that the machine was busy since it started, those stolen by its hypervisor included."""
+    """Core seconds that the machine was busy since it started, those stolen by its hypervisor
+    included."""
     times = psutil.cpu_times()._asdict()
     return sum(
         times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal")
@@ -100,7 +108,8 @@ class MemoryWatch(threading.Thread):
 
     @contextlib.contextmanager
     def watch(self, phase: str) -> Iterator[None]:
-        """A phase: memory before, at the peak and after, seconds, and the cores that other processes used."""
+        """A phase: memory before, at the peak and after, seconds, and the cores that other
+        processes used."""
         self.figures[f"{phase}_before"] = memory_in_mb("RssAnon")
         began, used, machine = time.perf_counter(), time.process_time(), machine_seconds()
         self.phase = phase
@@ -117,7 +126,7 @@ class MemoryWatch(threading.Thread):
             self.figures[f"{phase}_after"] = memory_in_mb("RssAnon")
 
 
-# ---------------------------------------------------------------------------------------------------- our turn ----
+# ---------------------------------------------------------------------------------- our turn ----
 class KeepingScorecard(Scorecard):
     """Remembers the ids that it was given."""
 
@@ -161,28 +170,32 @@ def our_turn(flags: list[str]) -> Result:
 
 
 def strip(ids: np.ndarray, pad: int) -> list[int]:
-    """Without the padding at the end, which depends on the batch (the end token is the pad token)."""
+    """Without the padding at the end, which depends on the batch (the end token is the pad
+    token)."""
     kept = [int(i) for i in ids]
     while kept and kept[-1] in (pad, IGNORED_LABEL):
         kept.pop()
     return kept
 
 
-# ----------------------------------------------------------------------------------------------- library's turn ----
+# ---------------------------------------------------------------------------- library's turn ----
 def usual_rows(
     item: SpeechDataset, extractor: transformers.WhisperFeatureExtractor
 ) -> Iterator[dict[str, Any]]:
-    """id, input_features (n_mels, frames of the whole window), labels: what the usual `prepare_dataset` makes."""
-    preparer = item.preparer
+    """id, input_features (n_mels, frames of the whole window), labels: what the usual
+    `prepare_dataset` makes."""
+    preprocessor = item.preprocessor
     for block in read_pass(item, block_size=100):
         for row in block.rows:
-            waveform, rate = decode_audio(read_audio(row.audio), preparer.check_duration)
+            waveform, rate = decode_audio(read_audio(row.audio), preprocessor.check_duration)
             features = extractor(waveform, sampling_rate=SAMPLE_RATE_IN_HZ).input_features[0]
-            text = normalize_text(row.text, preparer.do_lower_case, preparer.do_remove_punctuation)
+            text = normalize_text(
+                row.text, preprocessor.do_lower_case, preprocessor.do_remove_punctuation
+            )
             yield {
                 "id": row.id,
                 "input_features": features,
-                "labels": preparer.tokenizer(text).input_ids,
+                "labels": preprocessor.tokenizer(text).input_ids,
             }
 
 
@@ -199,7 +212,8 @@ class UsualStream(torch.utils.data.IterableDataset):
 def usual_collator(
     rows: list[dict[str, Any]], processor: transformers.WhisperProcessor
 ) -> dict[str, torch.Tensor]:
-    """input_features (batch, n_mels, window) and labels padded with -100, without the start token."""
+    """input_features (batch, n_mels, window) and labels padded with -100, without the start
+    token."""
     features = [{"input_features": row["input_features"]} for row in rows]
     batch = processor.feature_extractor.pad(features, return_tensors="pt")
     labels = processor.tokenizer.pad(
@@ -230,14 +244,15 @@ class UsualScore:
 
 
 def usual_trainer(flags: list[str]) -> tuple[transformers.Seq2SeqTrainer, SpeechDataset]:
-    """transformers' own trainer with the model as the script loads it, and the rows of these flags."""
+    """transformers' own trainer with the model as the script loads it, and the rows of these
+    flags."""
     model_args, data_args, args = script.parse_arguments(flags)
     name = model_args.model_name_or_path
     processor, generation_config, config = load_processor(name, "main", None)
     language = check_language(data_args.language, generation_config, name)
-    preparer = script.make_preprocessor(processor, config, data_args, language)
-    processor.tokenizer = preparer.tokenizer
-    item = script.load_speech(script.data_records(data_args), [preparer], args, None)["eval"][0]
+    preprocessor = script.make_preprocessor(processor, config, data_args, language)
+    processor.tokenizer = preprocessor.tokenizer
+    item = script.load_speech(script.data_records(data_args), [preprocessor], args, None)["eval"][0]
     names = "output_dir per_device_eval_batch_size generation_max_length bf16 use_cpu".split()
     settings = {name: getattr(args, name) for name in names}
     usual = transformers.Seq2SeqTrainingArguments(
@@ -291,9 +306,10 @@ def turn(key: str, flags: list[str], result_path: Path) -> None:
     result_path.write_text(json.dumps(result | {"resident": memory_in_mb("VmHWM")}))
 
 
-# ---------------------------------------------------------------------------------------------------- the race ----
+# ---------------------------------------------------------------------------------- the race ----
 def take_turn(key: str, flags: list[str]) -> Result:
-    """The figures of a fresh process with an empty output folder. Raises: CalledProcessError with its stderr shown."""
+    """The figures of a fresh process with an empty output folder. Raises: CalledProcessError with
+    its stderr shown."""
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, __file__, "--turn", key, "--result", f"{name}/result.json"]
         command += ["--flags", json.dumps([*flags, "--output_dir", f"{name}/output"])]
@@ -394,10 +410,10 @@ def describe(flags: list[str]) -> str:
     return f"{time.strftime('%Y-%m-%d')}, {machine}.\nFlags: {shown}\n"
 
 
-# ------------------------------------------------------------------------------------------------------- set-up ----
+# ------------------------------------------------------------------------------------ set-up ----
 def make_toy(folder: Path, num_rows: int, **sizes: int) -> Path:
-    """A random English-only model whose timestamps are suppressed: they would send the library's generate() through
-    the window again, and ours bans them."""
+    """A random English-only model whose timestamps are suppressed: they would send the library's
+    generate() through the window again, and ours bans them."""
     demonstration.make_model(folder / "model", multilingual=False, **sizes)
     path = folder / "model" / "generation_config.json"
     settings = json.loads(path.read_text())

@@ -1,15 +1,19 @@
-"""Training speed on one GPU: utterances a second, model-FLOP utilisation, peak memory and data wait, in one table.
+"""Training speed on one GPU: utterances a second, model-FLOP utilisation, peak memory and data
+wait, in one table.
 
     python benchmarks/gpu_training.py [--only small large-v3] [--repetitions 3] [--folder SCRATCH]
     python benchmarks/gpu_training.py --device cpu      # the same in miniature, to try it out
-    python benchmarks/gpu_training.py --check           # the FLOP formula against torch's own counter
+    python benchmarks/gpu_training.py --check           # the FLOP formula against torch's own
+    counter
 
-Nothing is downloaded. The models have Whisper's geometries and random weights (8 GB in --folder for all of them), the
-data are synthetic mp3 at 48 kHz in local parquet: clips of 25 to 30 s with about 100 tokens, and of 3 to 6 s with 20.
-Each row of the table is the script with its own flags in a process of its own; rows take turns. Figures are those of
-the script's log (`samples_per_second`, `audio_hours_per_hour`, `data_wait_fraction`) without its first lines; what is
-left out is saving. Utilisation is `model_flops` over the rate that this card reaches in large matrix products of the
-same precision; padding of labels and what checkpointing computes again do not count as work.
+Nothing is downloaded. The models have Whisper's geometries and random weights (8 GB in --folder for
+all of them), the data are synthetic mp3 at 48 kHz in local parquet: clips of 25 to 30 s with about
+100 tokens, and of 3 to 6 s with 20.
+Each row of the table is the script with its own flags in a process of its own; rows take turns.
+Figures are those of the script's log (`samples_per_second`, `audio_hours_per_hour`,
+`data_wait_fraction`) without its first lines; what is left out is saving. Utilisation is
+`model_flops` over the rate that this card reaches in large matrix products of the same precision;
+padding of labels and what checkpointing computes again do not count as work.
 """
 
 import argparse
@@ -131,9 +135,11 @@ ROWS = [
 
 
 def model_flops(geometry: Geometry, num_positions: float, num_tokens: float) -> float:
-    """Floating-point operations to train on one window: those of the matrix products and convolutions of the forward
-    pass, a multiplication and an addition each, and twice as many backward. What checkpointing computes again is not
-    the model's (PaLM, Chowdhery et al. 2022, appendix B), masked halves of the attention are, as there.
+    """Floating-point operations to train on one window: those of the matrix products and
+    convolutions of the forward pass, a multiplication and an addition each, and twice as many
+    backward.
+    What checkpointing computes again is not the model's (PaLM, Chowdhery et al. 2022, appendix B),
+    masked halves of the attention are, as there.
     num_positions: of the encoder, 50 a second; num_tokens: of the decoder."""
     d, n, t = geometry.width, num_positions, num_tokens
     convolutions = 3 * geometry.n_mels * d * 2 * n + 3 * d * d * n
@@ -146,8 +152,8 @@ def model_flops(geometry: Geometry, num_positions: float, num_tokens: float) -> 
 
 
 def counted_flops(geometry: Geometry, num_positions: int, num_tokens: int) -> int:
-    """What torch counts in one training step on one window, by shapes alone. Attention is spelt out: of fused kernels
-    torch counts the products that their backward pass computes again."""
+    """What torch counts in one training step on one window, by shapes alone. Attention is spelt
+    out: of fused kernels torch counts the products that their backward pass computes again."""
     sizes = {
         "d_model": geometry.width,
         "vocab_size": geometry.vocabulary,
@@ -173,7 +179,8 @@ def counted_flops(geometry: Geometry, num_positions: int, num_tokens: int) -> in
 
 
 def check() -> None:
-    """Prints the formula beside torch's count. Raises: AssertionError if they differ by 2 % or more."""
+    """Prints the formula beside torch's count. Raises: AssertionError if they differ by 2 % or
+    more."""
     print(
         "| model | positions | tokens | formula, GFLOP | torch, GFLOP | ratio |\n|---|---|---|---|---|---|"
     )
@@ -190,7 +197,8 @@ def check() -> None:
 def make_rows(
     num_clips: int, seconds: tuple[float, float], tokens: tuple[int, int]
 ) -> list[tuple[bytes, str]]:
-    """(mp3 bytes, text) pairs. A byte is a token here, so that the text is cut to the length wanted."""
+    """(mp3 bytes, text) pairs. A byte is a token here, so that the text is cut to the length
+    wanted."""
     generator, rows = np.random.default_rng(0), []
     for _ in range(num_clips):
         words = [str(word) for word in generator.choice(demonstration.WORDS, size=100)]
@@ -204,7 +212,8 @@ def make_rows(
 
 
 def make_data(folder: Path) -> dict[str, float]:
-    """Both data sets, every clip in several rows. Returns the mean number of the decoder's tokens of a row in each."""
+    """Both data sets, every clip in several rows. Returns the mean number of the decoder's tokens
+    of a row in each."""
     means = {}
     for name, how in {"long": (48, (25, 29.9), (80, 120)), "short": (96, (3, 6), (12, 24))}.items():
         rows = make_rows(*how) * ROWS_PER_CLIP
@@ -229,7 +238,7 @@ def make_model(folder: Path, name: str) -> None:
         "vocab_size": g.vocabulary,
         "n_mels": g.n_mels,
     }
-    demonstration.make_model(folder / name, g.width, dtype="float16", **layers, **sizes)
+    demonstration.make_model(folder / name, d_model=g.width, dtype="float16", **layers, **sizes)
 
 
 def child(function: str, *words: str, **how: Any) -> subprocess.CompletedProcess:
@@ -242,7 +251,8 @@ def child(function: str, *words: str, **how: Any) -> subprocess.CompletedProcess
 
 
 def print_card(device: str) -> None:
-    """For a process of its own: JSON with the device's name and the FLOP/s of a matrix product in each precision."""
+    """For a process of its own: JSON with the device's name and the FLOP/s of a matrix product in
+    each precision."""
     is_gpu, size, rates = device == "cuda", 8192 if device == "cuda" else 1024, {}
     name = f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
     if is_gpu:
@@ -261,8 +271,9 @@ def print_card(device: str) -> None:
 
 
 def run_script(*words: str) -> None:
-    """For a process of its own: the script, which saves nothing at the end. Prints JSON: its exit code and log, the
-    peak of memory in GiB (on the CPU of this process), attention and optimiser."""
+    """For a process of its own: the script, which saves nothing at the end. Prints JSON: its exit
+    code and log, the peak of memory in GiB (on the CPU of this process), attention and
+    optimiser."""
     trainers: list[SpeechTrainer] = []
     session.save_final_model = trainers.append
     found: dict[str, Any] = {"code": exit_code_of(script.main, list(words))}
@@ -388,7 +399,8 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def judge(results: dict[Row, list[dict[str, Any]]], rates: dict[str, float]) -> str:
-    """Each aim against the row of 30 s with the best utilisation, a line for each model that has one."""
+    """Each aim against the row of 30 s with the best utilisation, a line for each model that has
+    one."""
     lines = [
         f"Aims at 30 s: utilisation of {AIMS['utilisation']:.0%} or more, data wait below {AIMS['waited']:.0%}."
     ]

@@ -2,14 +2,20 @@
 
     python benchmarks/memory.py
 
-torch's fake tensors run Whisper's forward pass under bfloat16 autocast (float16 takes as much) and the bytes that it
-saves for the backward pass are counted, once for one and once for two rows of 30 s: the difference is a row's.
+torch's fake tensors run Whisper's forward pass under bfloat16 autocast (float16 takes as much) and
+the bytes that it saves for the backward pass are counted, once for one and once for two rows of 30
+s:
+the difference is a row's.
 Prints the table of docs/memory.md. Counted for the peak, GB of 10^9 bytes:
-- a parameter: 4 for its weight, 4 for its gradient, 8 for AdamW's two averages (with --optim adafactor next to none),
+- a parameter: 4 for its weight, 4 for its gradient, 8 for AdamW's two averages (with --optim
+adafactor next to none),
   and 2 for the half-precision copy that autocast keeps;
-- a row: what the forward pass saves; with gradient checkpointing also one layer, which is computed again;
-- a target token: 16 for each entry of the vocabulary (the logits in half precision, as float, and their gradients);
-- with --lora_rank a parameter takes its weight and the copy (6), one of the adapters 18; what the adapters save for
+- a row: what the forward pass saves; with gradient checkpointing also one layer, which is computed
+again;
+- a target token: 16 for each entry of the vocabulary (the logits in half precision, as float, and
+their gradients);
+- with --lora_rank a parameter takes its weight and the copy (6), one of the adapters 18; what the
+adapters save for
   the backward pass is left out, which checkpointing bounds to one layer's;
 - 1 for CUDA itself and for what the allocator loses between blocks.
 """
@@ -111,7 +117,8 @@ def row_bytes(name: str, num_tokens: int, with_checkpointing: bool) -> int:
 
 
 def adapter_parameters(name: str) -> int:
-    """Of rank LORA_RANK on the attentions' four projections and the two feed-forward layers of every block."""
+    """Of rank LORA_RANK on the attentions' four projections and the two feed-forward layers of
+    every block."""
     width, _, encoder_layers, decoder_layers, _ = SIZES[name]
     attention, feed_forward = 4 * 2 * width, 2 * (width + 4 * width)
     blocks = encoder_layers * (attention + feed_forward) + decoder_layers * (

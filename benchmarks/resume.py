@@ -1,15 +1,18 @@
-"""Time from a saved position to the next example, against reading again from the start (what skipping batches does).
+"""Time from a saved position to the next example, against reading again from the start (what
+skipping batches does).
 
     python benchmarks/resume.py [--rows 20000] [--repetitions 5]
 
-The data are `--rows` synthetic clips in parquet files of 500 rows; the positions are those of steps 10, 1,000 and
-100,000 of 16 rows, so that the last lies 80 passes in. Both ways run in turn, five times, in one process (reading
-again for step 100,000 once).
-"Re-reading" passes undecoded rows only, which favours it: the library's skipping would decode them all.
+The data are `--rows` synthetic clips in parquet files of 500 rows; the positions are those of steps
+10, 1,000 and 100,000 of 16 rows, so that the last lies 80 passes in. Both ways run in turn, five
+times, in one process (reading again for step 100,000 once).
+"Re-reading" passes undecoded rows only, which favours it: the library's skipping would decode them
+all.
 
-A second table is of places within one parquet file of 5,000 rows in row groups of 100, of which only the groups that
-remain are read: against passing all rows before the place, as files of other kinds need; from disk and from a Hub on
-loopback, whose bandwidth is that of the memory: over a real network the megabytes decide.
+A second table is of places within one parquet file of 5,000 rows in row groups of 100, of which
+only the groups that remain are read: against passing all rows before the place, as files of other
+kinds need; from disk and from a Hub on loopback, whose bandwidth is that of the memory: over a real
+network the megabytes decide.
 """
 
 import argparse
@@ -44,7 +47,8 @@ GROUP_SIZE, NUM_GROUPS = 100, 50
 
 
 def position_at(stream: SpeechStream, step: int, num_rows: int) -> StreamPosition:
-    """The position after `step` steps: whole passes are skipped by arithmetic, the rest is read undecoded."""
+    """The position after `step` steps: whole passes are skipped by arithmetic, the rest is read
+    undecoded."""
     passes, rest = divmod(step * BATCH_SIZE, num_rows)
     rows_used = passes * num_rows
     source = SourcePosition(
@@ -66,7 +70,8 @@ def first_example(stream: SpeechStream, position: StreamPosition) -> tuple[float
 
 
 def read_again(stream: SpeechStream, num_rows: int) -> tuple[float, str]:
-    """Seconds to the same example by passing num_rows undecoded rows from the very beginning, and its id."""
+    """Seconds to the same example by passing num_rows undecoded rows from the very beginning, and
+    its id."""
     stream.position = None
     began = time.perf_counter()
     _, drawn = next(itertools.islice(stream.rows(), num_rows, None))
@@ -74,8 +79,9 @@ def read_again(stream: SpeechStream, num_rows: int) -> tuple[float, str]:
 
 
 def time_within(name: str, num_rows: int, kind: str, repetitions: int) -> None:
-    """In a child: prints the median of the seconds to the row after num_rows of a source's only file. kind: "parquet",
-    or another one, whose files are read from their beginning."""
+    """In a child: prints the median of the seconds to the row after num_rows of a source's only
+    file.
+    kind: "parquet", or another one, whose files are read from their beginning."""
     source = load_source(name, split="train")
     source, times = replace(source, kind=kind), []
     for _ in range(repetitions):
@@ -139,12 +145,12 @@ def main() -> None:
         clips = demonstration.make_rows(500, seed=0)
         for shard in range(args.rows // 500):
             demonstration.write_parquet(folder / "data" / f"train-{shard:05}.parquet", clips)
-        preparer = preprocessors.make_preprocessor(
+        preprocessor = preprocessors.make_preprocessor(
             demonstration.make_model(folder / "model", d_model=16, num_layers=1)
         )
         source = load_source(str(folder / "data"), split="train")
         stream = SpeechStream(
-            sets=(SpeechDataset(source, preparer),),
+            sets=(SpeechDataset(source, preprocessor),),
             seed=1,
             block_size=500,
             micro_batch_size=BATCH_SIZE,

@@ -1,15 +1,20 @@
-"""One process against two, what reading everything on every rank costs, and a model on paper of 8 and 64 GPUs.
+"""One process against two, what reading everything on every rank costs, and a model on paper of 8
+and 64 GPUs.
 
     python benchmarks/scaling.py [--repetitions 5]
 
-Training: a small random Whisper on synthetic speech, every process on a core of its own (trainer, reader and decoder
-share it), the same batch per device; one process has the machine's other core idle beside it. "1 + 1" are two runs at
-the same time that know nothing of each other: what this machine can do at most. Contestants take turns. The figure is
-the `samples_per_second` of the log, of all processes together, after the first lines.
+Training: a small random Whisper on synthetic speech, every process on a core of its own (trainer,
+reader and decoder share it), the same batch per device; one process has the machine's other core
+idle beside it.
+"1 + 1" are two runs at the same time that know nothing of each other: what this machine can do at
+most.
+Contestants take turns.
+The figure is the `samples_per_second` of the log, of all processes together, after the first lines.
 
-Reading: the 640 mp3 clips of data_pipeline.py (needs espeak-ng and sox) in 8 parquet files, read undecoded as one rank
-of 8 does: once all files, every eighth row kept, and once its own file only. CPU time of this process; and the rate
-of the one connection that reads, from a Hub on this machine whose every answer waits 30 ms.
+Reading: the 640 mp3 clips of data_pipeline.py (needs espeak-ng and sox) in 8 parquet files, read
+undecoded as one rank of 8 does: once all files, every eighth row kept, and once its own file only.
+CPU time of this process; and the rate of the one connection that reads, from a Hub on this machine
+whose every answer waits 30 ms.
 """
 
 import argparse
@@ -127,7 +132,8 @@ def read(stream: SpeechStream, num_rows: int) -> tuple[float, float]:
 
 
 def measure_reading(folder: Path, repetitions: int) -> dict[str, float]:
-    """Medians: CPU ms to read a row, read a row and drop seven, and read and prepare a row; bytes of a row."""
+    """Medians: CPU ms to read a row, read a row and drop seven, and read and prepare a row; bytes
+    of a row."""
     whole = data_pipeline.make_stream(str(folder / "parquet"), ("audio", "text"), 1, folder)
     # Small blocks: what is read ahead in the end, and not used, is one block.
     rank = replace(whole, share=RankShare(world_size=NUM_RANKS), micro_batch_size=1, block_size=20)
@@ -147,7 +153,8 @@ def measure_reading(folder: Path, repetitions: int) -> dict[str, float]:
 
 
 def connection_rate(folder: Path, repetitions: int) -> float:
-    """Bytes a second, the median, of the one connection that reads all files from a Hub on this machine."""
+    """Bytes a second, the median, of the one connection that reads all files from a Hub on this
+    machine."""
     files = {path.name: path.read_bytes() for path in (folder / "parquet").glob("*.parquet")}
     code = "import sys, scaling; print(scaling.read_hub(sys.argv[1], int(sys.argv[2])))"
     rates = []
@@ -174,7 +181,8 @@ def read_hub(folder: str, num_bytes: int) -> float:
 
 
 def print_model(cost: dict[str, float], rate: float) -> None:
-    """What each rank needs, by arithmetic from the measured costs and the assumed speed of a GPU."""
+    """What each rank needs, by arithmetic from the measured costs and the assumed speed of a
+    GPU."""
     print(
         "\n| model | GPUs | files | cores a GPU | MB/s a GPU | MB/s in all | what is short of it |"
     )

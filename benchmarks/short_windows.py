@@ -1,14 +1,18 @@
-"""Padding to 30 s against short windows and packing: WER after equal utterances, equal steps and equal time, on real
-short speech; and what long-form transcription makes of a minute of it before and after.
+"""Padding to 30 s against short windows and packing: WER after equal utterances, equal steps and
+equal time, on real short speech; and what long-form transcription makes of a minute of it before
+and after.
 
-    python benchmarks/short_windows.py --model MODEL --dataset_name DATA --record results.jsonl --seeds 1 2 3
-    python benchmarks/short_windows.py --model MODEL --dataset_name DATA --record speed.jsonl --speed
-    python benchmarks/short_windows.py --record results.jsonl speed.jsonl --table
+    python benchmarks/short_windows.py --model MODEL --dataset_name DATA --record results.jsonl
+    --seeds 1 2 3 python benchmarks/short_windows.py --model MODEL --dataset_name DATA --record
+    speed.jsonl --speed python benchmarks/short_windows.py --record results.jsonl speed.jsonl
+    --table
 
-Each run is the script itself in a process of its own, scored on the test split at 30 s whatever it trained with. A
-step takes --batch_size utterances, packed or not, so that equal steps have seen as many of them. --speed measures the
-rates alone, in short runs that take turns; without it the table takes those of the training runs. The minute-long
-files of --long_form are test clips end to end.
+Each run is the script itself in a process of its own, scored on the test split at 30 s whatever it
+trained with.
+A step takes --batch_size utterances, packed or not, so that equal steps have seen as many of them.
+--speed measures the rates alone, in short runs that take turns; without it the table takes those of
+the training runs.
+The minute-long files of --long_form are test clips end to end.
 """
 
 import argparse
@@ -43,7 +47,8 @@ def flags_of(values: dict) -> list[str]:
 def run_once(
     name: str, seed: int, steps: int, options: argparse.Namespace, minutes: Path | None
 ) -> dict:
-    """Trains, and scores unless only speed is wanted; returns the WER at every evaluation and utterances/s."""
+    """Trains, and scores unless only speed is wanted; returns the WER at every evaluation and
+    utterances/s."""
     with tempfile.TemporaryDirectory() as folder:
         values = {
             "model_name_or_path": options.model,
@@ -100,7 +105,8 @@ def run_once(
 
 
 def write_minutes(folder: Path, dataset_name: str) -> None:
-    """An audio folder of files of at least a minute: the clips of the test split end to end, what is left over out."""
+    """An audio folder of files of at least a minute: the clips of the test split end to end, what
+    is left over out."""
     clips = csv.DictReader((Path(dataset_name) / "test" / "metadata.csv").open(encoding="utf-8"))
     waveforms, texts, rows = [], [], []
     for clip in clips:
@@ -120,7 +126,8 @@ def write_minutes(folder: Path, dataset_name: str) -> None:
 
 
 def score_long_form(model: str, minutes: Path) -> dict:
-    """WER and share of loops of a model on the minute-long files, with timestamps, as users transcribe them."""
+    """WER and share of loops of a model on the minute-long files, with timestamps, as users
+    transcribe them."""
     with tempfile.TemporaryDirectory() as folder:
         values = {
             "model_name_or_path": model,
@@ -144,8 +151,8 @@ def score_long_form(model: str, minutes: Path) -> dict:
 
 
 def table(records: list[dict]) -> str:
-    """Markdown: for each contestant utterances/s and the WER (mean, range over the seeds) after each step; and of the
-    minute-long files."""
+    """Markdown: for each contestant utterances/s and the WER (mean, range over the seeds) after
+    each step; and of the minute-long files."""
     lines = [
         "| padded to | seeds | utt/s (range) | after utterances | seconds of training | WER, mean (range) |"
     ]

@@ -1,4 +1,5 @@
-"""Fixtures: a tiny Whisper and a small parquet dataset, made once per session; `train` runs main() in this process."""
+"""Fixtures: a tiny Whisper and a small parquet dataset, made once per session; `train` runs main()
+in this process."""
 
 import functools
 import os
@@ -66,5 +67,5 @@ def run_main(flags: list[str], more: str) -> dict[str, float]:
 
 
 @pytest.fixture
-def preparer(tiny_model: Path) -> Preprocessor:
+def preprocessor(tiny_model: Path) -> Preprocessor:
     return make_preprocessor(tiny_model)

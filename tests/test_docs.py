@@ -1,4 +1,5 @@
-"""README.md, docs/ and CONTRIBUTING.md: the code accepts every command, flag, table and link in them."""
+"""README.md, docs/ and CONTRIBUTING.md: the code accepts every command, flag, table and link in
+them."""
 
 import ast
 import functools
@@ -23,11 +24,13 @@ QUESTION_PAGES = sorted((PROJECT / "docs").glob("*.md"))
 PAGES = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *QUESTION_PAGES]
 PAGE_NAMES = [str(page.relative_to(PROJECT)) for page in PAGES]
 
-# These need a GPU or a token before they can be parsed; everything else of a command is parsed and checked here.
+# These need a GPU or a token before they can be parsed; everything else of a command is parsed and
+# checked here.
 NEEDS_MORE_THAN_THIS_MACHINE = ("--fp16", "--push_to_hub", "$@")
 
-# A command that starts with one of these belongs to another program: to the shell, or to a project whose
-# documentation says the same, or another test runs it (tests of the demo, of the export, of `bash run.sh test`).
+# A command that starts with one of these belongs to another program: to the shell, or to a project
+# whose documentation says the same, or another test runs it (tests of the demo, of the export, of
+# `bash run.sh test`).
 OTHER_PROGRAMS = (
     "#!/bin/bash",
     "#SBATCH",
@@ -56,7 +59,8 @@ def code_blocks(page: Path, language: str) -> list[str]:
 
 
 def shell_lines(block: str) -> list[str]:
-    """The commands of a shell block: continued lines joined, here-documents and comments left out."""
+    """The commands of a shell block: continued lines joined, here-documents and comments left
+    out."""
     without_documents = re.sub(r" <<'END'\n.*?\nEND\n", "\n", block, flags=re.S)
     joined = without_documents.replace("\\\n", " ")
     return [line for line in joined.splitlines() if line.strip() and not line.startswith("# ")]
@@ -73,7 +77,8 @@ def command_words(line: str) -> list[str]:
 
 @functools.cache
 def recipes() -> dict[str, list[str]]:
-    """The flags of every recipe in run.sh by its name; the recipe without a name is the real one."""
+    """The flags of every recipe in run.sh by its name; the recipe without a name is the real
+    one."""
     text = (PROJECT / "run.sh").read_text(encoding="utf-8").replace("\\\n", " ")
     functions = re.findall(r"^(\w+)\(\) \{\n(.*?)^\}", text, re.M | re.S)
     found = {}
@@ -104,7 +109,8 @@ def check_training_flags(words: list[str]) -> None:
 
 
 def check_recipe(words: list[str]) -> None:
-    """`bash run.sh WORDS`: the recipe exists, and the script accepts its flags followed by the others."""
+    """`bash run.sh WORDS`: the recipe exists, and the script accepts its flags followed by the
+    others."""
     name = ""
     if words and not words[0].startswith("-"):
         name = words[0]
@@ -124,7 +130,8 @@ def check_demo_flags(words: list[str]) -> None:
 
 
 def check_command(line: str) -> bool:
-    """Whether the line is a command of this project, which is then checked; an unknown command fails."""
+    """Whether the line is a command of this project, which is then checked; an unknown command
+    fails."""
     words = command_words(line)
     if SCRIPT_NAME in words:
         check_training_flags(words[words.index(SCRIPT_NAME) + 1 :])
@@ -168,7 +175,8 @@ def test_every_shell_command_is_accepted(page: Path):
 
 @pytest.mark.usefixtures("recipe_file")
 def test_the_pages_have_commands_of_their_own():
-    """Against a reader of blocks that finds none: the test above would then pass for want of anything to check."""
+    """Against a reader of blocks that finds none: the test above would then pass for want of
+    anything to check."""
     lines = [
         line for page in PAGES for block in code_blocks(page, "bash") for line in shell_lines(block)
     ]
@@ -297,13 +305,15 @@ def test_the_table_of_retired_flags_is_the_script_s():
 
 
 def table_cells(page: Path, heading: str) -> list[str]:
-    """The first cell of every line of the table under a heading, without the table's own two lines."""
+    """The first cell of every line of the table under a heading, without the table's own two
+    lines."""
     section = page.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"^\| (.*?) \|", section, re.M)[1:]
 
 
 def test_the_table_of_metrics_is_complete():
-    """The golden scores are of a mix: without a mix there are no names of sets between eval_ and the metric."""
+    """The golden scores are of a mix: without a mix there are no names of sets between eval_ and
+    the metric."""
     scores = json.loads((PROJECT / "tests" / "golden" / "scores.json").read_text())
     produced = {name for name in scores if re.fullmatch(r"eval_(?!clean_|flawed_).*", name)}
     cells = table_cells(PROJECT / "docs" / "metrics.md", "Metrics")

@@ -1,4 +1,5 @@
-"""The house: its floors, and how large a room may be. See speech_finetuning/__init__.py for the plan."""
+"""The house: its floors, and how large a room may be. See speech_finetuning/__init__.py for the
+plan."""
 
 import ast
 import re
@@ -71,7 +72,8 @@ def test_no_rooms_import_each_other_in_a_circle():
 
 
 def floor_plan(text: str) -> set[str]:
-    """'data.stream' and so on: what stands between a floor's name and the colon after its modules."""
+    """'data.stream' and so on: what stands between a floor's name and the colon after its
+    modules."""
     rooms = set()
     for floor in FLOORS:
         (names,) = re.findall(rf"^ +{floor}/? +([\w,\s]+):", text, re.M)

@@ -39,7 +39,8 @@ class Problems:
 
 
 class RunEnded(Exception):
-    """The run ends early for a reason outside it. `code` is its exit code, see docs/long-runs.md."""
+    """The run ends early for a reason outside it. `code` is its exit code, see
+    docs/long-runs.md."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)

@@ -90,7 +90,8 @@ def is_network_error(error: BaseException) -> bool:
 
 
 def is_wrong_body(error: BaseException) -> bool:
-    """Whether a library met a body that is not what was announced, such as HTML in place of JSON."""
+    """Whether a library met a body that is not what was announced, such as HTML in place of
+    JSON."""
     if isinstance(error, OSError):
         # huggingface_hub 2.4, file_download.py:443: a plain OSError when a file has another size.
         return str(error).startswith("Consistency check failed")
@@ -100,7 +101,8 @@ def is_wrong_body(error: BaseException) -> bool:
 
 
 def came_through(error: BaseException, packages: tuple[str, ...]) -> bool:
-    """Whether a function of these packages was running: response.json(), not a file that is read."""
+    """Whether a function of these packages was running: response.json(), not a file that is
+    read."""
     traceback = error.__traceback__
     while traceback is not None:
         if traceback.tb_frame.f_globals.get("__name__", "").startswith(packages):

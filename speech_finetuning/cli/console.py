@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 # They report every request and every file.
 TALKATIVE_LIBRARIES = ("httpx", "httpx2", "datasets", "fsspec")
-# Fine-tuning takes some passes; after many a model recites its training set. The second number is the
-# one that the warning proposes.
+# Fine-tuning takes some passes; after many a model recites its training set. The second number is
+# the one that the warning proposes.
 MANY_PASSES = 20
 SOME_PASSES = 10
 SHARED_MEMORY = Path("/dev/shm")
@@ -99,7 +99,8 @@ def describe_training(
 def describe_length(
     train_sets: list[SpeechDataset], args: transformers.Seq2SeqTrainingArguments
 ) -> None:
-    """The steps in passes over each source; warns of so many that the model learns them by heart."""
+    """The steps in passes over each source; warns of so many that the model learns them by
+    heart."""
     rows_per_step = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     )
@@ -132,7 +133,8 @@ def describe_length(
 def warn_of_shared_memory(
     config: transformers.WhisperConfig, args: transformers.Seq2SeqTrainingArguments
 ) -> None:
-    """Warns if the reading worker's batches may not fit into shared memory, as in Docker's 64 MB."""
+    """Warns if the reading worker's batches may not fit into shared memory, as in Docker's 64
+    MB."""
     if not args.dataloader_num_workers or not SHARED_MEMORY.exists():
         return
     num_batches = (args.dataloader_prefetch_factor or 4) + 1

@@ -99,7 +99,7 @@ def prepare_rows(dataset: SpeechDataset, num_rows: int, num_threads: int) -> Pre
     untagged = ((None, row) for block in blocks for row in block.rows)
     examples = []
     rejections = []
-    for _, prepared in map_in_order(dataset.preparer, untagged, num_threads):
+    for _, prepared in map_in_order(dataset.preprocessor, untagged, num_threads):
         if isinstance(prepared, Rejection):
             rejections.append(prepared)
         else:
@@ -142,7 +142,7 @@ def describe_rows(dataset: SpeechDataset, rows: PreparedRows, style: str) -> Non
         hours = num_rows * sum(durations) / rows.num_rows / 3600
         logger.info("  about %.2f h of speech in %s rows", hours, f"{num_rows:,}")
     logger.info("  clips: %s; transcripts: %s; first label:", describe_counts(rates), style)
-    label = dataset.preparer.tokenizer.decode(rows.examples[0]["labels"])
+    label = dataset.preprocessor.tokenizer.decode(rows.examples[0]["labels"])
     logger.info("  %s", printable(label))
 
 

@@ -81,6 +81,7 @@ def make_generation_config(
 
 def make_model(
     folder: str | Path,
+    *,
     d_model: int = 64,
     num_layers: int = 2,
     window_in_seconds: int = 4,

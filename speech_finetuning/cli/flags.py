@@ -96,9 +96,8 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     for name, value in settings.items():
         if value is None:
             continue
-        if name == "language" and value is False:
-            value = "no"  # YAML takes Norwegian for False
-        values = value if isinstance(value, list) else [value]
+        is_norwegian = name == "language" and value is False  # as YAML reads `no`
+        values = value if isinstance(value, list) else ["no" if is_norwegian else value]
         words.append(f"--{name}")
         words += [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
     return words

@@ -131,7 +131,7 @@ def version() -> str:
     folder = Path(__file__).parents[2]
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # no git
         commit = ""
     packages = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub")

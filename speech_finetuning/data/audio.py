@@ -51,8 +51,9 @@ def audio_file(data: bytes) -> int | BinaryIO:
 class ForwardClip(soundfile.SoundFile):
     """A clip that is read once, front to back.
 
-    soundfile 0.14 seeks after every read of a file that says it can. libsndfile cannot in some codecs
-    of telephony (GSM 6.10, G.721, G.723, NMS ADPCM), nor at the end of FLAC of unknown length.
+    soundfile 0.14 seeks after every read of a file that says it can. libsndfile cannot in some
+    codecs of telephony (GSM 6.10, G.721, G.723, NMS ADPCM), nor at the end of FLAC of unknown
+    length.
     """
 
     def seekable(self) -> bool:

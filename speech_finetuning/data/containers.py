@@ -1,7 +1,7 @@
 """What the bytes of an audio file say about themselves, before a decoder believes them.
 
-libsndfile 1.2 decodes what it finds and is silent about the rest: the missing half of a WAV file, the
-second of two joined Ogg streams, the samples after a header that was never completed.
+libsndfile 1.2 decodes what it finds and is silent about the rest: the missing half of a WAV file,
+the second of two joined Ogg streams, the samples after a header that was never completed.
 """
 
 import struct
@@ -59,7 +59,8 @@ class Samples:
 
 
 def split_streams(data: bytes) -> list[bytes]:
-    """The files that are joined in one, each with a header that libsndfile can read; mostly just one.
+    """The files that are joined in one, each with a header that libsndfile can read; mostly just
+    one.
 
     Raises: Rejection(audio_damaged) if the file contains less, or more, than its header states.
     """
@@ -85,7 +86,7 @@ def damaged(size: int, missing: int) -> Rejection:
     return Rejection("audio_damaged", f"{detail}: a broken download?")
 
 
-# ---- WAV, AIFF, W64, CAF: chunks ---------------------------------------------------------------------
+# ---- WAV, AIFF, W64, CAF: chunks ---------------------------------------------------------------
 
 
 def find_samples(data: bytes, layout: ChunkLayout) -> Samples | None:
@@ -139,7 +140,8 @@ def is_named(rest: bytes, layout: ChunkLayout) -> bool:
 
 
 def with_stated_size(data: bytes, samples: Samples) -> bytes:
-    """A WAV file of a recorder that died before it wrote the size of the samples, with that size."""
+    """A WAV file of a recorder that died before it wrote the size of the samples, with that
+    size."""
     size = struct.pack("<I", len(data) - samples.start)
     return data[: samples.start - len(size)] + size + data[samples.start :]
 
@@ -160,7 +162,7 @@ def split_au(data: bytes) -> list[bytes]:
     return [data]
 
 
-# ---- Ogg: pages --------------------------------------------------------------------------------------
+# ---- Ogg: pages --------------------------------------------------------------------------------
 
 OGG_PAGE_HEADER_SIZE = 27
 OGG_FIRST_PAGE = 2  # flag of a stream's first page
@@ -176,7 +178,8 @@ def ogg_page_end(data: bytes, position: int) -> int:
 
 
 def split_ogg(data: bytes) -> list[bytes]:
-    """As `split_streams`: a new file begins where first pages follow other pages (a chained stream).
+    """As `split_streams`: a new file begins where first pages follow other pages (a chained
+    stream).
 
     A last page that is cut is damage: libsndfile decodes nothing of Vorbis then, and of Opus less.
     """
@@ -196,7 +199,7 @@ def split_ogg(data: bytes) -> list[bytes]:
     return [data[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
-# ---- mp3: frames -------------------------------------------------------------------------------------
+# ---- mp3: frames -------------------------------------------------------------------------------
 
 # In kbit/s, by the header's index: MPEG 1 and MPEG 2 / 2.5, layer III.
 MP3_BIT_RATES = {
@@ -283,7 +286,8 @@ def split_mp3(data: bytes) -> list[bytes]:
     if size is None or frame + size >= len(data) - NEGLIGIBLE_BYTES:
         return [data]
     end = frame + size
-    # Tags of the first may stand between, with pictures in them: all that remains is looked through.
+    # Tags of the first may stand between, with pictures in them: all that remains is looked
+    # through.
     following = find_mp3_stream(data, end, len(data))
     if following is None:
         return [data]

@@ -182,10 +182,10 @@ def build_packer(
         return None
     separators = ["" if code in UNSPACED_LANGUAGES else " " for code in written_languages]
     return UtterancePacker(
-        tokenizers=[dataset.preparer.tokenizer for dataset in sets],
+        tokenizers=[dataset.preprocessor.tokenizer for dataset in sets],
         separators=separators,
-        window_in_frames=sets[0].preparer.window_in_frames,
-        max_label_length=sets[0].preparer.max_label_length,
+        window_in_frames=sets[0].preprocessor.window_in_frames,
+        max_label_length=sets[0].preprocessor.max_label_length,
         packs_utterances=packs_utterances,
         timestamp_probability=timestamp_probability,
         seed=seed,

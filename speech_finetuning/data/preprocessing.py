@@ -137,7 +137,7 @@ class SpeechDataset:
     """A source, and how its rows are prepared."""
 
     source: SpeechSource
-    preparer: Preprocessor
+    preprocessor: Preprocessor
     _: KW_ONLY
     max_rows: int | None = None  # only the first ones
     weight: float = 1.0  # in the draw of a mix

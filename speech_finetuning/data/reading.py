@@ -146,7 +146,7 @@ def read_to_the_end(file: Any, address: str) -> bytes:
     return b"".join(chunks)
 
 
-# ---- waiting, but not for the dead -------------------------------------------------------------------
+# ---- waiting, but not for the dead -------------------------------------------------------------
 
 
 @dataclass
@@ -203,8 +203,8 @@ def can_be_read(address: str) -> bool:
 def read_patiently(value: str | dict[str, Any] | None, limit_in_seconds: float) -> bytes:
     """`read_audio`, again after network errors, unless it is the row's own address that is dead.
 
-    Raises: Rejection; RunEnded(75) if the network was gone for the whole limit; UserError if the Hub
-    refuses all of a data set.
+    Raises: Rejection; RunEnded(75) if the network was gone for the whole limit; UserError if the
+    Hub refuses all of a data set.
     """
     backoff = Backoff(limit_in_seconds)
     path = value if isinstance(value, str) else (value or {}).get("path")

@@ -161,7 +161,7 @@ def rows_of_shards(
     """(index of the file in `shards`, row within the file, row) of all rows from `start` on."""
     for shard in range(start.shard, len(shards)):
         first_row = start.shard_row if shard == start.shard else 0
-        wait_in_seconds = dataset.preparer.max_network_wait_in_seconds
+        wait_in_seconds = dataset.preprocessor.max_network_wait_in_seconds
         reader = ShardReader(
             dataset.source, shards[shard], num_rows=first_row, wait_in_seconds=wait_in_seconds
         )
@@ -261,7 +261,7 @@ class SpeechStream(IterableDataset):
             )
 
     def prepare(self, drawn: DrawnRow) -> dict[str, Any] | Rejection:
-        return self.sets[drawn.source].preparer(drawn.row, drawn.speed)
+        return self.sets[drawn.source].preprocessor(drawn.row, drawn.speed)
 
     def begin(self) -> StreamPosition:
         """Where the stream begins."""

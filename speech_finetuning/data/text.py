@@ -13,8 +13,8 @@ IGNORED_LABEL = -100  # torch's cross-entropy skips it
 # Written without spaces between words, so that only characters can be counted (table 13 of
 # Whisper's paper, and related languages).
 UNSPACED_LANGUAGES = ("zh", "yue", "ja", "th", "lo", "my", "km")
-# Invisible, and nothing that is said: zero-width space and no-break space, word joiner, soft hyphen,
-# marks of the writing direction.
+# Invisible, and nothing that is said: zero-width space and no-break space, word joiner, soft
+# hyphen, marks of the writing direction.
 INVISIBLE = dict.fromkeys(
     map(
         ord,
@@ -26,7 +26,8 @@ INVISIBLE = dict.fromkeys(
 JOINERS_OUTSIDE_WORDS = re.compile(
     r"(?<![\u0590-\U0010ffff])[\u200c\u200d]+|[\u200c\u200d]+(?=[A-Za-z\u00c0-\u02af])"
 )
-# What a conversion puts in place of characters, and half of a pair of UTF-16, which no tokenizer takes.
+# What a conversion puts in place of characters, and half of a pair of UTF-16, which no tokenizer
+# takes.
 LOST_CHARACTERS = re.compile("[\ufffd\ud800-\udfff]")
 # <|endoftext|>, <|0.00|> and the like, whether or not this tokenizer knows them.
 SPECIAL_TOKEN = re.compile(r"<\|[^\s|<>]{1,30}\|>")

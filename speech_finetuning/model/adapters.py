@@ -9,8 +9,10 @@ from speech_finetuning.base.network import as_user_error
 def add_adapters(
     model: transformers.WhisperForConditionalGeneration, rank: int, where: str
 ) -> None:
-    """Low-rank adapters (Hu et al., ICLR 2022; by peft) on every linear layer of the blocks; nothing else is trained.
-    The model stays a plain one, so that the Trainer saves, loads and continues it as ever. Raises: UserError."""
+    """Low-rank adapters (Hu et al., ICLR 2022; by peft) on every linear layer of the blocks;
+    nothing else is trained.
+    The model stays a plain one, so that the Trainer saves, loads and continues it as ever. Raises:
+    UserError."""
     with as_user_error(
         ImportError, where="--lora_rank needs peft", advice=" pip install -r requirements-lora.txt"
     ):
@@ -30,7 +32,8 @@ def adapted_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights under the names of a plain model, adapters added to the layers that they belong to."""
+    """The weights under the names of a plain model, adapters added to the layers that they belong
+    to."""
     state = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
     for name, module in adapted_layers(model).items():
         state[f"{name}.base_layer.weight"] = module.base_layer.weight + module.get_delta_weight(

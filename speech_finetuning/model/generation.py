@@ -27,9 +27,9 @@ def complete_generation_config(
 ) -> transformers.GenerationConfig:
     """A generation config with which this model can be trained and scored.
 
-    What those from before 2023 lack, and generate() needs, is taken from the tokenizer's vocabulary;
-    max_new_tokens beyond the decoder's positions, with which generate() fails (transformers 5.24),
-    is lowered. One that lacks nothing is returned as it is.
+    What those from before 2023 lack, and generate() needs, is taken from the tokenizer's
+    vocabulary; max_new_tokens beyond the decoder's positions, with which generate() fails
+    (transformers 5.24), is lowered. One that lacks nothing is returned as it is.
     Raises: UserError if the tokenizer has not what is missing.
     """
     found = settings_of_vocabulary(tokenizer, config)

@@ -75,7 +75,8 @@ def check_feature_extractor(
 
 
 def check_is_checkpoint(name: str) -> None:
-    """Raises UserError for a path that is no folder of transformers, and says what it is instead."""
+    """Raises UserError for a path that is no folder of transformers, and says what it is
+    instead."""
     flag = f"--model_name_or_path {name}"
     path = Path(name)
     if path.is_file():
@@ -148,8 +149,8 @@ def check_tokenizer(
 
 
 def check_weights(folder: Path) -> None:
-    """Raises UserError for weights in a local folder that cannot be read, or that hold code, which is
-    never run. Only headers are read, which takes milliseconds."""
+    """Raises UserError for weights in a local folder that cannot be read, or that hold code, which
+    is never run. Only headers are read, which takes milliseconds."""
     for path in sorted(folder.glob("*.safetensors")):
         with as_user_error(OSError, SafetensorError, where=str(path), advice=" Fetch it again."):
             safe_open(path, framework="pt")  # checks the header against the file's length

@@ -104,7 +104,7 @@ class EvalSetKey:
 def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
     """The key of a split as it is now."""
     source = dataset.source
-    preprocessor = dataset.preparer
+    preprocessor = dataset.preprocessor
     return EvalSetKey(
         cache_version=CACHE_VERSION,
         files=tuple(file_states(dataset)),
@@ -170,7 +170,7 @@ def block_size_in_bytes(block: Block) -> int:
 
 def eval_rows(dataset: SpeechDataset, num_threads: int) -> Iterator[dict[str, Any]]:
     """The rows of a split as FEATURES says."""
-    for _, example in map_in_order(dataset.preparer, tagged_rows(dataset), num_threads):
+    for _, example in map_in_order(dataset.preprocessor, tagged_rows(dataset), num_threads):
         if isinstance(example, Rejection):
             yield {
                 "id": storable(example.row),

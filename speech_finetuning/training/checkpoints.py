@@ -20,7 +20,7 @@ from speech_finetuning.data.positions import saved_revisions
 logger = logging.getLogger(__name__)
 
 
-# ---------------------------------------------------------------------------------------------- writing
+# ---------------------------------------------------------------------------------------- writing
 
 
 def try_to_save(name: str, save: Callable[..., None], *args: Any) -> Exception | None:
@@ -54,7 +54,8 @@ class UnfinishedCheckpoint:
             self.error = try_to_save(self.final.name, save, *args)
 
     def share_outcome(self, from_this_rank: Any) -> list[Any]:
-        """What every rank brings, in order. All wait for all here; an error of one is one of all."""
+        """What every rank brings, in order. All wait for all here; an error of one is one of
+        all."""
         outcome = (from_this_rank, self.error and portable(self.error))
         outcomes = gather_object([outcome])
         self.error = next((error for _, error in outcomes if error is not None), None)
@@ -95,7 +96,7 @@ def written_aside(
     wait_for_everyone()
 
 
-# ---------------------------------------------------------------------------------------------- finding
+# ---------------------------------------------------------------------------------------- finding
 
 
 def is_complete(checkpoint: Path) -> bool:

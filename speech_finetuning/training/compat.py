@@ -250,7 +250,7 @@ PRIVATE_NAMES = (
 )
 
 
-# ------------------------------------------------------------------------------------ for the process
+# -------------------------------------------------------------------------------- for the process
 
 
 def leave_retrying_to_us() -> None:
@@ -269,7 +269,7 @@ def compile_windows_of_any_length() -> None:
     torch._dynamo.config.allow_unspec_int_on_nn_module = True
 
 
-# -------------------------------------------------------------------------------- around a library call
+# -------------------------------------------------------------------------- around a library call
 
 
 @contextlib.contextmanager
@@ -343,6 +343,6 @@ def make_reproducible(training_args: transformers.Seq2SeqTrainingArguments) -> N
     on_cpu = training_args.device.type == "cpu"
     torch.use_deterministic_algorithms(training_args.full_determinism or on_cpu, warn_only=True)
     transformers.set_seed(training_args.seed)
-    # Whole, in every process: transformers (5.23) cannot load a Whisper in ZeRO-3's parts. DeepSpeed
-    # splits it later.
+    # Whole, in every process: transformers (5.23) cannot load a Whisper in ZeRO-3's parts.
+    # DeepSpeed splits it later.
     transformers.integrations.unset_hf_deepspeed_config()

@@ -43,11 +43,11 @@ class ResumableTrainer(transformers.Seq2SeqTrainer):
         self.checkpoint_to_resume: str | None = None
         self.save_error: Exception | None = None  # why the last save failed
 
-    # ----------------------------------------------------------------------------------------- saving
+    # -------------------------------------------------------------------------------------- saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Also saves what transformers 5.24 leaves out: preprocessor_config.json (for older readers)
-        and normalizer.json."""
+        """Also saves what transformers 5.24 leaves out: preprocessor_config.json (for older
+        readers) and normalizer.json."""
         self.model.config.use_cache = True  # the library's False is for training, not for users
         super().save_model(output_dir, _internal_call)
         self.model.config.use_cache = self.args.use_cache
@@ -130,7 +130,7 @@ class ResumableTrainer(transformers.Seq2SeqTrainer):
         card = self.card_writer.during_training(self.state.log_history, self.progress.totals())
         self.uploads.submit(model_folder, card, checkpoint)
 
-    # ------------------------------------------------------------------------------------- continuing
+    # ---------------------------------------------------------------------------------- continuing
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         # The library keeps the checkpoint's learning rate whatever --learning_rate says now

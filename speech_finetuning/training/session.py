@@ -30,8 +30,8 @@ MAX_RELOADED_TOKENS = 64
 
 
 def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
-    """Trains to max_steps and returns the library's figures. A finished run is loaded, not trained a
-    step further."""
+    """Trains to max_steps and returns the library's figures. A finished run is loaded, not trained
+    a step further."""
     if checkpoint is not None:
         check_sharding_flags(trainer.args, checkpoint)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
@@ -103,8 +103,8 @@ def train_and_save(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str,
 
 
 def check_was_trained(trainer: SpeechTrainer, num_steps: int) -> None:
-    """Raises RunEnded(70) for a run all of whose steps were skipped: its model is the untrained one,
-    whose weights may be damaged."""
+    """Raises RunEnded(70) for a run all of whose steps were skipped: its model is the untrained
+    one, whose weights may be damaged."""
     if num_steps > 0 and trainer.progress.num_skipped_steps >= num_steps:
         raise RunEnded(
             70,
@@ -114,8 +114,8 @@ def check_was_trained(trainer: SpeechTrainer, num_steps: int) -> None:
 
 
 def save_final_model(trainer: SpeechTrainer) -> None:
-    """The trained model to output_dir. Raises: RunEnded(73) if it, or the last checkpoint, could not
-    be written."""
+    """The trained model to output_dir. Raises: RunEnded(73) if it, or the last checkpoint, could
+    not be written."""
     checkpoint = f"checkpoint-{trainer.state.global_step}"
     error = try_to_save(checkpoint, trainer.save_model) or trainer.save_error
     if error is not None:

@@ -87,7 +87,7 @@ class SpeechTrainer(ResumableTrainer):
         if self.args.torch_compile:
             compile_windows_of_any_length()
 
-    # ------------------------------------------------------------------------------ batches and steps
+    # --------------------------------------------------------------------------- batches and steps
 
     def get_train_dataloader(self) -> DataLoader:
         """One worker that reads ahead. Not prepared by accelerate: the stream deals rows to ranks
@@ -223,7 +223,8 @@ class SpeechTrainer(ResumableTrainer):
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the stream's figures; drops the library's epoch, which means nothing for a stream."""
+        """Adds the stream's figures; drops the library's epoch, which means nothing for a
+        stream."""
         self.state.epoch = None
         if "loss" in logs:
             logs = logs | self.training_figures()
@@ -250,7 +251,7 @@ class SpeechTrainer(ResumableTrainer):
         self.meter = SpeedMeter(started_at=time.monotonic())
         return figures
 
-    # ---------------------------------------------------------------------------------------- scoring
+    # ------------------------------------------------------------------------------------- scoring
 
     def evaluate(
         self, eval_dataset: Any = None, metric_key_prefix: str = "eval", **kwargs: Any

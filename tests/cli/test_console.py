@@ -15,9 +15,9 @@ WORDS = "--model_name_or_path m --dataset_name d --output_dir o --do_train".spli
 
 
 @pytest.fixture
-def dataset(speech: Path, preparer: Preprocessor) -> SpeechDataset:
+def dataset(speech: Path, preprocessor: Preprocessor) -> SpeechDataset:
     """Of 40 rows."""
-    return SpeechDataset(load_source(str(speech), split="train"), preparer)
+    return SpeechDataset(load_source(str(speech), split="train"), preprocessor)
 
 
 def told(caplog: pytest.LogCaptureFixture, sets: list[SpeechDataset], flags: str) -> list[str]:

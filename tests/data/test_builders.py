@@ -38,27 +38,27 @@ def write_parquet(path: Path, audio: list, schema: pa.Schema | None = None, **mo
     ],
     ids=["bytes", "struct", "list of one", "samples", "array", "array and path", "integers"],
 )
-def test_audio_columns_of_every_known_kind(tmp_path: Path, preparer, cell: Any, more: dict):
+def test_audio_columns_of_every_known_kind(tmp_path: Path, preprocessor, cell: Any, more: dict):
     source = load_source(
         write_parquet(tmp_path / "train.parquet", [cell] * 3, **more), split="train"
     )
-    examples = [preparer(row) for row in read_rows(source)]
+    examples = [preprocessor(row) for row in read_rows(source)]
     assert [(example["text"], example["duration"]) for example in examples] == [("uno", 1.0)] * 3
 
 
-def test_a_list_of_audio_is_not_decoded_by_the_library(tmp_path: Path, preparer):
+def test_a_list_of_audio_is_not_decoded_by_the_library(tmp_path: Path, preprocessor):
     features = datasets.Features(
         {"audio": datasets.List(datasets.Audio()), "text": datasets.Value("string")}
     )
     cells = [[{"bytes": make_clip(), "path": "x.wav"}]] * 2
     folder = write_parquet(tmp_path / "train.parquet", cells, features.arrow_schema)
-    assert outcomes(load_source(folder, split="train"), preparer) == ["uno", "uno"]
+    assert outcomes(load_source(folder, split="train"), preprocessor) == ["uno", "uno"]
 
 
-def test_several_clips_in_one_row_are_rejected(tmp_path: Path, preparer):
+def test_several_clips_in_one_row_are_rejected(tmp_path: Path, preprocessor):
     cell = [{"bytes": make_clip(), "path": "x.wav"}] * 2
     folder = write_parquet(tmp_path / "train.parquet", [cell, cell[:1]])
-    assert outcomes(load_source(folder, split="train"), preparer) == ["row_unreadable", "uno"]
+    assert outcomes(load_source(folder, split="train"), preprocessor) == ["row_unreadable", "uno"]
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_columns_that_are_no_audio_are_one_line(tmp_path: Path, cell: Any, messa
 
 
 # ---- shards that differ ----
-def test_additional_columns_in_some_shards_do_not_matter(tmp_path: Path, preparer):
+def test_additional_columns_in_some_shards_do_not_matter(tmp_path: Path, preprocessor):
     write_parquet(tmp_path / "train-00000-of-00003.parquet", [make_clip()] * 2)
     write_parquet(tmp_path / "train-00001-of-00003.parquet", [make_clip()] * 2, speaker=[1, 2])
     folder = write_parquet(tmp_path / "train-00002-of-00003.parquet", [make_clip()], words=[["a"]])
     source = load_source(folder, split="train")
-    assert outcomes(source, preparer) == ["uno"] * 5 and source.num_rows == 5
+    assert outcomes(source, preprocessor) == ["uno"] * 5 and source.num_rows == 5
 
 
 def test_a_shard_without_a_column_is_one_line_that_names_it(tmp_path: Path):
@@ -108,13 +108,13 @@ def write_metadata(folder: Path, lines: list[str], name: str = "metadata.csv", e
     ("delimiter", "encoding"), [(",", "utf-8"), (";", "utf-8"), ("\t", "utf-8"), (",", "utf-16")]
 )
 def test_metadata_as_other_programs_write_it(
-    tmp_path: Path, preparer, delimiter: str, encoding: str
+    tmp_path: Path, preprocessor, delimiter: str, encoding: str
 ):
     lines = [f"file_name{delimiter}transcription"]
     lines += [f"{number}.wav{delimiter}señal" for number in range(4)]
     folder = write_metadata(tmp_path, lines, encoding=encoding)
     source = load_source(folder, split="train", audio_column="audio")
-    assert outcomes(source, preparer) == ["señal"] * 4
+    assert outcomes(source, preprocessor) == ["señal"] * 4
     assert (source.kind, source.audio_column) == ("audiofolder", "audio")
 
 
@@ -125,21 +125,21 @@ def test_metadata_that_is_not_utf_8_is_one_line(tmp_path: Path):
         load_source(folder, split="train")
 
 
-def test_rows_of_metadata_are_judged_one_by_one(tmp_path: Path, preparer):
+def test_rows_of_metadata_are_judged_one_by_one(tmp_path: Path, preprocessor):
     lines = ["file_name,text", "0.wav,uno, dos", '1.wav,"tres', "2.wav,cuatro", "9.wav,cinco"]
     source = load_source(write_metadata(tmp_path, lines), split="train")
     expected = ["row_unreadable", "row_unreadable", "cuatro", "audio_missing"]
-    assert outcomes(source, preparer) == expected
+    assert outcomes(source, preprocessor) == expected
 
 
-def test_ljspeech_in_its_folder_is_read_as_it_unpacks(tmp_path: Path, preparer):
+def test_ljspeech_in_its_folder_is_read_as_it_unpacks(tmp_path: Path, preprocessor):
     (tmp_path / "wavs").mkdir()
     for number in range(3):
         (tmp_path / "wavs" / f"LJ00{number}.wav").write_bytes(make_clip())
     lines = [f"LJ00{number}|uno, dos|uno dos" for number in range(3)]
     (tmp_path / "metadata.csv").write_text("\n".join(lines))
     source = load_source(str(tmp_path), split="train")
-    assert outcomes(source, preparer) == ["uno, dos"] * 3
+    assert outcomes(source, preprocessor) == ["uno, dos"] * 3
 
 
 def test_metadata_above_the_splits_is_said_to_be_unread(tmp_path: Path):
@@ -161,7 +161,7 @@ def test_what_a_builder_cannot_read_is_one_line(tmp_path: Path):
 
 # ---- names ----
 @pytest.mark.parametrize("kind", ["parquet", "folder", "list"])
-def test_a_folder_whose_name_has_wildcards(tmp_path: Path, preparer, kind: str):
+def test_a_folder_whose_name_has_wildcards(tmp_path: Path, preprocessor, kind: str):
     folder = tmp_path / "speech [v2] (new)*"
     if kind == "parquet":
         demonstration.make_speech(folder, {"train": 4, "validation": 2})
@@ -172,7 +172,7 @@ def test_a_folder_whose_name_has_wildcards(tmp_path: Path, preparer, kind: str):
         lines = ["path,text", *(f"{name},uno" for name in names)]
         (folder / "train.csv").write_text("\n".join(lines))
     source = load_source(str(folder), split="train")
-    assert len(outcomes(source, preparer)) == 4 == source.num_rows
+    assert len(outcomes(source, preprocessor)) == 4 == source.num_rows
     assert all(str(folder) in url for url in source.data_files)
 
 

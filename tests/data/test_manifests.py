@@ -33,10 +33,10 @@ def write_jsonl(folder: Path, rows: list[dict[str, Any]]) -> str:
     ],
 )
 def test_json_values_that_are_no_texts_are_not_trained(
-    tmp_path: Path, preparer, value: Any, outcome: str
+    tmp_path: Path, preprocessor, value: Any, outcome: str
 ):
     path = write_jsonl(tmp_path, [{"audio": "clips/0.wav", "text": value}])
-    assert outcomes(load_source(path, split="train"), preparer) == [outcome]
+    assert outcomes(load_source(path, split="train"), preprocessor) == [outcome]
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,16 @@ def test_json_values_that_are_no_texts_are_not_trained(
         {"array": [0.1] * 16_000, "sampling_rate": 16_000},
     ],
 )
-def test_audio_as_a_json_object(tmp_path: Path, preparer, audio: Any):
+def test_audio_as_a_json_object(tmp_path: Path, preprocessor, audio: Any):
     path = write_jsonl(tmp_path, [{"audio": audio, "text": "uno"}])
-    assert outcomes(load_source(path, split="train"), preparer) == ["uno"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["uno"]
 
 
 @pytest.mark.parametrize("audio", [12, True, {"bytes": "UklGRg=="}, ["a.wav", "b.wav"], {}])
-def test_other_audio_in_json_is_rejected(tmp_path: Path, preparer, audio: Any):
+def test_other_audio_in_json_is_rejected(tmp_path: Path, preprocessor, audio: Any):
     rows = [{"audio": audio, "text": "uno"}, {"audio": "clips/0.wav", "text": "dos"}]
     path = write_jsonl(tmp_path, rows)
-    assert outcomes(load_source(path, split="train"), preparer) == ["row_unreadable", "dos"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["row_unreadable", "dos"]
 
 
 # ---- segments ----
@@ -70,7 +70,7 @@ def test_other_audio_in_json_is_rejected(tmp_path: Path, preparer, audio: Any):
     ],
 )
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
-def test_only_the_segment_is_trained(tmp_path: Path, preparer, times: Any, suffix: str):
+def test_only_the_segment_is_trained(tmp_path: Path, preprocessor, times: Any, suffix: str):
     write_clips(tmp_path, 1, suffix)
     texts = ["uno", "dos", "tres", "cuatro", "cinco"]
     rows = [
@@ -80,13 +80,13 @@ def test_only_the_segment_is_trained(tmp_path: Path, preparer, times: Any, suffi
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     read = read_rows(load_source(str(path), split="train"))
-    examples = [preparer(row) for row in read]
+    examples = [preprocessor(row) for row in read]
     assert [example["text"] for example in examples] == texts
     assert [example["duration"] for example in examples] == pytest.approx([0.2] * 5, abs=1e-3)
     assert len({example["id"] for example in examples}) == 5
 
 
-def test_a_segment_is_the_right_part_of_its_recording(tmp_path: Path, preparer):
+def test_a_segment_is_the_right_part_of_its_recording(tmp_path: Path, preprocessor):
     tones = [make_clip(0.5, pitch_in_hz=200), make_clip(0.5, pitch_in_hz=3000)]
     samples = np.concatenate([soundfile.read(io.BytesIO(tone))[0] for tone in tones])
     soundfile.write(tmp_path / "a.wav", samples, 16_000)
@@ -97,7 +97,7 @@ def test_a_segment_is_the_right_part_of_its_recording(tmp_path: Path, preparer):
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     low, high = (
-        preparer(row)["features"] for row in read_rows(load_source(str(path), split="train"))
+        preprocessor(row)["features"] for row in read_rows(load_source(str(path), split="train"))
     )
     assert low.mean(dim=1).argmax() < 10 < 40 < high.mean(dim=1).argmax()
 
@@ -116,46 +116,46 @@ def test_a_segment_is_the_right_part_of_its_recording(tmp_path: Path, preparer):
         ({"start": True}, "row_unreadable"),
     ],
 )
-def test_a_segment_has_to_lie_in_its_audio(tmp_path: Path, preparer, times: dict, outcome: str):
+def test_a_segment_has_to_lie_in_its_audio(tmp_path: Path, preprocessor, times: dict, outcome: str):
     path = write_jsonl(tmp_path, [{"audio": "clips/0.wav", "text": "uno", **times}])
-    assert outcomes(load_source(path, split="train"), preparer) == [outcome]
+    assert outcomes(load_source(path, split="train"), preprocessor) == [outcome]
 
 
-def test_a_duration_alone_is_that_of_the_file(tmp_path: Path, preparer):
+def test_a_duration_alone_is_that_of_the_file(tmp_path: Path, preprocessor):
     path = write_jsonl(tmp_path, [{"audio": "clips/0.wav", "text": "uno", "duration": 0.2}])
     (row,) = read_rows(load_source(path, split="train"))
-    assert row.segment is None and preparer(row)["duration"] == 1.0
+    assert row.segment is None and preprocessor(row)["duration"] == 1.0
 
 
 # ---- columns and folders ----
 def test_the_audio_column_is_the_one_whose_files_exist(
-    tmp_path: Path, preparer, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, preprocessor, caplog: pytest.LogCaptureFixture
 ):
     names = write_clips(tmp_path)
     lines = ["path,file_name,sentence", *(f"/gone/{name},{name},uno" for name in names)]
     (tmp_path / "train.csv").write_text("\n".join(lines))
     source = load_source(str(tmp_path), split="train")
-    assert outcomes(source, preparer) == ["uno"] * 4
+    assert outcomes(source, preprocessor) == ["uno"] * 4
     assert source.audio_column == "file_name"
     assert "audio is read from the column file_name" in caplog.text
 
 
-def test_a_column_that_is_named_is_taken_at_its_word(tmp_path: Path, preparer):
+def test_a_column_that_is_named_is_taken_at_its_word(tmp_path: Path, preprocessor):
     names = write_clips(tmp_path)
     lines = ["path,file_name,sentence", *(f"/gone/{name},{name},uno" for name in names)]
     (tmp_path / "train.csv").write_text("\n".join(lines))
     source = load_source(str(tmp_path), split="train", audio_column="path")
-    assert outcomes(source, preparer) == ["audio_missing"] * 4
+    assert outcomes(source, preprocessor) == ["audio_missing"] * 4
 
 
-def test_ljspeech_is_read_as_it_unpacks(tmp_path: Path, preparer):
+def test_ljspeech_is_read_as_it_unpacks(tmp_path: Path, preprocessor):
     (tmp_path / "wavs").mkdir()
     for name in ("LJ001-0001", "LJ001-0002"):
         (tmp_path / "wavs" / f"{name}.wav").write_bytes(make_clip())
     lines = ['LJ001-0001|Dr. "A"|Doctor A', "LJ001-0002|uno, dos|uno, dos"]
     (tmp_path / "train.csv").write_text("\n".join(lines))
     source = load_source(str(tmp_path / "train.csv"), split="train")
-    assert outcomes(source, preparer) == ['Dr. "A"', "uno, dos"]
+    assert outcomes(source, preprocessor) == ['Dr. "A"', "uno, dos"]
 
 
 def test_addresses_of_an_own_list_stay_as_they_are():

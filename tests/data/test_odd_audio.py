@@ -61,7 +61,8 @@ def assert_is_tone(waveform: np.ndarray, seconds: float = SECONDS) -> None:
 
 
 def all_encodings() -> list[tuple[str, str]]:
-    """What libsndfile writes but for RAW and SD2, without headers, and XI and WVE, without a rate."""
+    """What libsndfile writes but for RAW and SD2, without headers, and XI and WVE, without a
+    rate."""
     return [
         (audio_format, subtype)
         for audio_format in soundfile.available_formats()
@@ -305,7 +306,8 @@ def test_the_usual_files_are_one_stream():
 
 
 def test_arbitrary_bytes_never_raise_anything_else():
-    """Headers of all kinds with random bytes, and whole files with some bytes changed or cut off."""
+    """Headers of all kinds with random bytes, and whole files with some bytes changed or cut
+    off."""
     generator = np.random.default_rng(0)
     kinds = ("WAV", "OGG", "MP3", "FLAC", "AIFF", "AU", "CAF", "W64", "RF64")
     whole = [encode(tone(8_000), kind, sampling_rate=8_000) for kind in kinds]

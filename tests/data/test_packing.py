@@ -97,7 +97,7 @@ def make_item(row: int, source: int, example: dict) -> StreamItem:
 
 
 @pytest.fixture
-def items(preparer: Preprocessor) -> list[StreamItem]:
+def items(preprocessor: Preprocessor) -> list[StreamItem]:
     """Eight utterances of 1 s of two sources, as the stream delivers them."""
     cells = [
         {
@@ -108,22 +108,22 @@ def items(preparer: Preprocessor) -> list[StreamItem]:
     ]
     words = "uno dos tres cinco seis diez ocho once".split()
     rows = [
-        {"id": word, **preparer.prepare(cell, word)}
+        {"id": word, **preprocessor.prepare(cell, word)}
         for cell, word in zip(cells, words, strict=True)
     ]
     return [make_item(i + 1, i % 2, row) for i, row in enumerate(rows)]
 
 
 def windows_of(
-    preparer: Preprocessor, items: list[StreamItem], separator: str = " ", **changes: Any
+    preprocessor: Preprocessor, items: list[StreamItem], separator: str = " ", **changes: Any
 ) -> list[str]:
     """The decoded labels of every window."""
-    tokenizer = preparer.tokenizer
+    tokenizer = preprocessor.tokenizer
     packer = UtterancePacker(
         tokenizers=[tokenizer] * 2,
         separators=[separator] * 2,
         window_in_frames=400,
-        max_label_length=preparer.max_label_length,
+        max_label_length=preprocessor.max_label_length,
         packs_utterances=changes.get("packs_utterances", True),
         timestamp_probability=changes.get("timestamp_probability", 0.0),
         seed=changes.get("seed", 1),
@@ -132,21 +132,21 @@ def windows_of(
     for window in windows:
         assert (
             window["features"].shape[1] <= 400
-            and len(window["labels"]) - 1 <= preparer.max_label_length
+            and len(window["labels"]) - 1 <= preprocessor.max_label_length
         )
     return [tokenizer.decode(window["labels"], decode_with_timestamps=True) for window in windows]
 
 
 def test_texts_of_a_pack_are_joined_within_a_source(
-    preparer: Preprocessor, items: list[StreamItem]
+    preprocessor: Preprocessor, items: list[StreamItem]
 ):
     prefix = "".join(PREFIX) + "<|notimestamps|>"
-    found = windows_of(preparer, items)
+    found = windows_of(preprocessor, items)
     assert found == [
         f"{prefix}uno tres seis ocho<|endoftext|>",
         f"{prefix}dos cinco diez once<|endoftext|>",
     ]
-    found = windows_of(preparer, items, "")
+    found = windows_of(preprocessor, items, "")
     assert found == [
         f"{prefix}unotresseisocho<|endoftext|>",
         f"{prefix}doscincodiezonce<|endoftext|>",
@@ -157,10 +157,10 @@ def test_texts_of_a_pack_are_joined_within_a_source(
     ("languages", "separators"), [(["es", "ja"], [" ", ""]), (["en", None], [" ", " "])]
 )
 def test_texts_are_separated_as_their_language_is_written(
-    preparer: Preprocessor, speech: Path, languages: list[str | None], separators: list[str]
+    preprocessor: Preprocessor, speech: Path, languages: list[str | None], separators: list[str]
 ):
     source = load_source(str(speech), split="train")
-    sets = (SpeechDataset(source=source, preparer=preparer),) * 2
+    sets = (SpeechDataset(source=source, preprocessor=preprocessor),) * 2
     settings = {"written_languages": languages, "seed": 1}
     packer = build_packer(sets, packs_utterances=True, timestamp_probability=0.0, **settings)
     assert packer.separators == separators
@@ -176,44 +176,46 @@ def test_a_translation_is_written_in_english(flags: list[str], task: str, separa
     assert collator.packer.separators == [separator]
 
 
-def test_timestamps_stand_at_every_joint(preparer: Preprocessor, items: list[StreamItem]):
-    first, second = windows_of(preparer, items, timestamp_probability=1.0)
+def test_timestamps_stand_at_every_joint(preprocessor: Preprocessor, items: list[StreamItem]):
+    first, second = windows_of(preprocessor, items, timestamp_probability=1.0)
     middle = "<|0.00|> uno<|1.00|><|1.00|> tres<|2.00|><|2.00|> seis<|3.00|><|3.00|> ocho<|4.00|>"
     assert first == "".join(PREFIX) + middle + "<|endoftext|>"
     assert second.startswith("".join(PREFIX) + "<|0.00|> dos<|1.00|>")
     rows = [make_item(number, 0, items[0].example) for number in range(1, 401)]
-    packs = windows_of(preparer, rows, timestamp_probability=0.5)
+    packs = windows_of(preprocessor, rows, timestamp_probability=0.5)
     joints = [text.count("<|1.00|><|1.00|>") + text.count("<|3.00|><|3.00|>") for text in packs]
     assert len(packs) == 100 and set(joints) == {0, 2} and 70 < sum(joints) < 130
 
 
 def test_single_utterances_have_timestamps_with_the_probability(
-    preparer: Preprocessor, items: list[StreamItem]
+    preprocessor: Preprocessor, items: list[StreamItem]
 ):
     rows = [make_item(number, 0, items[0].example) for number in range(1, 401)]
-    texts = windows_of(preparer, rows, packs_utterances=False, timestamp_probability=0.25)
+    texts = windows_of(preprocessor, rows, packs_utterances=False, timestamp_probability=0.25)
     marked = [
         text for text in texts if text == "".join(PREFIX) + "<|0.00|> uno<|1.00|><|endoftext|>"
     ]
     plain = [text for text in texts if text == "".join(PREFIX) + "<|notimestamps|>uno<|endoftext|>"]
     assert len(marked) + len(plain) == 400 and 75 < len(marked) < 125
-    again = windows_of(preparer, rows[200:], packs_utterances=False, timestamp_probability=0.25)
+    again = windows_of(preprocessor, rows[200:], packs_utterances=False, timestamp_probability=0.25)
     assert again == texts[200:]  # drawn by the row, so that a continued run draws alike
     assert (
-        windows_of(preparer, rows, packs_utterances=False, timestamp_probability=0.25, seed=2)
+        windows_of(preprocessor, rows, packs_utterances=False, timestamp_probability=0.25, seed=2)
         != texts
     )
 
 
 def test_a_text_that_fills_the_decoder_goes_without_timestamps(
-    preparer: Preprocessor, items: list[StreamItem]
+    preprocessor: Preprocessor, items: list[StreamItem]
 ):
-    longest = preparer.max_label_length - 3  # without them three tokens and the end would still fit
+    longest = (
+        preprocessor.max_label_length - 3
+    )  # without them three tokens and the end would still fit
     example = items[0].example | {
         "text": "a" * longest,
-        "labels": preparer.tokenizer("a" * (longest - 1)).input_ids,
+        "labels": preprocessor.tokenizer("a" * (longest - 1)).input_ids,
     }
-    (text,) = windows_of(preparer, [make_item(1, 0, example)], timestamp_probability=1.0)
+    (text,) = windows_of(preprocessor, [make_item(1, 0, example)], timestamp_probability=1.0)
     assert "<|notimestamps|>" in text
 
 
@@ -280,7 +282,8 @@ def test_a_model_trained_on_packs_has_true_timestamps_and_transcribes_a_minute(
 
 
 def say(generator: np.random.Generator, max_words: int) -> tuple[np.ndarray, list[str]]:
-    """An utterance with a pause at its end, so that the border of two can be heard; whole encoder positions long."""
+    """An utterance with a pause at its end, so that the border of two can be heard; whole encoder
+    positions long."""
     words = [
         str(word)
         for word in generator.choice(demonstration.WORDS, size=generator.integers(1, max_words + 1))
@@ -310,8 +313,9 @@ def write_minute(folder: Path) -> Path:
 
 
 def timestamps_off(folder: Path, seed: int) -> list[float]:
-    """Three utterances in one window, transcribed with timestamps: how far the first three of these, the start and the
-    first joint, are from the true ones, in seconds. The rest are of a model that has learned for half a minute."""
+    """Three utterances in one window, transcribed with timestamps: how far the first three of
+    these, the start and the first joint, are from the true ones, in seconds. The rest are of a
+    model that has learned for half a minute."""
     generator = np.random.default_rng(100 + seed)
     clips = [say(generator, 1)[0] for _ in range(3)]
     joint = len(clips[0]) / 16_000

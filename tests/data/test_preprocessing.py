@@ -22,12 +22,12 @@ from speech_finetuning.data.shards import SourceRow
     ],
 )
 def test_duration_filters_and_never_cuts(
-    preparer, seconds: float, limits: dict, reason: str | None
+    preprocessor, seconds: float, limits: dict, reason: str | None
 ):
     for name, value in limits.items():
-        setattr(preparer, name, value)
+        setattr(preprocessor, name, value)
     clip = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
-    result = preparer(
+    result = preprocessor(
         SourceRow(id="r", audio={"bytes": demonstration.encode(clip), "path": None}, text="uno")
     )
     assert (result.reason if isinstance(result, Rejection) else None) == reason
@@ -35,7 +35,7 @@ def test_duration_filters_and_never_cuts(
         assert result["duration"] == pytest.approx(seconds)
 
 
-def test_text_is_checked_before_audio_is_decoded(preparer, monkeypatch: pytest.MonkeyPatch):
+def test_text_is_checked_before_audio_is_decoded(preprocessor, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("speech_finetuning.data.preprocessing.decode_audio", pytest.fail)
     for text, reason in (
         (None, "text_empty"),
@@ -43,7 +43,7 @@ def test_text_is_checked_before_audio_is_decoded(preparer, monkeypatch: pytest.M
         ("uno " * 40, "label_too_long"),
     ):
         assert (
-            preparer(SourceRow(id="r", audio={"bytes": b"x", "path": None}, text=text)).reason
+            preprocessor(SourceRow(id="r", audio={"bytes": b"x", "path": None}, text=text)).reason
             == reason
         )
 
@@ -65,11 +65,11 @@ def test_text_is_checked_before_audio_is_decoded(preparer, monkeypatch: pytest.M
         (b"\x1aE\xdf\xa3" + bytes(64), "audio_unreadable", "ffmpeg -i IN.webm"),
     ],
 )
-def test_bad_audio_is_rejected_with_a_reason(preparer, data: bytes, reason: str, detail: str):
+def test_bad_audio_is_rejected_with_a_reason(preprocessor, data: bytes, reason: str, detail: str):
     row = SourceRow(id="a row", audio={"bytes": data, "path": None}, text="uno")
     descriptors = Path("/proc/self/fd")  # of Linux, where a clip has one
     before = len(list(descriptors.glob("*")))
-    rejection = preparer(row)
+    rejection = preprocessor(row)
     assert isinstance(rejection, Rejection)
     assert (rejection.reason, rejection.row) == (reason, "a row") and detail in rejection.detail
     assert len(list(descriptors.glob("*"))) == before

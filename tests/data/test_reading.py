@@ -99,7 +99,7 @@ def rejection_of(path: str, limit_in_seconds: float = 600) -> Rejection:
     return caught.value
 
 
-# ---- local files -------------------------------------------------------------------------------------
+# ---- local files -------------------------------------------------------------------------------
 
 
 def test_a_local_file_is_read_by_any_of_its_names(tmp_path: Path):
@@ -179,15 +179,15 @@ def test_unknown_protocols_are_rejections():
     assert rejection_of("memory://nothing.wav").reason == "audio_missing"
 
 
-def test_one_odd_row_never_ends_the_preprocessor(preparer: Preprocessor, tmp_path: Path):
+def test_one_odd_row_never_ends_the_preprocessor(preprocessor: Preprocessor, tmp_path: Path):
     for path in (str(tmp_path), "foo://x", "/dev/zero", "\0", "http://[", "http://x:port/"):
         row = SourceRow(id=f"row {path}", audio=path, text="uno")
-        rejection = preparer(row)
+        rejection = preprocessor(row)
         assert isinstance(rejection, Rejection)
         assert rejection.row == f"row {path}"
 
 
-# ---- addresses ---------------------------------------------------------------------------------------
+# ---- addresses ---------------------------------------------------------------------------------
 
 
 def test_addresses_are_read_whole(url: str, pauses: list[float]):
@@ -304,13 +304,13 @@ def test_a_silent_server_is_given_up(pauses: list[float], monkeypatch: pytest.Mo
 
 
 def test_a_list_with_one_dead_address_is_read(
-    url: str, preparer: Preprocessor, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    url: str, preprocessor: Preprocessor, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ):
     clip = demonstration.encode(np.full(8_000, 0.1))
     monkeypatch.setitem(globals(), "CLIP", clip)
-    preparer.max_network_wait_in_seconds = 600
+    preprocessor.max_network_wait_in_seconds = 600
     addresses = [f"{url}/1.flac", dead_address(), f"{url}/2.flac", f"{url}/403"]
     rows = [SourceRow(id=name, audio=name, text="uno") for name in addresses]
-    results = [preparer(row) for row in rows]
+    results = [preprocessor(row) for row in rows]
     outcomes = [r.reason if isinstance(r, Rejection) else r["text"] for r in results]
     assert outcomes == ["uno", "audio_missing", "uno", "audio_missing"]

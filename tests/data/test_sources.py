@@ -1,4 +1,5 @@
-"""Every kind of source and the mix: real files, what a bad one gets, the order and the position of several at once."""
+"""Every kind of source and the mix: real files, what a bad one gets, the order and the position of
+several at once."""
 
 import io
 import itertools
@@ -67,7 +68,8 @@ def nemo_manifest(folder: Path) -> Path:
 
 
 def common_voice(folder: Path) -> Path:
-    """A Common Voice download as it unpacks: es/train.tsv ..., es/clips/*.mp3; quotes mean nothing in it."""
+    """A Common Voice download as it unpacks: es/train.tsv ..., es/clips/*.mp3; quotes mean nothing
+    in it."""
     names = write_clips(folder / "es" / "clips", "mp3")
     header = "client_id\tpath\tsentence\tup_votes\tlocale"
     lines = [
@@ -142,12 +144,12 @@ def id_of(item: StreamItem) -> str:
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_kind_of_source(kind: str, tmp_path: Path, preparer):
+def test_every_kind_of_source(kind: str, tmp_path: Path, preprocessor):
     make, config_name, name, num_rows, texts = SOURCES[kind]
     where = make(tmp_path / "data")
     source = load_source(str(where), config_name=config_name, split="train")
     assert (source.kind, source.num_rows) == (name, num_rows)
-    stream = make_stream(SpeechDataset(source, preparer))
+    stream = make_stream(SpeechDataset(source, preprocessor))
     total = num_rows or 6
     items = list(itertools.islice(stream, 2 * total))
     found = [item.example["text"] for item in items[:total] if item.example]
@@ -159,18 +161,18 @@ def test_every_kind_of_source(kind: str, tmp_path: Path, preparer):
         assert [id_of(item) for item in itertools.islice(rest, 3)] == ids[seen : seen + 3]
 
 
-def test_unreadable_manifest_lines_are_rejected(tmp_path: Path, preparer):
+def test_unreadable_manifest_lines_are_rejected(tmp_path: Path, preprocessor):
     source = load_source(str(nemo_manifest(tmp_path / "data")), split="train")
-    items = itertools.islice(make_stream(SpeechDataset(source, preparer)), 8)
+    items = itertools.islice(make_stream(SpeechDataset(source, preprocessor)), 8)
     reasons = [item.rejection.reason for item in items if item.rejection]
     assert reasons == ["row_unreadable"] * 2
 
 
-def test_a_first_clip_that_is_missing_does_not_hide_the_others(tmp_path: Path, preparer):
+def test_a_first_clip_that_is_missing_does_not_hide_the_others(tmp_path: Path, preprocessor):
     where = common_voice(tmp_path / "cv")
     (where / "es" / "clips" / "0.mp3").unlink()
     source = load_source(str(where), config_name="es", split="train")
-    items = itertools.islice(make_stream(SpeechDataset(source, preparer)), 4)
+    items = itertools.islice(make_stream(SpeechDataset(source, preprocessor)), 4)
     reasons = [item.rejection.reason for item in items if item.rejection]
     assert reasons == ["audio_missing"]
 
@@ -207,10 +209,10 @@ def test_a_common_voice_download_trains_and_scores(train: Train, flags: list[str
 
 
 @pytest.mark.parametrize("ending", ["m4a", "webm"])
-def test_formats_without_a_reader_say_how_to_convert(ending: str, tmp_path: Path, preparer):
+def test_formats_without_a_reader_say_how_to_convert(ending: str, tmp_path: Path, preprocessor):
     head = {"m4a": b"\0\0\0\x20ftypM4A ", "webm": b"\x1aE\xdf\xa3"}[ending]
     (tmp_path / f"a.{ending}").write_bytes(head + bytes(200))
-    rejection = preparer(SourceRow(id="r", audio=str(tmp_path / f"a.{ending}"), text="uno"))
+    rejection = preprocessor(SourceRow(id="r", audio=str(tmp_path / f"a.{ending}"), text="uno"))
     assert rejection.reason == "audio_unreadable" and f"ffmpeg -i IN.{ending}" in rejection.detail
 
 
@@ -225,7 +227,7 @@ def test_columns_that_are_named_must_be_there(tmp_path: Path):
         load_source(where, split="train")
 
 
-# ---------------------------------------------------------------------------------------------------------- the mix
+# ---------------------------------------------------------------------------------------- the mix
 
 
 @pytest.fixture
@@ -256,14 +258,14 @@ def mix_flags(flags: list[str], mix: Path) -> list[str]:
     return [*flags[:position], *flags[position + 2 :], "--data_mix", str(mix)]
 
 
-def mixed_stream(mix: Path, preparer, **changes: object) -> SpeechStream:
+def mixed_stream(mix: Path, preprocessor, **changes: object) -> SpeechStream:
     arguments = script.parse_arguments(
         f"--model_name_or_path m --output_dir o --do_eval --data_mix {mix}".split()
     )[1]
     sets = []
     for record in script.data_records(arguments):
         source = load_source(record.dataset_name, split="train", record=record.name)
-        sets.append(SpeechDataset(source, preparer, weight=record.weight))
+        sets.append(SpeechDataset(source, preprocessor, weight=record.weight))
     return make_stream(*sets, **changes)
 
 
@@ -271,8 +273,8 @@ def ids_of(stream: SpeechStream, count: int) -> list[str]:
     return [item.example["id"] for item in itertools.islice(stream, count)]
 
 
-def test_a_mix_draws_by_weight_and_every_source_makes_its_own_passes(mix: Path, preparer):
-    ids = ids_of(mixed_stream(mix, preparer), 400)
+def test_a_mix_draws_by_weight_and_every_source_makes_its_own_passes(mix: Path, preprocessor):
+    ids = ids_of(mixed_stream(mix, preprocessor), 400)
     big, small = ([row for row in ids if row.startswith(name)] for name in ("big/", "small/"))
     assert 0.70 < len(big) / len(ids) < 0.80
     for rows, size in ((big, 40), (small, 6)):
@@ -281,18 +283,18 @@ def test_a_mix_draws_by_weight_and_every_source_makes_its_own_passes(mix: Path, 
 
 
 @pytest.mark.parametrize("seen", [1, 7, 150, 399])
-def test_the_order_of_a_mix_is_pure_and_continues_anywhere(mix: Path, preparer, seen: int):
-    items = list(itertools.islice(mixed_stream(mix, preparer, num_threads=1), 430))
+def test_the_order_of_a_mix_is_pure_and_continues_anywhere(mix: Path, preprocessor, seen: int):
+    items = list(itertools.islice(mixed_stream(mix, preprocessor, num_threads=1), 430))
     value = json.loads(json.dumps(items[seen - 1].position.to_json()))
     position = StreamPosition.from_json(value)
-    rest = ids_of(mixed_stream(mix, preparer, num_threads=4, position=position), 30)
+    rest = ids_of(mixed_stream(mix, preprocessor, num_threads=4, position=position), 30)
     assert rest == [id_of(item) for item in items[seen : seen + 30]]
 
 
-def test_ranks_share_the_one_order_of_a_mix(mix: Path, preparer):
-    whole = ids_of(mixed_stream(mix, preparer), 40)
+def test_ranks_share_the_one_order_of_a_mix(mix: Path, preprocessor):
+    whole = ids_of(mixed_stream(mix, preprocessor), 40)
     shares = [RankShare(rank=rank, world_size=2) for rank in (0, 1)]
-    ranks = [ids_of(mixed_stream(mix, preparer, share=share), 20) for share in shares]
+    ranks = [ids_of(mixed_stream(mix, preprocessor, share=share), 20) for share in shares]
     dealt = [ranks[turn % 2][turn // 2 * 2 : turn // 2 * 2 + 2] for turn in range(20)]
     assert list(itertools.chain(*dealt)) == whole
 

@@ -26,10 +26,12 @@ def details(path: str) -> list[str]:
 
 
 # ---- cells and quotation marks ----
-def test_a_row_with_more_cells_than_the_header_is_rejected_with_its_line(tmp_path: Path, preparer):
+def test_a_row_with_more_cells_than_the_header_is_rejected_with_its_line(
+    tmp_path: Path, preprocessor
+):
     lines = ["path,sentence", "clips/0.wav,uno, dos", 'clips/1.wav,"tres, cuatro"']
     path = write_list(tmp_path, lines)
-    assert outcomes(load_source(path, split="train"), preparer) == [
+    assert outcomes(load_source(path, split="train"), preprocessor) == [
         "row_unreadable",
         "tres, cuatro",
     ]
@@ -38,27 +40,27 @@ def test_a_row_with_more_cells_than_the_header_is_rejected_with_its_line(tmp_pat
     assert "quotation marks" in detail
 
 
-def test_empty_cells_after_the_last_column_are_nothing(tmp_path: Path, preparer):
+def test_empty_cells_after_the_last_column_are_nothing(tmp_path: Path, preprocessor):
     path = write_list(tmp_path, ["path,sentence", "clips/0.wav,uno,,", "clips/1.wav,dos,"])
-    assert outcomes(load_source(path, split="train"), preparer) == ["uno", "dos"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["uno", "dos"]
 
 
-def test_a_tab_within_a_transcript_is_rejected(tmp_path: Path, preparer):
+def test_a_tab_within_a_transcript_is_rejected(tmp_path: Path, preprocessor):
     path = write_list(tmp_path, ["path\tsentence", "clips/0.wav\tuno\tdos"], "train.tsv")
-    assert outcomes(load_source(path, split="train"), preparer) == ["row_unreadable"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["row_unreadable"]
 
 
-def test_a_quotation_mark_that_is_not_closed_costs_one_row(tmp_path: Path, preparer):
+def test_a_quotation_mark_that_is_not_closed_costs_one_row(tmp_path: Path, preprocessor):
     lines = ["path,sentence", *(f"clips/{i % 4}.wav,uno dos" for i in range(300))]
     lines[101] = 'clips/0.wav,"uno dos'
     source = load_source(write_list(tmp_path, lines), split="train")
     assert source.num_rows == 300
-    found = outcomes(source, preparer)
+    found = outcomes(source, preprocessor)
     assert found.count("uno dos") == 299 and found[100] == "row_unreadable"
     assert "line 102: a quotation mark is not closed" in details(source.data_files[0])[0]
 
 
-def test_a_mark_that_a_later_line_closes_puts_no_path_into_a_label(tmp_path: Path, preparer):
+def test_a_mark_that_a_later_line_closes_puts_no_path_into_a_label(tmp_path: Path, preprocessor):
     lines = [
         "path,sentence",
         'clips/0.wav,"uno dos',
@@ -66,10 +68,10 @@ def test_a_mark_that_a_later_line_closes_puts_no_path_into_a_label(tmp_path: Pat
         "clips/2.wav,seis",
     ]
     source = load_source(write_list(tmp_path, lines), split="train")
-    assert outcomes(source, preparer) == ["row_unreadable", 'tres "cuatro"', "seis"]
+    assert outcomes(source, preprocessor) == ["row_unreadable", 'tres "cuatro"', "seis"]
 
 
-def test_an_open_mark_before_more_than_csv_s_limit_of_a_field(tmp_path: Path, preparer):
+def test_an_open_mark_before_more_than_csv_s_limit_of_a_field(tmp_path: Path, preprocessor):
     lines = ["path,sentence", 'clips/0.wav,"uno dos', *["clips/1.wav,tres cuatro"] * 9000]
     source = load_source(write_list(tmp_path, lines), split="train")
     assert source.num_rows == 9001
@@ -86,15 +88,15 @@ def test_an_open_mark_before_more_than_csv_s_limit_of_a_field(tmp_path: Path, pr
         ('dice "uno"', 'dice "uno"'),
     ],
 )
-def test_quotation_marks_as_programs_write_them(tmp_path: Path, preparer, cell: str, text: str):
+def test_quotation_marks_as_programs_write_them(tmp_path: Path, preprocessor, cell: str, text: str):
     path = write_list(tmp_path, ["path,sentence", f"clips/0.wav,{cell}", "clips/1.wav,tres"])
-    assert outcomes(load_source(path, split="train"), preparer) == [text, "tres"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == [text, "tres"]
 
 
-def test_a_line_beyond_the_bound_is_rejected_and_the_next_is_read(tmp_path: Path, preparer):
+def test_a_line_beyond_the_bound_is_rejected_and_the_next_is_read(tmp_path: Path, preprocessor):
     lines = ["path,sentence", f"clips/0.wav,{'a' * MAX_LINE_LENGTH}", "clips/1.wav,dos"]
     path = write_list(tmp_path, lines)
-    assert outcomes(load_source(path, split="train"), preparer) == ["row_unreadable", "dos"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["row_unreadable", "dos"]
     assert "longer than" in details(path)[0]
 
 
@@ -114,19 +116,19 @@ def test_a_line_beyond_the_bound_is_rejected_and_the_next_is_read(tmp_path: Path
     ],
 )
 def test_delimiters_and_headers_of_other_programs(
-    tmp_path: Path, preparer, name: str, header: str, row: str
+    tmp_path: Path, preprocessor, name: str, header: str, row: str
 ):
     path = write_list(tmp_path, [header, row], name)
     text = "uno" if name.endswith("tsv") else "uno, dos"
-    assert outcomes(load_source(path, split="train"), preparer) == [text]
+    assert outcomes(load_source(path, split="train"), preprocessor) == [text]
 
 
 @pytest.mark.parametrize("rows", [["clips/0.wav,uno"], ["uno;clips/0.wav"], ["0|uno"]])
 def test_a_list_without_a_header_is_read_where_it_is_clear(
-    tmp_path: Path, preparer, rows: list[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, preprocessor, rows: list[str], caplog: pytest.LogCaptureFixture
 ):
     path = write_list(tmp_path, rows)
-    assert outcomes(load_source(path, split="train"), preparer) == ["uno"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["uno"]
     assert "has no header" in caplog.text
 
 
@@ -139,14 +141,14 @@ def test_a_list_without_a_header_that_is_not_clear_says_what_to_write(tmp_path: 
 # ---- encodings ----
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.jsonl"])
-def test_a_byte_order_mark_decides(tmp_path: Path, preparer, encoding: str, name: str):
+def test_a_byte_order_mark_decides(tmp_path: Path, preprocessor, encoding: str, name: str):
     delimiter = "\t" if name.endswith("tsv") else ","
     lines = [f"path{delimiter}sentence", f"clips/0.wav{delimiter}señal número"]
     if name.endswith("jsonl"):
         row = {"path": "clips/0.wav", "sentence": "señal número"}
         lines = [json.dumps(row, ensure_ascii=False)]
     path = write_list(tmp_path, lines, name, encoding)
-    assert outcomes(load_source(path, split="train"), preparer) == ["señal número"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["señal número"]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "mac-roman", "gb18030", "utf-16-le"])
@@ -165,9 +167,9 @@ def test_another_encoding_is_one_line_with_its_remedy(tmp_path: Path, encoding: 
         load_source(path, split="train")
 
 
-def test_characters_that_a_conversion_has_lost_are_not_trained(tmp_path: Path, preparer):
+def test_characters_that_a_conversion_has_lost_are_not_trained(tmp_path: Path, preprocessor):
     path = write_list(tmp_path, ["path,sentence", "clips/0.wav,se\ufffdal", "clips/1.wav,dos"])
-    assert outcomes(load_source(path, split="train"), preparer) == ["row_unreadable", "dos"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["row_unreadable", "dos"]
 
 
 # ---- JSON ----
@@ -179,8 +181,11 @@ def test_a_json_array_says_how_to_convert_it(tmp_path: Path):
         load_source(str(path), split="train")
 
 
-def test_lines_that_are_no_json_object_are_rejected_with_their_number(tmp_path: Path, preparer):
+def test_lines_that_are_no_json_object_are_rejected_with_their_number(tmp_path: Path, preprocessor):
     lines = ['{"path": "clips/0.wav", "sentence": "uno"}', "", '{"path": "cl', "[]", "[" * 5000]
     path = write_list(tmp_path, lines, "train.jsonl")
-    assert outcomes(load_source(path, split="train"), preparer) == ["uno", *["row_unreadable"] * 3]
+    assert outcomes(load_source(path, split="train"), preprocessor) == [
+        "uno",
+        *["row_unreadable"] * 3,
+    ]
     assert ["line 3" in details(path)[0], "line 4" in details(path)[1]] == [True, True]

@@ -34,7 +34,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> str:
     return str(path.parent)
 
 
-def test_only_audio_and_text_are_read_whatever_else_a_row_has(tmp_path: Path, preparer):
+def test_only_audio_and_text_are_read_whatever_else_a_row_has(tmp_path: Path, preprocessor):
     members = {}
     for name in ("a", "b"):
         members |= {
@@ -46,31 +46,31 @@ def test_only_audio_and_text_are_read_whatever_else_a_row_has(tmp_path: Path, pr
         }
     source = load_source(write_tar(tmp_path / "train-0.tar", members), split="train")
     assert (source.kind, source.audio_column, source.text_column) == ("webdataset", "wav", "txt")
-    assert outcomes(source, preparer) == ["uno a", "uno b"]
+    assert outcomes(source, preprocessor) == ["uno a", "uno b"]
     assert [row.id for row in read_rows(source)] == ["train/0/0/a.wav", "train/0/0/b.wav"]
     assert not (tmp_path / "unpickled").exists()
 
 
-def test_a_member_beyond_its_bound_costs_its_row(tmp_path: Path, preparer):
+def test_a_member_beyond_its_bound_costs_its_row(tmp_path: Path, preprocessor):
     long = b"a" * (MAX_TEXT_IN_BYTES + 1)
     members = {"a.wav": make_clip(), "a.txt": long, "b.wav": make_clip(), "b.txt": b"dos"}
     source = load_source(write_tar(tmp_path / "train-0.tar", members), split="train")
-    assert outcomes(source, preparer) == ["row_unreadable", "dos"]
+    assert outcomes(source, preprocessor) == ["row_unreadable", "dos"]
     assert "a.txt: 1,048,577 bytes, the limit is" in read_rows(source)[0].rejection.detail
 
 
-def test_a_text_that_is_not_utf_8_costs_its_row(tmp_path: Path, preparer):
+def test_a_text_that_is_not_utf_8_costs_its_row(tmp_path: Path, preprocessor):
     texts = {"a.txt": "señal".encode("latin-1"), "b.txt": b"dos"}
     members = {"a.wav": make_clip(), "b.wav": make_clip(), **texts}
     ordered = {name: members[name] for name in sorted(members)}
     source = load_source(write_tar(tmp_path / "train-0.tar", ordered), split="train")
-    assert outcomes(source, preparer) == ["row_unreadable", "dos"]
+    assert outcomes(source, preprocessor) == ["row_unreadable", "dos"]
 
 
-def test_a_row_without_a_text_or_audio_is_rejected(tmp_path: Path, preparer):
+def test_a_row_without_a_text_or_audio_is_rejected(tmp_path: Path, preprocessor):
     members = {"a.wav": make_clip(), "a.txt": b"uno", "b.wav": make_clip(), "c.txt": b"tres"}
     source = load_source(write_tar(tmp_path / "train-0.tar", members), split="train")
-    assert outcomes(source, preparer) == ["uno", "text_empty", "audio_empty"]
+    assert outcomes(source, preprocessor) == ["uno", "text_empty", "audio_empty"]
 
 
 def test_json_is_no_transcript(tmp_path: Path):
@@ -82,9 +82,9 @@ def test_json_is_no_transcript(tmp_path: Path):
         load_source(folder, split="train", text_column="json")
 
 
-def test_a_tar_that_is_cut_off_is_damaged(tmp_path: Path, preparer):
+def test_a_tar_that_is_cut_off_is_damaged(tmp_path: Path, preprocessor):
     members = {"a.wav": make_clip(), "a.txt": b"uno", "b.wav": make_clip(), "b.txt": b"dos"}
     folder = write_tar(tmp_path / "train-0.tar", members)
     path = tmp_path / "train-0.tar"
     path.write_bytes(path.read_bytes()[:50_000])
-    assert outcomes(load_source(folder, split="train"), preparer) == ["uno", "file_damaged"]
+    assert outcomes(load_source(folder, split="train"), preprocessor) == ["uno", "file_damaged"]

@@ -9,8 +9,8 @@ from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.text import composition, encode_text, normalize_text
 
 
-def test_labels_have_the_prefix_once_and_fit_exactly(preparer):
-    tokenizer = preparer.tokenizer
+def test_labels_have_the_prefix_once_and_fit_exactly(preprocessor):
+    tokenizer = preprocessor.tokenizer
     text = "x" * (64 - 4)  # language, task, notimestamps and end beside it: exactly 64 labels
     ids = encode_text(text, tokenizer, 64)
     assert len(ids) == 65
@@ -53,10 +53,10 @@ def test_punctuation_and_nothing_else_is_removed(text: str, expected: str):
         "uno <|31.02|>",
     ],
 )
-def test_special_tokens_in_a_transcript_are_rejected(preparer, text: str):
+def test_special_tokens_in_a_transcript_are_rejected(preprocessor, text: str):
     with pytest.raises(Rejection, match="text_has_special_tokens"):
-        encode_text(text, preparer.tokenizer, 64)
-    assert len(encode_text("uno < | dos |> <a|b>", preparer.tokenizer, 64)) > 5
+        encode_text(text, preprocessor.tokenizer, 64)
+    assert len(encode_text("uno < | dos |> <a|b>", preprocessor.tokenizer, 64)) > 5
 
 
 def test_every_spelling_of_a_letter_is_trained_as_one():
@@ -83,16 +83,16 @@ def test_invisible_characters_vanish_but_joiners_of_letters_stay(text: str, expe
     assert normalize_text(text, False, False) == expected
 
 
-def test_a_huge_transcript_costs_a_length_check(preparer):
+def test_a_huge_transcript_costs_a_length_check(preprocessor):
     text = "uno dos " * 1_250_000
-    preparer.prepare_text("uno")
+    preprocessor.prepare_text("uno")
     began = time.process_time()
     with pytest.raises(Rejection, match="label_too_long"):
-        preparer.prepare_text(text)
+        preprocessor.prepare_text(text)
     assert time.process_time() - began < 0.05
 
 
 @pytest.mark.parametrize("text", ["se\ufffdal", "half \ud83d"])
-def test_a_text_that_lost_characters_is_rejected(preparer, text: str):
+def test_a_text_that_lost_characters_is_rejected(preprocessor, text: str):
     with pytest.raises(Rejection, match="row_unreadable"):
-        preparer.prepare_text(text)
+        preprocessor.prepare_text(text)

@@ -1,4 +1,5 @@
-"""demo.py: what the page shows, without gradio; and the page itself in a real browser where there is one."""
+"""demo.py: what the page shows, without gradio; and the page itself in a real browser where there
+is one."""
 
 import importlib.util
 import json

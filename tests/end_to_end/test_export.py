@@ -1,5 +1,6 @@
-"""A saved model elsewhere, by the commands of docs/export.md: CTranslate2 and faster-whisper write what transformers
-does, and whisper.cpp's converter gets the files that transformers 5 no longer saves."""
+"""A saved model elsewhere, by the commands of docs/export.md: CTranslate2 and faster-whisper write
+what transformers does, and whisper.cpp's converter gets the files that transformers 5 no longer
+saves."""
 
 import json
 import re
@@ -25,7 +26,8 @@ EXPORT_PAGE = (Path(script.__file__).parent / "docs" / "export.md").read_text()
 
 
 def make_talkative_model(folder: Path) -> Path:
-    """A random model with Whisper's limits, 30 s and 448 tokens; large weights give each clip an answer of its own."""
+    """A random model with Whisper's limits, 30 s and 448 tokens; large weights give each clip an
+    answer of its own."""
     demonstration.make_model(
         folder, d_model=16, num_layers=1, window_in_seconds=30, max_target_positions=448
     )
@@ -67,7 +69,8 @@ def converted(trained: Path) -> Path:
         [sys.executable, "-c", code, *words[1:]], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    # CTranslate2 knows multilingual models by the empty token, which the published ones have and the toy has not.
+    # CTranslate2 knows multilingual models by the empty token, which the published ones have and
+    # the toy has not.
     vocabulary = json.loads((target / "vocabulary.json").read_text())
     (target / "vocabulary.json").write_text(json.dumps([*vocabulary[:-1], ""]))
     return target
@@ -121,7 +124,8 @@ def test_ctranslate2_writes_the_same_tokens(
 def test_faster_whisper_writes_the_same_tokens(
     converted: Path, clips: list[np.ndarray], expected: list[list[int]]
 ):
-    """With the audio filled up to 30 s; faster-whisper 1.2 would fill its features up with zeros (audio.py:111)."""
+    """With the audio filled up to 30 s; faster-whisper 1.2 would fill its features up with zeros
+    (audio.py:111)."""
     model = faster_whisper.WhisperModel(str(converted), device="cpu", compute_type="float32")
     for clip, ids in zip(clips, expected, strict=True):
         thresholds = dict.fromkeys(

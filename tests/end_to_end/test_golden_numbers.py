@@ -1,8 +1,9 @@
-"""Golden numbers of commit 81b91a7, the last version in a single file: rewriting must not change them.
+"""Golden numbers of commit 81b91a7, the last version in a single file: rewriting must not change
+them.
 
 Frozen are the losses, gradient norms and row ids of 6 steps, whole stream_state.json files, a table
-of scores, and a checkpoint written by that commit, which must continue exactly. Floats may differ by
-a relative 1e-5, because other processors round the last bits differently (found with another
+of scores, and a checkpoint written by that commit, which must continue exactly. Floats may differ
+by a relative 1e-5, because other processors round the last bits differently (found with another
 instruction set, ATEN_CPU_CAPABILITY=default: 2e-6 at most); with GOLDEN_EXACT=1 not at all. Ids,
 positions and counts must always be equal.
 
@@ -92,7 +93,7 @@ LOGGED = "step loss grad_norm learning_rate padding_fraction rows rejected pass 
 CLOCKS = "runtime|per_second|preparation_time|hours"
 
 
-# ---- what depends on the program's inner names: to be re-aimed when they change -------------------
+# ---- what depends on the program's inner names: to be re-aimed when they change ----------------
 def ids_of_batch(batch: dict[str, Any]) -> list[str]:
     """The ids of a training batch's accepted rows, as the trainer passes it to the library's."""
     return batch["step_info"].ids
@@ -139,7 +140,7 @@ def position_of_81b91a7(position: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# ---- comparing ------------------------------------------------------------------------------------
+# ---- comparing ---------------------------------------------------------------------------------
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -196,7 +197,7 @@ def check(name: str, found: dict[str, Any]) -> None:
         pytest.fail(f"{message}\nchanged in the environment: {', '.join(changed) or 'nothing'}")
 
 
-# ---- running --------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------
 @dataclass
 class Run:
     """Runs `main` in this process and shows what it left."""
@@ -234,7 +235,8 @@ class Run:
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models with dropout, without, and without timestamp tokens (for a small checkpoint); speech."""
+    """Models with dropout, without, and without timestamp tokens (for a small checkpoint);
+    speech."""
     folder = tmp_path_factory.mktemp("golden")
     tokenizer = demonstration.make_tokenizer()
     num_tokens = tokenizer.convert_tokens_to_ids("<|0.00|>")  # the timestamps are the last ones
@@ -314,7 +316,7 @@ def run(paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return run
 
 
-# ---- tests ----------------------------------------------------------------------------------------
+# ---- tests -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_rows_and_position(run: Run, name: str):
     run.main(RUNS[name])

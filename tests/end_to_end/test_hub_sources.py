@@ -1,4 +1,5 @@
-"""The script against a Hub on loopback, over real HTTP with the real clients, in a process of its own."""
+"""The script against a Hub on loopback, over real HTTP with the real clients, in a process of its
+own."""
 
 import json
 import subprocess

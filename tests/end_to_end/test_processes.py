@@ -1,4 +1,5 @@
-"""Several processes: the same training as one, one decision for all, nothing lost by signals and kills.
+"""Several processes: the same training as one, one decision for all, nothing lost by signals and
+kills.
 
 Most runs are forks of one process, see ranks.py; torchrun and run.sh are real where they matter."""
 
@@ -128,7 +129,8 @@ def uneven_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def run_forks(root: Path, jobs: dict[str, dict]) -> dict:
-    """Runs the jobs of ranks.py one after the other: {"folder": where, name: exit codes of its ranks}."""
+    """Runs the jobs of ranks.py one after the other: {"folder": where, name: exit codes of its
+    ranks}."""
     for name, job in jobs.items():
         job["words"] += ["--output_dir", str(root / name)]
         job["log"] = str(root / f"{name}.log")
@@ -274,7 +276,8 @@ MACHINE = [
 def test_other_launchers_train_alike(
     runs: dict, one_file: Path, tiny_model: Path, tmp_path: Path, launcher: str
 ):
-    """As docs/multi-gpu.md has them, both machines on this one, any free port: weights equal to the bit."""
+    """As docs/multi-gpu.md has them, both machines on this one, any free port: weights equal to the
+    bit."""
     whole = {
         "model_name_or_path": tiny_model,
         "dataset_name": one_file,
@@ -402,7 +405,8 @@ def test_gradient_checkpointing_on_two_processes(runs: dict, name: str, dropout_
 
 @pytest.fixture(scope="module")
 def sharded(one_file: Path, uneven_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The same training plain, sharded as docs/multi-gpu.md says, and sharded and continued from its middle."""
+    """The same training plain, sharded as docs/multi-gpu.md says, and sharded and continued from
+    its middle."""
     root = tmp_path_factory.mktemp("sharded")
     page = (PROJECT / "docs" / "multi-gpu.md").read_text()
     (config,) = re.findall(r"^FSDP: .*?```json\n(.*?)```", page, re.S | re.M)
@@ -425,7 +429,8 @@ def sharded(one_file: Path, uneven_model: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.slow
 def test_a_sharded_training_equals_a_plain_one(sharded: dict):
-    """FSDP2, as accelerate does it, on two CPU processes: losses, weights, scores and what is heard."""
+    """FSDP2, as accelerate does it, on two CPU processes: losses, weights, scores and what is
+    heard."""
     plain, fsdp = (sharded["folder"] / name for name in ("plain", "fsdp"))
     assert sharded["plain"] == sharded["fsdp"] == [0, 0], log(sharded, "fsdp")[-3000:]
     held = re.findall(r"^rank (\d) holds (\d+) of (\d+) weights", log(sharded, "fsdp"), re.M)

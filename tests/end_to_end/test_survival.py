@@ -1,4 +1,5 @@
-"""A run that cannot be lost: signals, kills, a lost network, a full disk, broken losses, changed flags.
+"""A run that cannot be lost: signals, kills, a lost network, a full disk, broken losses, changed
+flags.
 
 Real processes get real signals; the Hub is a real HTTP server with injected faults."""
 
@@ -69,7 +70,7 @@ def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-# ------------------------------------------------------------------------------------------------- in this process
+# -------------------------------------------------------------------------------- in this process
 
 
 def test_a_larger_max_steps_continues_with_the_right_schedule(
@@ -228,7 +229,8 @@ def test_a_checkpoint_of_an_fp16_run_goes_on_without_fp16(train: Callable, flags
 
 
 def test_a_signal_in_the_middle_of_a_write_to_stderr():
-    """The handler must not write through the buffer that it has interrupted: that raises "reentrant call"."""
+    """The handler must not write through the buffer that it has interrupted: that raises "reentrant
+    call"."""
     code = """if True:
         import io, logging, os, signal, sys
         from speech_finetuning.base.shutdown import StopSignals
@@ -419,7 +421,7 @@ def test_back_off_is_real_and_bounded(monkeypatch: pytest.MonkeyPatch):
     assert pauses == pytest.approx([1, 2, 1], abs=0.3)
 
 
-# ------------------------------------------------------------------------------------------------- other processes
+# -------------------------------------------------------------------------------- other processes
 
 
 def start(words: list[str], log: Path, **settings: object) -> subprocess.Popen:
@@ -473,7 +475,8 @@ def test_every_signal_saves_and_the_run_ends_with_the_same_weights(
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_during_evaluation(flags: list[str], tmp_path: Path):
-    """A real terminal, which sends SIGINT to the whole foreground group; the evaluation would take minutes."""
+    """A real terminal, which sends SIGINT to the whole foreground group; the evaluation would take
+    minutes."""
     folder = demonstration.make_speech(tmp_path / "data", {"train": 8, "validation": 400})
     words = [
         *flags,
@@ -511,7 +514,8 @@ def test_ctrl_c_in_a_terminal_during_evaluation(flags: list[str], tmp_path: Path
 
 
 def read_terminal(terminal: int, until: str | None) -> str:
-    """What the terminal shows until a text comes after the training has begun, or until the program ends."""
+    """What the terminal shows until a text comes after the training has begun, or until the program
+    ends."""
     text = ""
     while until is None or until not in text.partition("'loss'")[2]:
         try:
@@ -523,7 +527,8 @@ def read_terminal(terminal: int, until: str | None) -> str:
 
 @pytest.mark.slow
 def test_three_kills_change_nothing(tmp_path: Path):
-    """SIGKILL at random instants in a process that imports nothing; tests/support/kill_training.py takes any number."""
+    """SIGKILL at random instants in a process that imports nothing; tests/support/kill_training.py
+    takes any number."""
     result = subprocess.run(
         [sys.executable, kill_training.__file__, tmp_path, "--kills", "3"],
         capture_output=True,
@@ -536,7 +541,8 @@ def test_three_kills_change_nothing(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_full_disk_keeps_the_older_checkpoint_and_ends_with_73(flags: list[str], tmp_path: Path):
-    """A limit on the size of files stands in for the full disk: weights fit, the optimiser's state does not."""
+    """A limit on the size of files stands in for the full disk: weights fit, the optimiser's state
+    does not."""
     words = [*flags, "--do_train", "--save_steps", "2", "--disable_tqdm", "True", "--max_steps"]
     assert exit_code_of(script.main, [*words, "2"]) == 0
     size = (output(flags) / "tokenizer.json").stat().st_size
@@ -661,7 +667,8 @@ def test_a_network_that_stays_away_saves_and_exits_with_75_and_a_signal_is_heard
     assert process.wait(200) == 75, log.read_text()[-3000:]
     assert "no network for 0.01 minutes" in log.read_text() and "Traceback" not in log.read_text()
     hub.remove_faults()
-    # All is well until the first pass has opened its files; the second one meets a server that is gone.
+    # All is well until the first pass has opened its files; the second one meets a server that is
+    # gone.
     process, log = on_hub(
         hub, flags, tmp_path / "later", "--max_steps 400 --save_steps 300 --logging_steps 1"
     )

@@ -1,4 +1,5 @@
-"""The whole job in this process: losses, what is saved, scores, rejections, refusals, continuing."""
+"""The whole job in this process: losses, what is saved, scores, rejections, refusals,
+continuing."""
 
 import json
 import logging
@@ -156,13 +157,13 @@ def test_accumulation_does_not_change_loss_or_gradient(
 
 
 def test_the_loss_is_the_mean_over_target_tokens(
-    train: Train, flags: list[str], tiny_model: Path, speech: Path, preparer
+    train: Train, flags: list[str], tiny_model: Path, speech: Path, preprocessor
 ):
     train("--do_train --max_steps 1 --per_device_train_batch_size 40 --shuffle_buffer_size 1")
     model = WhisperForConditionalGeneration.from_pretrained(tiny_model)
     source = load_source(str(speech), split="train")
-    blocks = read_pass(SpeechDataset(source, preparer), block_size=40)
-    examples = [preparer(row) for block in blocks for row in block.rows]
+    blocks = read_pass(SpeechDataset(source, preprocessor), block_size=40)
+    examples = [preprocessor(row) for block in blocks for row in block.rows]
     total, count = 0.0, 0
     for example in examples:
         features = pad_features(example["features"], [example["features"].shape[1]], 400)

@@ -1,4 +1,5 @@
-"""--lora_rank: only adapters are trained, a plain checkpoint comes out, and a continued run is exact."""
+"""--lora_rank: only adapters are trained, a plain checkpoint comes out, and a continued run is
+exact."""
 
 import json
 import sys
@@ -24,7 +25,8 @@ def plain(folder: Path) -> dict[str, torch.Tensor]:
 def test_adapters_change_the_blocks_only_and_the_result_is_plain(
     train: Train, tmp_path: Path, tiny_model: Path
 ):
-    """The score is that of the model with adapters in memory; the saved one is scored by a run of its own."""
+    """The score is that of the model with adapters in memory; the saved one is scored by a run of
+    its own."""
     metrics = train(
         "--do_train --do_eval --max_steps 4 --lora_rank 2 --learning_rate 0.02 --gradient_checkpointing"
     )

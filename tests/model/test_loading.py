@@ -1,4 +1,5 @@
-"""Checkpoints as people have them: what works is completed, what cannot is one line before data is opened."""
+"""Checkpoints as people have them: what works is completed, what cannot is one line before data is
+opened."""
 
 import json
 import logging
@@ -48,7 +49,7 @@ def without_entries(model: Path, names: tuple[str, ...]) -> None:
     edit(model / "generation_config.json", **dict.fromkeys(names))
 
 
-# --------------------------------------------------------------------------------- old generation configs
+# ------------------------------------------------------------------------- old generation configs
 
 
 def as_of_2022(model: Path) -> None:
@@ -140,7 +141,7 @@ def test_max_new_tokens_beyond_the_decoder_is_lowered_and_the_flag_counts(
     assert longest <= 12 * 4 and metrics["eval_cut_outputs"] == 100
 
 
-# ------------------------------------------------------------------------------------------------ language
+# --------------------------------------------------------------------------------------- language
 
 
 @pytest.mark.parametrize("language", ["en", "English", "EN", None])
@@ -154,7 +155,7 @@ def test_an_english_only_model_trains_with_its_language_named(train: Train, engl
     assert metrics["eval_num_rows"] == 8
 
 
-# --------------------------------------------------------------------------------- what cannot be trained
+# ------------------------------------------------------------------------- what cannot be trained
 
 
 class Intruder:

@@ -1,4 +1,5 @@
-"""Short training windows, batches of like length, augmentation; and one optimiser step in plain torch."""
+"""Short training windows, batches of like length, augmentation; and one optimiser step in plain
+torch."""
 
 import itertools
 import json
@@ -73,10 +74,10 @@ def test_groups_have_like_lengths_whole_batches_and_every_row_once(num_rows: int
     assert group_by_length(order, **how) == grouped
 
 
-def test_like_lengths_meet_in_a_batch_and_the_place_is_kept(speech: Path, preparer):
+def test_like_lengths_meet_in_a_batch_and_the_place_is_kept(speech: Path, preprocessor):
     source = load_source(str(speech), split="train")
     plain = SpeechStream(
-        sets=(SpeechDataset(source, preparer),),
+        sets=(SpeechDataset(source, preprocessor),),
         seed=1,
         block_size=20,
         micro_batch_size=4,
@@ -91,7 +92,8 @@ def test_like_lengths_meet_in_a_batch_and_the_place_is_kept(speech: Path, prepar
     assert spread[id(grouped)] < 0.5 * spread[id(plain)]
     ids = [item.example["id"] for item in rows[id(grouped)]]
     assert sorted(ids[:40]) == sorted(item.example["id"] for item in rows[id(plain)][:40])
-    # Nor does another batch size, or number of processes, skip or repeat a row of a block that is begun.
+    # Nor does another batch size, or number of processes, skip or repeat a row of a block that is
+    # begun.
     rest = replace(grouped, micro_batch_size=3, position=rows[id(grouped)][9].position)
     remaining = [item.example["id"] for item in itertools.islice(rest, 30)]
     assert sorted(ids[:10] + remaining) == sorted(ids[:40])
@@ -161,10 +163,10 @@ def test_a_continued_run_with_these_ends_with_the_same_weights(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_speeds_are_of_the_row_and_lose_no_clip(speech: Path, preparer):
+def test_speeds_are_of_the_row_and_lose_no_clip(speech: Path, preprocessor):
     source = load_source(str(speech), split="train")
     stream = SpeechStream(
-        sets=(SpeechDataset(source, preparer),),
+        sets=(SpeechDataset(source, preprocessor),),
         seed=1,
         block_size=20,
         micro_batch_size=4,
@@ -183,24 +185,27 @@ def test_speeds_are_of_the_row_and_lose_no_clip(speech: Path, preparer):
     assert 0.899 < speeds.min() < 0.93 and 1.07 < speeds.max() < 1.101
 
 
-def test_a_clip_that_a_lower_speed_would_make_too_long_keeps_its_speed(tmp_path: Path, preparer):
+def test_a_clip_that_a_lower_speed_would_make_too_long_keeps_its_speed(
+    tmp_path: Path, preprocessor
+):
     tone = np.sin(np.arange(int(3.9 * 16_000)) / 20).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", tone, 16_000)
-    assert preparer.prepare(str(tmp_path / "a.wav"), "uno", 0.9)["duration"] == 3.9
-    assert preparer.prepare(str(tmp_path / "a.wav"), "uno", 1.1)["duration"] == pytest.approx(
+    assert preprocessor.prepare(str(tmp_path / "a.wav"), "uno", 0.9)["duration"] == 3.9
+    assert preprocessor.prepare(str(tmp_path / "a.wav"), "uno", 1.1)["duration"] == pytest.approx(
         3.9 / 1.1, abs=1e-3
     )
 
 
 def test_an_optimiser_step_in_plain_torch(
-    train: Train, tmp_path: Path, speech: Path, preparer, tiny_model: Path
+    train: Train, tmp_path: Path, speech: Path, preprocessor, tiny_model: Path
 ):
-    """Two steps of two micro-batches: features, shift, cross-entropy, clipping, AdamW and schedule written out."""
+    """Two steps of two micro-batches: features, shift, cross-entropy, clipping, AdamW and schedule
+    written out."""
     flags = "--do_train --max_steps 2 --gradient_accumulation_steps 2 --learning_rate 1e-2 --max_grad_norm 0.5"
     train(f"{flags} --weight_decay 0.1 --warmup_steps 1 --save_steps 1 --seed 7")
     source = load_source(str(speech), split="train")
     stream = SpeechStream(
-        sets=(SpeechDataset(source, preparer),),
+        sets=(SpeechDataset(source, preprocessor),),
         seed=7,
         block_size=500,
         micro_batch_size=4,

@@ -212,7 +212,7 @@ def test_every_field_that_can_change_the_rows_is_in_the_key_of_the_cache():
         "columns": "audio_column, text_column and sampling_rate_column",
         "max_network_wait_in_seconds": "changes no row",
         "source": "its fields",
-        "preparer": "its fields",
+        "preprocessor": "its fields",
         "weight": "of training rows",
     }
     names = set()
@@ -232,25 +232,27 @@ def test_every_field_that_can_change_the_rows_is_in_the_key_of_the_cache():
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_another_preparation_is_another_cache(preparer: Preprocessor, tmp_path: Path, change: dict):
+def test_another_preparation_is_another_cache(
+    preprocessor: Preprocessor, tmp_path: Path, change: dict
+):
     folder = make_folder(tmp_path / "clips", [0.5], ["uno"])
     source = load_source(str(folder), split="test")
-    key = eval_set_key(SpeechDataset(source, preparer))
-    assert key == eval_set_key(SpeechDataset(source, replace(preparer)))
+    key = eval_set_key(SpeechDataset(source, preprocessor))
+    assert key == eval_set_key(SpeechDataset(source, replace(preprocessor)))
     assert len(key.fingerprint()) == 16
-    other = eval_set_key(SpeechDataset(source, replace(preparer, **change)))
+    other = eval_set_key(SpeechDataset(source, replace(preprocessor, **change)))
     assert other.fingerprint() != key.fingerprint()
 
 
-def test_a_changed_clip_is_another_cache(preparer: Preprocessor, tmp_path: Path):
+def test_a_changed_clip_is_another_cache(preprocessor: Preprocessor, tmp_path: Path):
     folder = make_folder(tmp_path / "clips", [0.5], ["uno"])
-    dataset = SpeechDataset(load_source(str(folder), split="test"), preparer)
+    dataset = SpeechDataset(load_source(str(folder), split="test"), preprocessor)
     before = eval_set_key(dataset).fingerprint()
     soundfile.write(folder / "0.wav", speech_like(0.75), SAMPLE_RATE_IN_HZ)
     assert eval_set_key(dataset).fingerprint() != before
 
 
-def test_names_in_another_encoding_can_be_stored(preparer: Preprocessor, tmp_path: Path):
+def test_names_in_another_encoding_can_be_stored(preprocessor: Preprocessor, tmp_path: Path):
     """A clip's name is bytes to Linux; Python shows what is not UTF-8 as lone surrogates."""
     folder = make_folder(tmp_path / "clips", [0.5, 1.0], ["uno", "dos"])
     names = ["a\udcf1o.wav", "m\udcf1.wav"]
@@ -258,7 +260,7 @@ def test_names_in_another_encoding_can_be_stored(preparer: Preprocessor, tmp_pat
     (folder / "test.jsonl").write_text("\n".join(lines))
     (folder / "0.wav").rename(folder / "a\udcf1o.wav")
     (folder / "test.csv").unlink()
-    dataset = SpeechDataset(load_source(str(folder), split="test"), preparer)
+    dataset = SpeechDataset(load_source(str(folder), split="test"), preprocessor)
     eval_set = prepare_eval_set(dataset, num_threads=1, folder=tmp_path / "cache")
     assert eval_set.num_usable == 1
     (rejection,) = eval_set.rejections

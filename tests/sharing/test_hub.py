@@ -1,5 +1,5 @@
-"""What the Hub is asked before training: a server that is silent or says nonsense, repositories that are public, and
-the checkpoint that another machine continues from."""
+"""What the Hub is asked before training: a server that is silent or says nonsense, repositories
+that are public, and the checkpoint that another machine continues from."""
 
 import json
 import os

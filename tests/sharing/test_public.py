@@ -1,4 +1,5 @@
-"""What may leave the machine: names of the Hub, numbers and choices, whatever a local path looks like."""
+"""What may leave the machine: names of the Hub, numbers and choices, whatever a local path looks
+like."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Pushing: what is uploaded and what never is, faults during and after training, the preflight, going on elsewhere.
+"""Pushing: what is uploaded and what never is, faults during and after training, the preflight,
+going on elsewhere.
 
 The trainer is a process of its own, the Hub a real HTTP server on loopback."""
 

@@ -1,4 +1,5 @@
-"""A small Hugging Face Hub on loopback, for tests: repositories, tokens, uploads, and faults on demand.
+"""A small Hugging Face Hub on loopback, for tests: repositories, tokens, uploads, and faults on
+demand.
 
     with Hub() as hub:
         hub.add_repo("dataset", "alice/speech", "folder/of/parquet/files", private=True)
@@ -7,9 +8,10 @@
 
     python tests/support/hub.py --serve dataset:alice/speech=out/speech model:alice/tiny=out/model
 
-The clients must run in a process of their own: they read HF_ENDPOINT when they are imported. As on the real Hub, large
-files live on a second host (`hub.storage_url`), to which `resolve` redirects. A repository belongs to the user its
-name starts with. Not here: organisations, pull requests, xet (a server without it needs HF_HUB_DISABLE_XET=1).
+The clients must run in a process of their own: they read HF_ENDPOINT when they are imported. As on
+the real Hub, large files live on a second host (`hub.storage_url`), to which `resolve` redirects. A
+repository belongs to the user its name starts with. Not here: organisations, pull requests, xet (a
+server without it needs HF_HUB_DISABLE_XET=1).
 """
 
 import argparse
@@ -58,7 +60,8 @@ Files = Mapping[str, bytes] | str | Path  # path in the repository -> content, o
 
 @dataclass(frozen=True)
 class File:
-    """A version of a file. `blob_id` is git's name of what the tree holds: the data, or the pointer of an LFS file."""
+    """A version of a file. `blob_id` is git's name of what the tree holds: the data, or the pointer
+    of an LFS file."""
 
     data: bytes
     is_lfs: bool
@@ -82,7 +85,8 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository: `refs` maps full names (refs/heads/main, refs/convert/parquet) to commit ids."""
+    """A repository: `refs` maps full names (refs/heads/main, refs/convert/parquet) to commit
+    ids."""
 
     kind: str
     id: str
@@ -115,7 +119,8 @@ class Repo:
         message: str = "",
         author: str | None = None,
     ) -> Commit:
-        """Puts a commit with exactly these files on top of a ref, which is made when it is missing."""
+        """Puts a commit with exactly these files on top of a ref, which is made when it is
+        missing."""
         parent = self.refs.get(ref)
         content = sorted((path, file.blob_id) for path, file in files.items())
         name = json.dumps([self.kind, self.id, ref, len(self.commits), parent, title, content])
@@ -137,13 +142,16 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` (None: with all) requests of a method whose path contains a text.
+    """What goes wrong with the next `times` (None: with all) requests of a method whose path
+    contains a text.
 
-    "status" answers with `status`, `headers` and `message`, "page" with 200 and a page of HTML, as a proxy does,
-    "drop" hangs up: none of them carries the request out. "hang" does, but only after `seconds`, and only if the client
-    still waits. "truncate" (hangs up after half of the body), "short" (half of the body, announced as if it were all)
-    and "trickle" (sends the body in 20 pieces over `seconds`) carry it out.
-    The path is quoted and has its query. Large files: "resolve/main/a.bin" is the redirect, "?name=a.bin" the content.
+    "status" answers with `status`, `headers` and `message`, "page" with 200 and a page of HTML, as
+    a proxy does, "drop" hangs up: none of them carries the request out. "hang" does, but only after
+    `seconds`, and only if the client still waits. "truncate" (hangs up after half of the body),
+    "short" (half of the body, announced as if it were all) and "trickle" (sends the body in 20
+    pieces over `seconds`) carry it out.
+    The path is quoted and has its query. Large files: "resolve/main/a.bin" is the redirect,
+    "?name=a.bin" the content.
     """
 
     method: str | None = None
@@ -190,7 +198,8 @@ class HubError(Exception):
 
 @dataclass
 class Request:
-    """A request as it came in, and what became of it. `path` has the query, `headers` have names in lower case."""
+    """A request as it came in, and what became of it. `path` has the query, `headers` have names in
+    lower case."""
 
     host: str  # "hub" or "storage"
     method: str
@@ -293,7 +302,8 @@ def slice_body(data: bytes, request: Request, headers: dict[str, str]) -> Answer
     )
 
 
-# What answers a request. Where the path names a repository, `repo` is it and the access was checked.
+# What answers a request. Where the path names a repository, `repo` is it and the access was
+# checked.
 
 
 def answer_whoami(hub: "Hub", request: Request) -> Answer:
@@ -430,7 +440,8 @@ def create_ref(repo: Repo, ref: str, revision: str) -> Answer:
 
 
 def answer_preupload(hub: "Hub", request: Request, repo: Repo, revision: str) -> Answer:
-    """How each file is to be sent, and what is there now: the client skips a file that has not changed."""
+    """How each file is to be sent, and what is there now: the client skips a file that has not
+    changed."""
     present = repo.find_commit(revision).files
     files = []
     for asked in json.loads(request.body)["files"]:
@@ -458,7 +469,8 @@ def answer_lfs_batch(hub: "Hub", request: Request, repo: Repo) -> Answer:
 
 
 def make_upload_action(hub: "Hub", oid: str, size_in_bytes: int) -> dict:
-    """Where to PUT an object; if it is large, where to PUT each part, and where to POST the list of them."""
+    """Where to PUT an object; if it is large, where to PUT each part, and where to POST the list of
+    them."""
     href = f"{hub.storage_url}/objects/{oid}"
     if size_in_bytes <= hub.part_size_in_bytes:
         return {"href": href}
@@ -630,7 +642,8 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def is_abandoned(self) -> bool:
-        """Whether the hub closes or the client has hung up: then the request must not be carried out."""
+        """Whether the hub closes or the client has hung up: then the request must not be carried
+        out."""
         is_readable = bool(select.select([self.connection], [], [], 0)[0])
         return self.server.hub.closing.is_set() or (
             is_readable and not self.connection.recv(1, socket.MSG_PEEK)
@@ -654,7 +667,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class HubServer(ThreadingHTTPServer):
-    """One of the two hosts of a hub. Its open connections are known, so that closing it hangs up on the clients."""
+    """One of the two hosts of a hub. Its open connections are known, so that closing it hangs up on
+    the clients."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -690,7 +704,8 @@ class HubServer(ThreadingHTTPServer):
 
 
 class Hub:
-    """A Hub that serves until it is closed. Leaving the `with` block raises if the server itself had a bug."""
+    """A Hub that serves until it is closed. Leaving the `with` block raises if the server itself
+    had a bug."""
 
     def __init__(
         self,
@@ -735,7 +750,8 @@ class Hub:
     def environment(
         self, home: str | Path, token: str | None = None, **more: str
     ) -> dict[str, str]:
-        """os.environ for a client of this hub, with its cache in `home` and nothing of the user's own settings."""
+        """os.environ for a client of this hub, with its cache in `home` and nothing of the user's
+        own settings."""
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -758,7 +774,8 @@ class Hub:
         gated: bool = False,
         revisions: Mapping[str, Files] | None = None,
     ) -> Repo:
-        """Adds a "model" or a "dataset"; `revisions` are further branches or refs, each with files of its own."""
+        """Adds a "model" or a "dataset"; `revisions` are further branches or refs, each with files
+        of its own."""
         with self.lock:
             repo = self.repos[kind, repo_id] = Repo(kind, repo_id, private, gated)
             for revision, content in {"main": files, **(revisions or {})}.items():
@@ -794,7 +811,8 @@ class Hub:
             return self.repos[kind, repo_id].history(revision)
 
     def add_fault(self, **fields: str | int | float | dict[str, str] | None) -> None:
-        """Adds a Fault with these fields. A request meets the first fault that matches and is not used up."""
+        """Adds a Fault with these fields. A request meets the first fault that matches and is not
+        used up."""
         with self.lock:
             self.faults.append(Fault(**fields))
 

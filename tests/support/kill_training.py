@@ -1,10 +1,12 @@
-"""Kills a training run with SIGKILL at random instants, starts it again each time, and compares its weights with those
-of an undisturbed run.
+"""Kills a training run with SIGKILL at random instants, starts it again each time, and compares its
+weights with those of an undisturbed run.
 
     python tests/support/kill_training.py FOLDER --kills 100
 
-Every attempt is a process of its own, forked from this one, which has done the imports: a start costs a second. One
-checkpoint is kept (save_total_limit 1), dropout is on, evaluation and saving are frequent, so that kills meet them.
+Every attempt is a process of its own, forked from this one, which has done the imports: a start
+costs a second.
+One checkpoint is kept (save_total_limit 1), dropout is on, evaluation and saving are frequent, so
+that kills meet them.
 """
 
 import argparse
@@ -84,7 +86,8 @@ def kill_after(process: int, seconds: float) -> int | None:
 
 
 def run_with_kills(folder: Path, num_kills: int, max_steps: int, seed: int) -> dict[str, int]:
-    """Trains twice, undisturbed and killed. Returns counts; raises AssertionError if the weights differ."""
+    """Trains twice, undisturbed and killed. Returns counts; raises AssertionError if the weights
+    differ."""
     for name in ("whole", "killed"):
         shutil.rmtree(folder / name, ignore_errors=True)
     began = time.monotonic()
@@ -94,7 +97,8 @@ def run_with_kills(folder: Path, num_kills: int, max_steps: int, seed: int) -> d
     generator, kills, finished = random.Random(seed), 0, 0
     counts = {"kills": 0, "while saving": 0, "before the first checkpoint": 0}
     while kills < num_kills or finished == 0:
-        # Long enough to get on by some steps, short enough to be killed: up to half of the undisturbed run.
+        # Long enough to get on by some steps, short enough to be killed: up to half of the
+        # undisturbed run.
         limit = generator.uniform(0.3, 0.5 * seconds) if kills < num_kills else 3600
         code = kill_after(
             start(flags(folder, folder / "killed", max_steps), folder / "killed.log"), limit

@@ -13,7 +13,9 @@ def make_preprocessor(model: Path, **changes: object) -> Preprocessor:
     words = (
         "--model_name_or_path m --dataset_name d --output_dir o --do_train --max_steps 1".split()
     )
-    preparer = script.make_preprocessor(processor, config, script.parse_arguments(words)[1], "es")
+    preprocessor = script.make_preprocessor(
+        processor, config, script.parse_arguments(words)[1], "es"
+    )
     for name, value in changes.items():
-        setattr(preparer, name, value)
-    return preparer
+        setattr(preprocessor, name, value)
+    return preprocessor

@@ -2,12 +2,19 @@
 
     python tests/support/ranks.py JOBS.json
 
-A job is {"words": flags, "log": path} and, if wanted, "world_size" (2), "signal" [rank, number, text]: sent to this
-rank alone when the log holds the text, "bad_rank": its data ends in a UserError after 10 rows, "full_rank": its disk
-is full at the first checkpoint, "copy" [[from, to], ...]: beforehand, "cores" [[number, ...], ...]: those of each
-rank, and "is_sharded": true for --fsdp, see `shard_on_cpus`. Ranks are forks of this process, which has done the
-imports, so that a start costs a second; without a launcher nobody ends the ranks that one has left: they must do it
-themselves.
+A job is {"words": flags, "log": path} and, if wanted, "world_size" (2), "signal" [rank, number,
+text]:
+sent to this rank alone when the log holds the text, "bad_rank": its data ends in a UserError after
+10 rows,
+"full_rank":
+its disk is full at the first checkpoint, "copy" [[from, to], ...]: beforehand, "cores" [[number,
+...],
+...]:
+those of each rank, and "is_sharded": true for --fsdp, see `shard_on_cpus`. Ranks are forks of this
+process, which has done the imports, so that a start costs a second; without a launcher nobody ends
+the ranks that one has
+left:
+they must do it themselves.
 """
 
 import errno
@@ -65,8 +72,10 @@ def fill_disk() -> None:
 
 
 def shard_on_cpus() -> None:
-    """Lets --fsdp work on CPUs, in this process. torch and gloo can; but accelerate (1.15, state.py) turns FSDP on
-    for GPUs only, for which reason the script refuses it. All else is the libraries'. Prints what each rank holds."""
+    """Lets --fsdp work on CPUs, in this process. torch and gloo can; but accelerate (1.15,
+    state.py) turns FSDP on for GPUs only, for which reason the script refuses it. All else is the
+    libraries'.
+    Prints what each rank holds."""
     state, module = accelerate.state.AcceleratorState, accelerate.accelerator
     state.__init__ = functools.partialmethod(start_sharded, state.__init__)
     module.fsdp2_prepare_model = functools.partial(shard_and_count, module.fsdp2_prepare_model)

@@ -1,4 +1,5 @@
-"""The tests' own Hub, against the real clients. Each client runs in a process of its own: see run_client."""
+"""The tests' own Hub, against the real clients. Each client runs in a process of its own: see
+run_client."""
 
 import http.client
 import json
@@ -36,7 +37,8 @@ def hub() -> Iterator[Hub]:
 
 
 def run_client(hub: Hub, home: Path, function: str, *args: str, token: str | None = None) -> dict:
-    """The result of a function of this file, called in a fresh process that knows no other Hub than this one."""
+    """The result of a function of this file, called in a fresh process that knows no other Hub than
+    this one."""
     code = f"import json, sys, test_hub; print(json.dumps(test_hub.{function}(*sys.argv[1:])))"
     process = subprocess.run(
         [sys.executable, "-c", code, *args],

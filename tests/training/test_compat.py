@@ -123,13 +123,13 @@ def test_a_model_that_is_scored_first_is_not_prepared_afterwards():
 
 def test_checkpoints_go_elsewhere_and_no_best_step_is_known_meanwhile(tmp_path: Path):
     trainer = Fake()
-    with pytest.raises(ZeroDivisionError):
-        with (
-            compat.saving_in(trainer, tmp_path / "aside"),
-            compat.without_best_step(trainer.state),
-        ):
-            assert trainer._get_output_dir(None) == str(tmp_path / "aside")
-            assert trainer.state.best_global_step is None
-            _ = 1 / 0
+    with (
+        pytest.raises(ZeroDivisionError),
+        compat.saving_in(trainer, tmp_path / "aside"),
+        compat.without_best_step(trainer.state),
+    ):
+        assert trainer._get_output_dir(None) == str(tmp_path / "aside")
+        assert trainer.state.best_global_step is None
+        _ = 1 / 0
     assert trainer._get_output_dir(None) == trainer.args.output_dir
     assert trainer.state.best_global_step == 7
