@@ -96,8 +96,7 @@ def make_model(
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> Path:
-    """Saves a random Whisper with its processor. Returns the folder. vocab_size: the tokenizer's by
-    default."""
+    """Saves a random Whisper with its processor. vocab_size: None: the tokenizer's."""
     set_seed(seed)
     tokenizer = make_tokenizer(num_languages=100 if n_mels == 128 else 99)
     config = WhisperConfig(
