@@ -2,7 +2,7 @@
 
     base      errors, rejections, files, answers, network, threads, shutdown: knows no speech
     data      audio, containers, signatures, reading, text, segments, tables, columns, cells, manifests,
-              builders, places, tars, sources, shards,
+              footers, builders, places, tars, sources, shards,
               preprocessing, positions, items, stream, packing, batches: bytes to examples
     model     loading, languages, adapters, windows, generation: the checkpoint, its language, its window
     scoring   readings, metrics, eval_sets, scores, scorecard, predictions: rows to numbers that cannot flatter

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import huggingface_hub
 import pyarrow
-import pyarrow.parquet
 from huggingface_hub.errors import HfHubHTTPError
 
 from speech_finetuning.base.errors import UserError, one_line
@@ -30,6 +28,7 @@ from speech_finetuning.data.columns import (
     find_columns,
     find_name,
 )
+from speech_finetuning.data.footers import check_has_columns, read_footer
 from speech_finetuning.data.places import what_is_there, where_it_is_now
 
 logger = logging.getLogger(__name__)
@@ -404,7 +403,7 @@ def count_rows(
             footers = list(pool.map(read_footer, urls))
         for url, footer in zip(urls, footers, strict=True):
             if footer is not None:
-                check_has_columns(url, footer, columns)
+                check_has_columns(url, footer, columns, dataset.features[columns.audio])
         return sum(footer.num_rows for footer in footers if footer is not None)
     return known_num_rows(builder, split)
 
@@ -413,34 +412,3 @@ def known_num_rows(builder: datasets.DatasetBuilder, split: str) -> int | None:
     """As the data set's card says; None if it does not."""
     known = builder.info.splits or {}
     return known[split].num_examples or None if split in known else None
-
-
-def check_has_columns(
-    url: str, footer: pyarrow.parquet.FileMetaData, columns: SpeechColumns
-) -> None:
-    """Raises: UserError."""
-    found = footer.schema.to_arrow_schema().names
-    missing = [name for name in columns.names() if name not in found]
-    if missing:
-        raise UserError(
-            f"{url}: has no column {', '.join(missing)}, as other files of its split have. Found: "
-            f"{', '.join(found)}. Give its columns the names of the others, or leave the file out."
-        )
-
-
-def read_footer(url: str) -> pyarrow.parquet.FileMetaData | None:
-    """A parquet file's own description; None if it is damaged (a rejection says so when it is
-    read)."""
-    try:
-        with fsspec.open(url, "rb") as file:
-            return pyarrow.parquet.ParquetFile(file).metadata
-    except pyarrow.ArrowInvalid:
-        return None
-
-
-def rows_of_groups(url: str) -> list[int]:
-    """Rows of each row group of a parquet file; none if it is damaged."""
-    footer = read_footer(url)
-    if footer is None:
-        return []
-    return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]

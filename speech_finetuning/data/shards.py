@@ -3,19 +3,16 @@
 import contextlib
 import logging
 import os
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow
 
 from speech_finetuning.base.errors import one_line
 from speech_finetuning.base.network import Backoff
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
-from speech_finetuning.data.builders import rows_of_groups
 from speech_finetuning.data.cells import AudioCell, path_of, undecoded_cell
+from speech_finetuning.data.footers import is_damage, rows_of_groups
 from speech_finetuning.data.manifests import CLIP, ListedClip
 from speech_finetuning.data.segments import Segment
 from speech_finetuning.data.sources import SpeechSource
@@ -163,11 +160,3 @@ def is_of_empty_row_group(error: Exception) -> bool:
     """Whether `datasets` (5.0, parquet.py:206) stumbles over a first row group without rows, as
     pyarrow writes of an empty table. Read group by group, the empty ones are left out."""
     return "BatchSize must be greater than 0" in str(error)
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether an error of reading means that the file itself is damaged.
-
-    pyarrow's "Corrupt snappy compressed data" is a bare OSError; the disk's have a number."""
-    is_of_the_content = type(error) in (pyarrow.ArrowInvalid, OSError, tarfile.ReadError)
-    return is_of_the_content and getattr(error, "errno", None) is None

@@ -218,7 +218,11 @@ def test_a_run_goes_on_with_the_revision_that_it_began_with(hub: Hub, tmp_path: 
     first = read(hub, tmp_path, "alice/speech")
     again = read(hub, tmp_path, "alice/speech", revision=first.revision)
     assert again.rows == first.rows and "has changed on the Hub" not in again.log
-    hub.add_commit("dataset", "alice/speech", {"train-00000-of-00002.parquet": parquet([CLIP])})
+    hub.add_commit(
+        "dataset",
+        "alice/speech",
+        {"train-00000-of-00002.parquet": parquet([{"bytes": CLIP, "path": "new.wav"}])},
+    )
     moved = read(hub, tmp_path, "alice/speech", revision=first.revision)
     assert moved.rows == first.rows and moved.revision == first.revision
     assert "has changed on the Hub since this run began" in moved.log
