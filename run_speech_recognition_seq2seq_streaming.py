@@ -26,8 +26,8 @@
         --do_train --do_eval --max_steps 2000 --fp16 --output_dir whisper-small-es
     python run_speech_recognition_seq2seq_streaming.py --config recipe.yaml --learning_rate 1e-5
 
-The path of one utterance: load_source -> SpeechStream (one order) -> decode_audio -> log_mel ->
-encode_text -> TrainCollator -> SpeechTrainer -> Scorecard -> CardWriter. `datasets` moves bytes and
+The path of one utterance: load_source -> SpeechStream (one order) -> encode_text -> decode_audio ->
+log_mel -> TrainCollator -> SpeechTrainer -> Scorecard -> CardWriter. `datasets` moves bytes and
 never decodes; rows are shuffled before they are decoded; a bad row becomes a Rejection with a
 reason and never ends the run. What is here is the recipe, to be changed; speech_finetuning/ is what
 has to hold whatever is changed.
@@ -118,7 +118,7 @@ class ModelArguments:
 
 @dataclass
 class SourceArguments:
-    """Where speech comes from, read how: what an entry of --data_mix may set for itself."""
+    """Where speech comes from and how it is read: the flags that an entry of --data_mix may set."""
 
     dataset_name: str | None = HfArg(default=None, help="Hub id, folder, or CSV, TSV, JSONL file.")
     dataset_config_name: str | None = HfArg(default=None, help="Configuration, often the language.")
@@ -260,6 +260,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     Raises: UserError with all that is wrong with it."""
     words = translate(with_config_file(argv)).words
     given = {flag_name(word) for word in words}
+    # Both are about the best model. Put first, so that an explicit flag wins.
     wants_best = given & {"test_split_name", "early_stopping_patience"}
     if wants_best and {"do_train", "do_eval"} <= given:
         words = ["--load_best_model_at_end", "True", *words]
@@ -324,7 +325,7 @@ class EvalCollator:
 # ---------------------------------------------------------------------------------- data ----
 @dataclass(kw_only=True)
 class Inputs:
-    """What is trained and scored, and read how; nothing large is loaded or decoded yet."""
+    """What is trained on and scored, and how it is read; nothing is decoded yet."""
 
     processor: transformers.WhisperProcessor
     config: transformers.WhisperConfig
@@ -403,7 +404,7 @@ def load_speech(
     roles = [
         ("train", training_args.do_train),
         ("eval", training_args.do_eval),
-        ("test", True),
+        ("test", True),  # wherever --test_split_name is given
         ("predict", training_args.do_predict),
     ]
     problems = Problems()
@@ -472,7 +473,7 @@ def load_model(
     model.generation_config.forced_decoder_ids = None
     if getattr(model.generation_config, "is_multilingual", False):
         model.generation_config.task = data_args.task
-        # Of several languages the saved model detects each.
+        # With several languages, the saved model detects the language of each clip.
         language = languages[0] if len(set(languages)) == 1 else None
         model.generation_config.language = language
     if model_args.freeze_encoder:
@@ -518,9 +519,8 @@ def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adap
         training_args.max_steps = count_steps(training_args, inputs.train_sets)
     # Schedule-free optimisers take the number as it is: no fraction.
     training_args.warmup_steps = training_args.get_warmup_steps(training_args.max_steps)
-    training_args.num_train_epochs = (
-        training_args.num_train_epochs or 0.0
-    )  # the library compares it
+    if training_args.num_train_epochs is None:
+        training_args.num_train_epochs = 0.0  # the library compares it with a number
     if training_args.metric_for_best_model == "wer" and set(languages) <= set(UNSPACED_LANGUAGES):
         training_args.metric_for_best_model = "cer"
         logger.warning(
@@ -534,7 +534,8 @@ def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adap
         training_args.data_seed = training_args.seed
     training_args.ignore_data_skip = True  # the stream continues from its own position
     if training_args.load_best_model_at_end and training_args.save_total_limit == 1:
-        # The library would delete the last one for the best, and a restart train again.
+        # With a limit of 1 the library deletes the newest checkpoint in favour of the best, so that
+        # a restart would repeat steps.
         training_args.save_total_limit = 2
 
 
@@ -575,7 +576,8 @@ def claim_run(
     output_dir = Path(training_args.output_dir)
     identity = run_identity(model_args, records)
     claim_output_dir(output_dir, identity)
-    with training_args.main_process_first(local=False):  # it may fetch the checkpoint for all
+    # The main process may download last-checkpoint; the others then find it on disk.
+    with training_args.main_process_first(local=False):
         uploads = retry_on_network_error(
             make_uploads,
             records,
@@ -616,6 +618,7 @@ def load_inputs(
         make_preprocessor(processor, config, record, language)
         for record, language in zip(records, languages, strict=True)
     ]
+    # The one that is saved; in a mix its prefix is that of the first entry's language.
     processor.tokenizer = preprocessors[0].tokenizer
     opening = functools.partial(
         retry_on_network_error,

@@ -115,7 +115,7 @@ class UtterancePacker:
 
     def __call__(self, items: list[StreamItem]) -> list[dict[str, Any]]:
         """The windows, each with `features` (n_mels, n_frames) and `labels`, the token ids.
-        items: with examples, in the order of the stream; only those of one source share one."""
+        items: with examples, in the order of the stream; only those of one source share a window."""
         windows = []
         for source in sorted({item.position.last_source for item in items}):
             tokenizer = self.tokenizers[source]
@@ -154,6 +154,7 @@ class UtterancePacker:
     ) -> dict[str, Any]:
         """The window of a pack. Its first row decides on timestamps; a pack that has them has them
         at every joint."""
+        # The 1 makes the draw independent of that of the row's speed.
         generator = np.random.default_rng([self.seed, pack[0].row, 1])
         is_drawn = generator.random() < self.timestamp_probability
         num_tokens = sum(utterance.num_marked_tokens() for utterance in pack)

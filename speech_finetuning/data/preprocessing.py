@@ -106,6 +106,8 @@ class Preprocessor:
             raise Rejection("row_unreadable", "neither audio nor text")
         text, labels = self.prepare_text(text)
         waveform, sampling_rate = self.prepare_audio(audio, segment, speed)
+        # An augmentation of the waveform belongs here. Evaluation rows come through as well, so
+        # that what is random about it is drawn in SpeechStream, as `speed` is.
         window_in_frames = self.window_in_frames
         if self.takes_long_clips:
             num_frames = math.ceil(len(waveform) / HOP_LENGTH_IN_SAMPLES)
