@@ -8,7 +8,7 @@
     scoring   readings, metrics, eval_sets, scores, scorecard, predictions: rows to numbers that cannot flatter
     training  loss, progress, checkpoints, callbacks, meter, resumable, trainer, session, compat:
               Seq2SeqTrainer, the few overrides
-    sharing   uploads, uploader, snapshot, public, hub, model_card, reports, run_info: what other people see
+    sharing   uploads, upload_process, snapshot, public, hub, model_card, reports, run_info: what others see
     cli       front_desk, help, flags, source_flags, retired, translation, parsing, checks, devices,
               console, data_report, dry_run, demonstration, exit_status: what the terminal sees
 

@@ -16,7 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.base.files import write_json
 from speech_finetuning.sharing.public import is_hub_name
-from speech_finetuning.sharing.uploader import PERMANENT_REFUSALS
+from speech_finetuning.sharing.upload_process import PERMANENT_REFUSALS
 from speech_finetuning.sharing.uploads import HubUploads
 from speech_finetuning.training.checkpoints import is_complete
 

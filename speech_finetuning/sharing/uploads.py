@@ -18,7 +18,7 @@ from pathlib import Path
 from speech_finetuning.base.errors import RunEnded, one_line
 from speech_finetuning.base.files import printable, redacted
 from speech_finetuning.sharing.snapshot import PROJECT, write_snapshot
-from speech_finetuning.sharing.uploader import REFUSED
+from speech_finetuning.sharing.upload_process import REFUSED
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class HubUploads:
         self.next.rename(self.current)
         num_bytes = sum(path.stat().st_size for path in self.current.rglob("*"))
         transfer_in_seconds = num_bytes / SLOWEST_UPLOAD_IN_BYTES_PER_SECOND
-        command = [sys.executable, "-P", "-m", "speech_finetuning.sharing.uploader"]
+        command = [sys.executable, "-P", "-m", "speech_finetuning.sharing.upload_process"]
         command += [self.repo_id, str(self.current), "--parent_pid", str(os.getpid())]
         if self.must_be_private:
             command.append("--must_be_private")

@@ -426,7 +426,7 @@ def uploaders(folder: Path) -> list[str]:
             words = path.read_bytes().decode().split("\0")
         except OSError:
             continue
-        is_uploader = "speech_finetuning.sharing.uploader" in words
+        is_uploader = "speech_finetuning.sharing.upload_process" in words
         if is_uploader and os.path.realpath(path.parent / "cwd") == str(folder.resolve()):
             found.append(" ".join(words))
     return found

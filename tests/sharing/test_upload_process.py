@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hub import Hub
 
-from speech_finetuning.sharing.uploader import FAILED, PERMANENT_REFUSALS, REFUSED
+from speech_finetuning.sharing.upload_process import FAILED, PERMANENT_REFUSALS, REFUSED
 
 pytestmark = pytest.mark.slow  # a process each
 PROJECT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 def upload(hub: Hub, tmp_path: Path, snapshot: Path, *flags: str) -> subprocess.CompletedProcess:
     """The uploader's end, with a pipe as its stdin, as HubUploads gives it."""
-    words = [sys.executable, "-m", "speech_finetuning.sharing.uploader", REPO, str(snapshot)]
+    words = [sys.executable, "-m", "speech_finetuning.sharing.upload_process", REPO, str(snapshot)]
     process = subprocess.Popen(
         [*words, "--parent_pid", str(os.getpid()), *flags],
         stdin=subprocess.PIPE,
@@ -137,7 +137,7 @@ def uploaders(folder: Path) -> list[int]:
             is_here = Path(os.path.realpath(path.parent / "cwd")) == folder.resolve()
         except OSError:
             continue
-        if is_here and "speech_finetuning.sharing.uploader" in words:
+        if is_here and "speech_finetuning.sharing.upload_process" in words:
             found.append(int(path.parent.name))
     return found
 
@@ -181,8 +181,8 @@ def test_without_the_kernels_help_the_pipe_ends_the_upload(
     """As on macOS: the uploader believes that it runs there."""
     hub.add_fault(path_contains="/commit/", action="hang", seconds=600, times=None)
     code = (
-        "import sys; from speech_finetuning.sharing import uploader; sys.platform = 'darwin'; "
-        "sys.exit(uploader.main())"
+        "import sys; from speech_finetuning.sharing import upload_process; sys.platform = 'darwin'; "
+        "sys.exit(upload_process.main())"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, REPO, str(snapshot), "--parent_pid", str(os.getpid())],
