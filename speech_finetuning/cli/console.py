@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import transformers
 
@@ -57,7 +57,8 @@ def describe_run(
         describe_training(args, checkpoint, is_sharded_by_rank)
         describe_length(sets["train"], args)
         warn_of_shared_memory(model.config, args)
-    if "tensorboard" in args.report_to:
+    if "tensorboard" in cast(list[str], args.report_to):  # since its __post_init__
+        assert args.output_dir is not None
         runs = os.environ.get("TENSORBOARD_LOGGING_DIR", str(Path(args.output_dir) / "runs"))
         logger.info("curves: tensorboard --logdir %s", runs)
 

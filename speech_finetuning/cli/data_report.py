@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
@@ -57,8 +58,10 @@ def report_training_data(trainer: SpeechTrainer, num_rows: int) -> None:
     """The data report of a training that begins. num_rows: of each source; 0: no report."""
     if num_rows == 0:
         return
+    assert trainer.args.output_dir is not None
     output_dir = Path(trainer.args.output_dir)
-    curves = output_dir / "runs" / "data" if "tensorboard" in trainer.args.report_to else None
+    loggers = cast(list[str], trainer.args.report_to)  # since its __post_init__
+    curves = output_dir / "runs" / "data" if "tensorboard" in loggers else None
     report_data(trainer.train_dataset, num_rows, curves, output_dir)
 
 

@@ -10,7 +10,9 @@ sound, so that the model can really learn.
 
 import argparse
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -93,12 +95,13 @@ def make_model(
     apply_spec_augment: bool = False,
     num_decoder_layers: int | None = None,
     num_heads: int = 2,
-    vocab_size: int | None = None,
+    vocab_size: int | None = None,  # None: the tokenizer's
     seed: int = 0,
 ) -> Path:
-    """Saves a random Whisper with its processor. vocab_size: None: the tokenizer's."""
+    """Saves a random Whisper with its processor. Returns the folder."""
     set_seed(seed)
     tokenizer = make_tokenizer(num_languages=100 if n_mels == 128 else 99)
+    end = cast(int, tokenizer.eos_token_id)
     config = WhisperConfig(
         vocab_size=vocab_size or len(tokenizer),
         d_model=d_model,
@@ -113,16 +116,15 @@ def make_model(
         max_target_positions=max_target_positions,
         dropout=dropout,
         apply_spec_augment=apply_spec_augment,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=cast(int, tokenizer.convert_tokens_to_ids("<|startoftranscript|>")),
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
     model = WhisperForConditionalGeneration(config)
-    # An explicit object: the default one is rebuilt from the model config on load and loses
-    # lang_to_id.
+    # An explicit object: the default one, rebuilt from the model config on load, loses lang_to_id.
     model.generation_config = make_generation_config(tokenizer, max_target_positions, multilingual)
     extractor = WhisperFeatureExtractor(feature_size=n_mels, chunk_length=window_in_seconds)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
@@ -181,7 +183,7 @@ def make_rows(num_rows: int, seed: int, max_words: int = 5) -> list[tuple[bytes,
 
 
 def write_parquet(
-    path: Path, rows: list[tuple[bytes | None, str | None]], row_group_size: int = 50
+    path: Path, rows: Sequence[tuple[bytes | None, str | None]], row_group_size: int = 50
 ) -> None:
     """A parquet file with an Audio column `audio` and a string column `text`, as `datasets` writes
     them."""
@@ -210,11 +212,13 @@ def transcribe(model: str | Path, speech: str | Path) -> None:
     row = pq.read_table(first_file).slice(0, 1).to_pylist()[0]
     waveform, sampling_rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
     recogniser = pipeline("automatic-speech-recognition", model=str(model))
-    heard = recogniser({"raw": waveform, "sampling_rate": sampling_rate})["text"]
+    found = recogniser({"raw": waveform, "sampling_rate": sampling_rate})
+    heard = cast(dict[str, Any], found)["text"]  # a list only for several clips
     print(f"reloaded {model}: said {row['text']!r}, heard {heard.strip()[:80]!r}")
 
 
 def main() -> None:
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
     parser.add_argument("--train", type=int, default=8)

@@ -1,10 +1,12 @@
 """What this machine's devices, processes and packages cannot do."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.training_args import OptimizerNames
 
 from speech_finetuning.base.errors import UserError, one_line
 
@@ -21,7 +23,7 @@ def process_problems(data_args: Any, args: transformers.Seq2SeqTrainingArguments
         yield "--dry_run tries one process: start it without torchrun."
     if data_args.dry_run and (args.fsdp or args.deepspeed):
         yield "--dry_run: leave out --fsdp and --deepspeed."
-    is_zero3 = transformers.integrations.is_deepspeed_zero3_enabled()
+    is_zero3 = is_deepspeed_zero3_enabled()
     if data_args.long_form and (args.fsdp or is_zero3):
         yield "--long_form: leave out --fsdp or ZeRO-3 (whole models)."
     on_cpu = args.device.type == "cpu"
@@ -84,11 +86,12 @@ def check_optimizer(args: transformers.Seq2SeqTrainingArguments) -> None:
         transformers.Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError) as error:  # by optimiser (5.23, trainer_optimizer.py)
         if "install" in str(error):
-            raise UserError(f"--optim {args.optim.value}: {one_line(error)}") from error
+            optimizer = cast(OptimizerNames, args.optim).value  # since its __post_init__
+            raise UserError(f"--optim {optimizer}: {one_line(error)}") from error
 
 
 def check_adapters(args: transformers.Seq2SeqTrainingArguments, has_adapters: bool) -> None:
     """Raises UserError where adapters cannot be merged: one process would need the whole model."""
-    is_split = args.fsdp or transformers.integrations.is_deepspeed_zero3_enabled()
+    is_split = args.fsdp or is_deepspeed_zero3_enabled()
     if has_adapters and is_split:
         raise UserError("--lora_rank: adapters take little memory. Leave out --fsdp or ZeRO-3.")

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -83,6 +83,7 @@ def check_hub_access(full_args: transformers.Seq2SeqTrainingArguments) -> Check:
     """Whether the Hub would take the model; creates nothing. Raises: UserError if it would not."""
     if not full_args.push_to_hub:
         return Check(state="ok", found="not asked for")
+    assert full_args.output_dir is not None
     name = full_args.hub_model_id or Path(full_args.output_dir).resolve().name
     access = retry_on_network_error(
         describe_access, name, limit_in_seconds=60, task="asking the Hub"
@@ -115,8 +116,9 @@ def rehearse(
     # do.
     window_in_seconds = trainer.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
     longest = sample.longest
-    alone = replace(longest, example=longest.example | {"duration": window_in_seconds})
-    trainer.train_dataset = [alone] * rows_per_step + [longest] * 2 * rows_per_step
+    alone = replace(longest, example=longest.content() | {"duration": window_in_seconds})
+    rows = [alone] * rows_per_step + [longest] * 2 * rows_per_step
+    trainer.train_dataset = cast(SpeechStream, rows)  # all that a loader needs of one
     trainer.is_advised = True  # what three steps wait for says nothing
 
 
@@ -134,7 +136,7 @@ def check_sample(sample: Sample, max_rejected_fraction: float) -> Check:
         state = "error"
     usable = f"{sample.num_usable_rows} of {sample.num_rows} rows usable"
     return Check(
-        state=state, found=f"{usable}; most tokens: {len(sample.longest.example['labels'])}"
+        state=state, found=f"{usable}; most tokens: {len(sample.longest.content()['labels'])}"
     )
 
 
@@ -160,6 +162,7 @@ def check_disk(
     num_kept = num_steps // save_steps
     if full_args.save_total_limit:
         num_kept = min(num_kept, full_args.save_total_limit)
+    assert full_args.output_dir is not None
     output_dir = Path(full_args.output_dir).resolve()
     folder = next(path for path in (output_dir, *output_dir.parents) if path.exists())
     need_in_gb = checkpoint_in_bytes * (num_kept + 2) / 1e9
@@ -197,6 +200,7 @@ def estimate_needs(
     history = trainer.state.log_history
     rows_per_second = [entry["samples_per_second"] for entry in history if "loss" in entry][-1]
     seconds_per_clip = metrics.get("eval_runtime", 0.0) / NUM_SCORED_ROWS
+    assert full_args.eval_steps is not None  # the script gives it a default
     num_evaluations = num_steps / steps_between(full_args.eval_steps, num_steps)
     train_hours = num_steps * rows_per_step / rows_per_second / 3600
     eval_hours = num_evaluations * num_eval_rows * seconds_per_clip / 3600

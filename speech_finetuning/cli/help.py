@@ -117,11 +117,8 @@ def value_name(action: argparse.Action) -> str:
     if action.nargs == "?":
         return ""
     if action.choices:
-        return (
-            "|".join(str(choice) for choice in action.choices)
-            if len(action.choices) < 4
-            else "NAME"
-        )
+        choices = [str(choice) for choice in action.choices]
+        return "|".join(choices) if len(choices) < 4 else "NAME"
     names = {int: "N", float: "X"}
     return names.get(action.type, "TEXT")
 

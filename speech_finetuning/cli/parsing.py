@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import transformers
 
@@ -19,7 +19,8 @@ class FlagParser(transformers.HfArgumentParser, OneLineErrors):
     nothing: what is missing is one problem among others."""
 
     def __init__(self, kinds: Sequence[type]) -> None:
-        super().__init__(kinds, add_help=False, allow_abbrev=False)
+        # Cast, as the library declares a type of its own for dataclasses.
+        super().__init__(cast(Any, kinds), add_help=False, allow_abbrev=False)
         for action in self._actions:  # argparse has no public name for it (Python 3.11)
             action.required = False
 

@@ -9,7 +9,7 @@ import argparse
 import ast
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli.flags import OneLineErrors
@@ -47,7 +47,7 @@ def read_fields(file: Path, class_name: str) -> dict[str, ast.AnnAssign]:
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             declared = [entry for entry in node.body if isinstance(entry, ast.AnnAssign)]
-            return {entry.target.id: entry for entry in declared if is_flag(entry)}
+            return {cast(ast.Name, entry.target).id: entry for entry in declared if is_flag(entry)}
     raise AssertionError(f"{file} has no class {class_name}")
 
 
@@ -86,6 +86,7 @@ def read_settings(node: ast.AnnAssign) -> dict[str, Any]:
     for entry in node.value.keywords if isinstance(node.value, ast.Call) else []:
         if isinstance(entry.value, ast.Dict):
             for key, value in zip(entry.value.keys, entry.value.values, strict=True):
+                assert key is not None  # as of {**others}
                 settings[literal(key)] = literal(value)
         else:
             settings[entry.arg] = literal(entry.value)
@@ -97,7 +98,7 @@ def add_flag(
 ) -> None:
     """Adds a field to a parser, as HfArgumentParser would."""
     settings = read_settings(node)
-    options = {"default": settings.get("default"), "help": settings.get("help")}
+    options: dict[str, Any] = {"default": settings.get("default"), "help": settings.get("help")}
     options |= options_of_kind(ast.unparse(node.annotation), enums)
     for key in ("nargs", "const", "choices"):
         if key in settings and not isinstance(settings[key], Source):
@@ -113,7 +114,8 @@ def options_of_kind(annotation: str, enums: dict[str, list[str]]) -> dict[str, A
     """argparse's type, nargs, const and choices for a field's type, as 'int | None'."""
     kinds = annotation.split(" | ")
     if annotation.startswith("Literal["):
-        return {"choices": literal(ast.parse(annotation.removeprefix("Literal")).body[0].value)}
+        choices = ast.parse(annotation.removeprefix("Literal"), mode="eval").body
+        return {"choices": literal(choices)}
     for kind in kinds:
         if kind in enums:
             return {"choices": enums[kind]}

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import huggingface_hub
 import pyarrow
+from datasets.data_files import DataFilesList
 from huggingface_hub.errors import HfHubHTTPError
 
 from speech_finetuning.base.errors import UserError, one_line
@@ -149,10 +150,10 @@ def open_builder(
         builder = load_folder_with_wildcards(folder, config_name, cache_dir=cache_dir)
     else:
         builder = load_builder(name, config_name, cache_dir=cache_dir, revision=revision)
-    if hasattr(builder.config, "decode_num_threads"):
-        # Else audio folders on the Hub are decoded despite all casts (datasets 5.2,
-        # builder.py:1186).
-        builder.config.decode_num_threads = 0
+    config: Any = builder.config  # its fields depend on the builder
+    if hasattr(config, "decode_num_threads"):
+        # Else audio folders on the Hub are decoded despite casts (datasets 5.2, builder.py:1186).
+        config.decode_num_threads = 0
     return builder
 
 
@@ -169,11 +170,10 @@ def load_folder_with_wildcards(
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(file)
         builder = load_builder(str(links), config_name, cache_dir=cache_dir)
-    for split, urls in (builder.config.data_files or {}).items():
+    files = cast(dict[Any, DataFilesList], builder.config.data_files or {})
+    for split, urls in files.items():
         own = [str(folder / Path(url).relative_to(links)) for url in urls]
-        builder.config.data_files[split] = datasets.data_files.DataFilesList(
-            own, urls.origin_metadata
-        )
+        files[split] = DataFilesList(own, urls.origin_metadata)
     builder.base_path = str(folder)
     return builder
 
@@ -254,6 +254,10 @@ def download_snapshot(builder: datasets.DatasetBuilder, cache_dir: str | None) -
         raise
 
 
+def stream_of(builder: datasets.DatasetBuilder, split: str) -> datasets.IterableDataset:
+    return cast(datasets.IterableDataset, builder.as_streaming_dataset(split))  # of one split
+
+
 def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColumns) -> OpenedSplit:
     """One split with its audio as bytes or path, never decoded, and its text.
 
@@ -261,11 +265,11 @@ def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColum
     """
     urls = files_of_builder(builder)[split]
     with errors_of_builder(builder):
-        dataset = builder.as_streaming_dataset(split)
+        dataset = stream_of(builder, split)
         if dataset.features is None:
             # Reads the first rows; datasets 5.2 has no public name for it.
             dataset = dataset._resolve_features()
-        features = dataset.features or {}
+        features = dataset.features or datasets.Features()
         columns = find_columns(
             list(features),
             wanted,
@@ -277,8 +281,8 @@ def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColum
             check_is_text(features, columns.text)
         if builder.name == "parquet":
             # Files may differ in their other columns, which would be cast to those of the first.
-            builder.config.columns = columns.names()
-            dataset = builder.as_streaming_dataset(split)
+            cast(Any, builder.config).columns = columns.names()
+            dataset = stream_of(builder, split)
         undecoded = undecoded_feature(builder.name, features[columns.audio])
         if undecoded is not None:
             dataset = dataset.cast_column(columns.audio, undecoded)
@@ -401,9 +405,10 @@ def count_rows(
     if builder.name == "parquet":
         with ThreadPoolExecutor(16) as pool:
             footers = list(pool.map(read_footer, urls))
+        features = cast(datasets.Features, dataset.features)  # known since open_split
         for url, footer in zip(urls, footers, strict=True):
             if footer is not None:
-                check_has_columns(url, footer, columns, dataset.features[columns.audio])
+                check_has_columns(url, footer, columns, features[columns.audio])
         return sum(footer.num_rows for footer in footers if footer is not None)
     return known_num_rows(builder, split)
 

@@ -92,6 +92,7 @@ def find_columns(
         problems.append(missing_column("--text_column_name", wanted.text, found, place, advice))
     if problems:
         raise UserError(*problems)
+    assert audio is not None
     return SpeechColumns(audio=audio, text=text)
 
 

@@ -16,6 +16,16 @@ class StreamItem:
     rejection: Rejection | None = None
     error: Exception | None = None  # as data: a DataLoader's worker would lose its type
 
+    def place(self) -> StreamPosition:
+        """The position of an item that is no error."""
+        assert self.position is not None
+        return self.position
+
+    def content(self) -> dict[str, Any]:
+        """The example of an item that has one."""
+        assert self.example is not None
+        return self.example
+
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedRow:
@@ -40,7 +50,7 @@ class StepInfo:
     def of(cls, items: list[StreamItem]) -> "StepInfo":
         examples = [item.example for item in items if item.example is not None]
         rejections = [
-            RejectedRow(rejection=item.rejection, source_pass=item.position.last_pass())
+            RejectedRow(rejection=item.rejection, source_pass=item.place().last_pass())
             for item in items
             if item.rejection is not None
         ]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import fsspec
@@ -94,16 +94,19 @@ class Manifest:
         """What the row says. Anything unexpected becomes its `problem`, never a label."""
         problem = row.problem
         place = f"line {row.line}"
+        text = self.columns.text
         try:
             if problem is None:
                 return ListedClip(
                     place=place,
                     audio=audio_of(row.cells.get(self.columns.audio), self.place),
-                    text=text_of(row.cells.get(self.columns.text)),
+                    text=text_of(None if text is None else row.cells.get(text)),
                     segment=segment_of(row.cells, self.segments),
                 )
-        except (ValueError, Rejection) as error:
-            problem = error.detail if isinstance(error, Rejection) else str(error)
+        except Rejection as error:
+            problem = error.detail
+        except ValueError as error:
+            problem = str(error)
         return ListedClip(place=place, problem=f"{self.path}, {place}: {problem}.")
 
 
@@ -219,7 +222,7 @@ def clip_exists(folder: str, name: Any) -> bool:
 def is_file(path: str) -> bool:
     if "://" not in path:
         return os.path.isfile(path)
-    return path.startswith("hf://") and fsspec.open(path).fs.isfile(path)
+    return path.startswith("hf://") and cast(Any, fsspec.open(path)).fs.isfile(path)
 
 
 def place_of_clips(folder: str, first_name: Any) -> AudioPlace:
@@ -322,7 +325,7 @@ def segment_of(cells: dict[str, Any], columns: SegmentColumns | None) -> Segment
 
 
 def seconds_of(cells: dict[str, Any], column: str | None) -> float | None:
-    value = None if column is None else cells.get(column)
+    value = cast(Any, None if column is None else cells.get(column))
     if is_missing(value):
         return None
     try:

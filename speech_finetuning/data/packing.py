@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -117,10 +117,10 @@ class UtterancePacker:
         """The windows, each with `features` (n_mels, n_frames) and `labels`, the token ids.
         items: with examples, in the order of the stream; only those of one source share a window."""
         windows = []
-        for source in sorted({item.position.last_source for item in items}):
+        for source in sorted({item.place().last_source for item in items}):
             tokenizer = self.tokenizers[source]
             utterances = [
-                self.utterance(item) for item in items if item.position.last_source == source
+                self.utterance(item) for item in items if item.place().last_source == source
             ]
             if self.packs_utterances:
                 packs = pack_utterances(
@@ -132,16 +132,17 @@ class UtterancePacker:
         return windows
 
     def utterance(self, item: StreamItem) -> Utterance:
-        source = item.position.last_source
+        source = item.place().last_source
+        example = item.content()
         # With a space, also the first one: long-form generation joins the texts of windows as they
         # are.
-        text = self.separators[source] + item.example["text"]
+        text = self.separators[source] + example["text"]
         return Utterance(
-            features=item.example["features"],
-            duration_in_seconds=item.example["duration"],
-            labels=item.example["labels"],
+            features=example["features"],
+            duration_in_seconds=example["duration"],
+            labels=example["labels"],
             segment=self.tokenizers[source](text, add_special_tokens=False).input_ids,
-            row=item.position.row,
+            row=item.place().row,
         )
 
     def num_text_positions(self, tokenizer: transformers.WhisperTokenizer) -> int:
@@ -158,13 +159,14 @@ class UtterancePacker:
         generator = np.random.default_rng([self.seed, pack[0].row, 1])
         is_drawn = generator.random() < self.timestamp_probability
         num_tokens = sum(utterance.num_marked_tokens() for utterance in pack)
+        end = cast(int, tokenizer.eos_token_id)
         # A single utterance has a window to itself even if timestamps leave no room for its text.
         if is_drawn and num_tokens <= self.num_text_positions(tokenizer):
-            labels = join_marked_texts(pack, tokenizer.prefix_tokens, tokenizer.eos_token_id)
+            labels = join_marked_texts(pack, tokenizer.prefix_tokens, end)
         elif len(pack) == 1:
             return {"features": pack[0].features, "labels": pack[0].labels}
         else:
-            labels = join_texts(pack, tokenizer.eos_token_id)
+            labels = join_texts(pack, end)
         return {"features": join_features(pack), "labels": labels}
 
 

@@ -83,7 +83,8 @@ class RowOrder:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "RowOrder":
-        return cls(**(value | {"max_rows": tuple(value["max_rows"])}))
+        arguments: dict[str, Any] = value | {"max_rows": tuple(value["max_rows"])}
+        return cls(**arguments)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def read_audio(value: str | dict[str, Any] | None) -> bytes:
     Raises: Rejection if there are none, or for whatever the file system says of this row; errors of
     the network, and a server's refusals (401, 403), which `read_patiently` judges.
     """
-    cell = {"path": value} if isinstance(value, str) else (value or {})
+    cell: dict[str, Any] = {"path": value} if isinstance(value, str) else (value or {})
     data = cell.get("bytes")
     path = cell.get("path")
     if data is None and path:

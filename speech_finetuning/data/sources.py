@@ -171,6 +171,7 @@ def find_files(
     root = on_hub.root
     if not streaming:
         root = download_snapshot(builder, cache_dir)
+        assert root is not None  # it has files on the Hub
         is_named = builder.config.name == config_name
         builder = open_builder(root, config_name if is_named else None, cache_dir=cache_dir)
     return replace(found_by(builder), revision=on_hub.revision, root=root)
@@ -199,8 +200,10 @@ def open_parts(found: FoundFiles, parts: list[str], wanted: WantedColumns) -> li
         elif found.lists is not None:
             one = open_manifests(found.lists[part], wanted)
         elif found.kind == "webdataset":
+            assert found.builder is not None
             one = open_tars(found.files[part], wanted, known_num_rows(found.builder, part))
         else:
+            assert found.builder is not None
             one = open_split(found.builder, part, wanted)
         opened.append(one)
         wanted = replace(wanted, audio=one.columns.audio, text=one.columns.text)
@@ -208,8 +211,8 @@ def open_parts(found: FoundFiles, parts: list[str], wanted: WantedColumns) -> li
 
 
 def total_rows(opened: list[OpenedSplit]) -> int | None:
-    counts = [part.num_rows for part in opened]
-    return None if None in counts else sum(counts)
+    counts = [part.num_rows for part in opened if part.num_rows is not None]
+    return None if len(counts) < len(opened) else sum(counts)
 
 
 def parts_of_split(name: str, split: str, found: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import IterableDataset
@@ -261,7 +261,8 @@ class SpeechStream(IterableDataset):
             )
 
     def prepare(self, drawn: DrawnRow) -> dict[str, Any] | Rejection:
-        return self.sets[drawn.source].preprocessor(drawn.row, drawn.speed)
+        prepared = self.sets[drawn.source].preprocessor(drawn.row, drawn.speed)
+        return cast("dict[str, Any] | Rejection", prepared)  # from here on examples are plain dicts
 
     def begin(self) -> StreamPosition:
         """Where the stream begins."""

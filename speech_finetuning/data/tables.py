@@ -7,11 +7,11 @@ import json
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 import fsspec
 
@@ -77,7 +77,7 @@ def read_table(path: str, form: TableFormat) -> Iterator[TableRow]:
 # ---- text ----
 def open_bytes(path: str) -> BinaryIO:
     """path: of a local file, or an address."""
-    return fsspec.open(path, "rb").open() if "://" in path else open(path, "rb")
+    return cast(Any, fsspec.open(path, "rb")).open() if "://" in path else open(path, "rb")
 
 
 def detect_encoding(path: str) -> str:
@@ -90,7 +90,7 @@ def detect_encoding(path: str) -> str:
     return "utf-8"
 
 
-def numbered_lines(path: str) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: str) -> Generator[tuple[int, str], None, None]:
     """(number from 1, line); of one beyond MAX_LINE_LENGTH only its beginning, which is longer."""
     encoding = detect_encoding(path)
     try:
@@ -149,7 +149,7 @@ def parse_json_line(number: int, line: str) -> TableRow:
         problem = f"expected a JSON object, found {type(value).__name__}"
     if problem is not None:
         return TableRow(line=number, cells={}, problem=problem)
-    return TableRow(line=number, cells=value)
+    return TableRow(line=number, cells=cast(dict[str, Any], value))
 
 
 def too_long() -> str:

@@ -11,6 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import datasets
 import fsspec
@@ -85,12 +86,13 @@ def read_members(url: str, bounds: dict[str, int]) -> Iterator[tuple[str, list[M
     """
     # block_size 0: one request for the whole file, not one for each part of it.
     with (
-        fsspec.open(url, "rb", block_size=0) as file,
+        cast(Any, fsspec.open(url, "rb", block_size=0)) as file,
         tarfile.open(fileobj=file, mode="r|*") as tar,
     ):
-        current, members = None, []
+        current = ""
+        members: list[Member] = []
         for info in tar:
-            tar.members = []  # a stream needs no list of what was read
+            cast(Any, tar).members = []  # a stream needs no list of what was read
             match = MEMBER.fullmatch(info.name)
             is_hidden = os.path.basename(info.name).startswith((".", "__"))
             if match is None or is_hidden or not info.isreg():
@@ -102,7 +104,9 @@ def read_members(url: str, bounds: dict[str, int]) -> Iterator[tuple[str, list[M
             current = name
             data = None
             if info.size <= bounds.get(ending, -1):
-                data = tar.extractfile(info).read()
+                content = tar.extractfile(info)
+                assert content is not None  # of a regular file
+                data = content.read()
             members.append(Member(ending=ending, size_in_bytes=info.size, data=data))
         if members:
             yield current, members
@@ -122,7 +126,7 @@ def clip_of(
     audio = found.get(columns.audio)
     text = found.get(columns.text) if columns.text is not None else None
     try:
-        decoded = None if text is None else text.data.decode("utf-8")
+        decoded = None if text is None else cast(bytes, text.data).decode("utf-8")
     except UnicodeDecodeError:
         return ListedClip(place=path, problem=f"{name}.{columns.text}: is not UTF-8")
     return ListedClip(

@@ -1,5 +1,7 @@
 """Low-rank adapters: added, found, merged."""
 
+from typing import Any
+
 import torch
 import transformers
 
@@ -22,8 +24,8 @@ def add_adapters(
     peft.inject_adapter_in_model(config, model)
 
 
-def adapted_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The layers that have adapters, by name."""
+def adapted_layers(model: torch.nn.Module) -> dict[str, Any]:
+    """The layers that have adapters, peft's LoraLayers, by name."""
     return {
         name: module
         for name, module in model.named_modules()

@@ -177,7 +177,7 @@ def load_generation_config(
     name: str,
     tokenizer: transformers.WhisperTokenizer,
     config: transformers.WhisperConfig,
-    **where: str | None,
+    **where: Any,
 ) -> transformers.GenerationConfig:
     """The checkpoint's generation_config.json, completed; made from its other files if it has none.
     Raises: UserError if there is one that cannot be read."""

@@ -4,8 +4,10 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import torch
 import transformers
 
 from speech_finetuning.data.audio import (
@@ -27,7 +29,7 @@ def encoder_window(
     outside, they are the checkpoint's again.
     """
     config = model.config
-    positions = model.get_encoder().embed_positions
+    positions = cast(torch.nn.Embedding, model.get_encoder().embed_positions)
     full_window_in_positions = config.max_source_positions
     window_in_positions = window_in_frames // FRAMES_PER_POSITION
     config.max_source_positions = window_in_positions

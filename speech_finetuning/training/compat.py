@@ -9,11 +9,12 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import datasets
+import datasets.config
 import torch
 import transformers
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +286,7 @@ def scoring_untrained_model(trainer: transformers.Trainer) -> Iterator[None]:
     is_untrained = not prepared_models
     trainer.deepspeed = trainer.deepspeed or trainer.model
     if is_untrained:
-        prepared_models.append(trainer.model.to(trainer.args.device))
+        prepared_models.append(cast(torch.nn.Module, trainer.model).to(trainer.args.device))
     try:
         yield
     finally:
@@ -333,7 +334,7 @@ def restore_early_stopping(
     for name, value in saved["attributes"].items():
         setattr(callback, name, value)
     trainer.add_callback(callback)
-    return callback
+    return cast(transformers.EarlyStoppingCallback, callback)
 
 
 def make_reproducible(training_args: transformers.Seq2SeqTrainingArguments) -> None:
@@ -345,4 +346,4 @@ def make_reproducible(training_args: transformers.Seq2SeqTrainingArguments) -> N
     transformers.set_seed(training_args.seed)
     # Whole, in every process: transformers (5.23) cannot load a Whisper in ZeRO-3's parts.
     # DeepSpeed splits it later.
-    transformers.integrations.unset_hf_deepspeed_config()
+    unset_hf_deepspeed_config()

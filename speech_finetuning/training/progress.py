@@ -78,9 +78,10 @@ class StreamProgress:
 
     def rows_before_check(self) -> int:
         """1,000, or a whole pass if it is shorter."""
-        if not all(self.pass_rows.values()):
+        known = [num_rows for num_rows in self.pass_rows.values() if num_rows]
+        if len(known) < len(self.pass_rows):
             return ROWS_BEFORE_REJECTION_CHECK
-        return min(ROWS_BEFORE_REJECTION_CHECK, sum(self.pass_rows.values()))
+        return min(ROWS_BEFORE_REJECTION_CHECK, sum(known))
 
     def check_rejections(self) -> None:
         """Checks all rows so far. Raises: UserError if more were rejected than
@@ -139,6 +140,7 @@ class StreamProgress:
         for number, name in enumerate(self.pass_rows):
             figures[f"pass_{name}".rstrip("_")] = round(self.passes(number), 4)
             if name:
+                assert self.position is not None
                 rows_used = self.position.sources[number].rows_used
                 figures[f"share_{name}"] = round(rows_used / self.position.row, 4)
         figures["rows"] = self.num_rows
@@ -151,6 +153,7 @@ class StreamProgress:
 
     def passes(self, number: int) -> float:
         """Passes over the n-th source, with the part of the present one if its length is known."""
+        assert self.position is not None
         source = self.position.sources[number]
         num_rows = source.rows_per_pass or self.expected_rows(number)
         if num_rows is None:
@@ -176,6 +179,7 @@ class StreamProgress:
 
     def state(self, *, micro_batch_size: int, positions: list[StreamPosition]) -> dict[str, Any]:
         """For stream_state.json, as plain JSON. positions: of every rank."""
+        assert self.position is not None
         if self.share.is_sharded_by_rank:
             position = self.position
             rank_positions = positions

@@ -26,6 +26,11 @@ class ResumableTrainer(transformers.Seq2SeqTrainer):
     uploads (HubUploads), if any, follows the saves, with a card by card_writer (CardWriter).
     """
 
+    # As they are in this project; the library's are unions with None and with other models' kinds.
+    args: transformers.Seq2SeqTrainingArguments
+    model: transformers.WhisperForConditionalGeneration
+    processing_class: transformers.WhisperProcessor
+
     def __init__(
         self,
         *,
@@ -43,6 +48,10 @@ class ResumableTrainer(transformers.Seq2SeqTrainer):
         self.checkpoint_to_resume: str | None = None
         self.save_error: Exception | None = None  # why the last save failed
 
+    def output_dir(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
     # -------------------------------------------------------------------------------------- saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -53,7 +62,7 @@ class ResumableTrainer(transformers.Seq2SeqTrainer):
         self.model.config.use_cache = self.args.use_cache
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.output_dir())
         self.processing_class.feature_extractor.save_pretrained(folder)
         if adapted_layers(self.model) and not _internal_call:
             # A checkpoint, in contrast, keeps adapters apart: it must continue exactly.
@@ -77,7 +86,7 @@ class ResumableTrainer(transformers.Seq2SeqTrainer):
         writes in place and rotates first. A full disk keeps the older checkpoints."""
         was_deferred = self.stop.is_deferred
         self.stop.is_deferred = True
-        output_dir = Path(self.args.output_dir)
+        output_dir = self.output_dir()
         step = self.state.global_step
         with written_aside(
             output_dir,
@@ -120,7 +129,7 @@ class ResumableTrainer(transformers.Seq2SeqTrainer):
             return
         folder = checkpoint
         if adapted_layers(self.model):
-            folder = Path(self.args.output_dir)
+            folder = self.output_dir()
             self.save_error = try_to_save(checkpoint.name, self.save_model)
         error = try_to_save(checkpoint.name, self.submit_upload, folder, checkpoint)
         self.save_error = self.save_error or error

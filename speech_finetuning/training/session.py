@@ -4,7 +4,7 @@ import json
 import logging
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -125,7 +125,7 @@ def save_final_model(trainer: SpeechTrainer) -> None:
 def save_at_the_end(trainer: SpeechTrainer) -> None:
     """Saves what has been trained when a run ends between two steps, and says how to go on."""
     step = trainer.state.global_step
-    output_dir = Path(trainer.args.output_dir)
+    output_dir = trainer.output_dir()
     if step > 0 and not is_complete(output_dir / f"checkpoint-{step}"):
         trainer._save_checkpoint(trainer.model, trial=None)  # the library has no public name for it
     newest = find_checkpoint(output_dir, "auto")
@@ -158,10 +158,11 @@ def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
 
 def shortest_clips(trainer: SpeechTrainer) -> list[dict[str, Any]]:
     """The shortest rows of the evaluation set, which is sorted, that fit into the window."""
+    assert trainer.eval_dataset is not None
     num_rows = len(trainer.eval_dataset)
     first = max(0, num_rows - NUM_RELOADED_CLIPS)
     window_in_seconds = trainer.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
-    rows = trainer.eval_dataset.select(range(first, num_rows))
+    rows = cast(list[dict[str, Any]], trainer.eval_dataset.select(range(first, num_rows)))
     return [row for row in rows if row["duration"] <= window_in_seconds]
 
 
@@ -170,6 +171,7 @@ def transcribe_with_both(
     trainer: SpeechTrainer, folder: Path, rows: list[dict[str, Any]]
 ) -> tuple[list[str], list[str]]:
     """Transcripts of the model in memory, and of the one in the folder."""
+    assert trainer.eval_collator is not None
     features = trainer.pad_to_window(trainer.eval_collator(rows))
     trained_model = trainer.model.eval()
     saved_model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(

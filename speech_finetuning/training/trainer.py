@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import datasets
 import torch
@@ -21,9 +21,11 @@ from speech_finetuning.base.shutdown import StopSignals, ignore_signals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, pad_features
 from speech_finetuning.data.items import RejectedRow
+from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.data.text import IGNORED_LABEL
 from speech_finetuning.model.generation import generate_ids, transcribe_long_form
 from speech_finetuning.model.windows import TrainingWindow, encoder_window
+from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.training.callbacks import (
     SavePredictions,
     SkipBrokenSteps,
@@ -47,6 +49,11 @@ logger = logging.getLogger(__name__)
 class SpeechTrainer(ResumableTrainer):
     """Seq2SeqTrainer with a plain loader for the stream, features padded on the device, and the
     encoder run once in evaluation. compute_metrics must be a Scorecard."""
+
+    # As they are in this project, see ResumableTrainer.
+    train_dataset: SpeechStream
+    eval_dataset: datasets.Dataset | None
+    compute_metrics: Scorecard
 
     def __init__(
         self,
@@ -74,7 +81,7 @@ class SpeechTrainer(ResumableTrainer):
         self.train_window = TrainingWindow(
             full_window_in_frames=self.window_in_frames,
             full_fraction=1.0 if train_window == "full" else full_window_fraction,
-            seed=self.args.data_seed,
+            seed=cast(int, self.args.data_seed),  # of the script
             rows_at_once=progress.share.rows_per_round(self.args.train_batch_size),
         )
         self.meter = SpeedMeter()
@@ -107,7 +114,9 @@ class SpeechTrainer(ResumableTrainer):
         """Prepared rows come from a memory-mapped file: a worker would only be one more process to
         end."""
         loader = DataLoader(
-            rows, batch_size=self.args.eval_batch_size, collate_fn=self.eval_collator
+            cast(Any, rows),  # a sequence, which is all that torch needs
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.eval_collator,
         )
         return self.accelerator.prepare(loader)
 
@@ -162,7 +171,7 @@ class SpeechTrainer(ResumableTrainer):
         """
         if self.args.world_size > 1:
             has_news = torch.tensor(float(bool(endings or rejections)), device=self.args.device)
-            if self.accelerator.reduce(has_news).item() == 0:
+            if cast(torch.Tensor, self.accelerator.reduce(has_news)).item() == 0:
                 return []
             news = gather_object([([portable(error) for error in endings], rejections)])
             endings += [error for brought, _ in news for error in brought]
@@ -225,7 +234,7 @@ class SpeechTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the stream's figures; drops the library's epoch, which means nothing for a
         stream."""
-        self.state.epoch = None
+        cast(Any, self.state).epoch = None  # the library's type is float
         if "loss" in logs:
             logs = logs | self.training_figures()
             # Otherwise one NaN would stay in the library's running sum for ever (transformers 5.24:
@@ -257,7 +266,7 @@ class SpeechTrainer(ResumableTrainer):
         self, eval_dataset: Any = None, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
         """Scores a prepared set with its own references."""
-        rows = eval_dataset or self.eval_dataset
+        rows = cast(datasets.Dataset, eval_dataset or self.eval_dataset)
         self.compute_metrics.set_references(rows)
         self.compute_metrics.max_new_tokens = self.max_new_tokens()
         with (
@@ -315,7 +324,7 @@ class SpeechTrainer(ResumableTrainer):
         """(None, (generated ids (batch, n_tokens), loss sums (batch,), token counts (batch,)), row
         indices (batch,)). The library would run the encoder twice, once outside autocast
         (transformers 5.24, trainer_seq2seq.py)."""
-        endings = [self.stop.ending()] if self.stop.received is not None else []
+        endings: list[Exception] = [self.stop.ending()] if self.stop.received is not None else []
         self.raise_on_all_ranks(endings, [])
         generation = dict(generation or self._gen_kwargs)
         if self.model.generation_config.max_new_tokens is not None:
