@@ -226,19 +226,11 @@ def warn_if_moved(file: HubFile) -> None:
         )
 
 
-def download_snapshot(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str | None:
-    """Downloads the Hub files that the builder reads (--streaming False).
-
-    Returns their folder, None if they are local.
-    """
+def download_snapshot(builder: datasets.DatasetBuilder, cache_dir: str | None) -> str:
+    """Downloads the Hub files that the builder reads (--streaming False). Returns their folder."""
     urls = [url for files in files_of_builder(builder).values() for url in files]
     on_hub = [file for file in map(hub_file, urls) if file is not None]
-    if not on_hub:
-        logger.warning(
-            "--streaming False has no effect: the files of %s are already here.",
-            builder.dataset_name,
-        )
-        return None
+    assert on_hub, "local files need no download"
     logger.info("downloading %d files of %s (--streaming False)", len(on_hub), on_hub[0].repo_id)
     try:
         return huggingface_hub.snapshot_download(

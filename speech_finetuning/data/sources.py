@@ -1,5 +1,6 @@
 """Where rows come from: opens a data set without reading its audio."""
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from speech_finetuning.data.columns import OpenedSplit, SpeechColumns, WantedCol
 from speech_finetuning.data.manifests import manifest_files, open_manifests, open_metadata
 from speech_finetuning.data.places import check_path_exists
 from speech_finetuning.data.tars import open_tars
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +168,16 @@ def find_files(
     builder = open_builder(name, config_name, cache_dir=cache_dir, revision=revision)
     on_hub = first_hub_file(builder)
     if on_hub is None:
+        if not streaming:
+            logger.warning(
+                "--streaming False has no effect: the files of %s are already here.", name
+            )
         return found_by(builder)
     if revision is not None:
         warn_if_moved(on_hub)
     root = on_hub.root
     if not streaming:
         root = download_snapshot(builder, cache_dir)
-        assert root is not None  # it has files on the Hub
         is_named = builder.config.name == config_name
         builder = open_builder(root, config_name if is_named else None, cache_dir=cache_dir)
     return replace(found_by(builder), revision=on_hub.revision, root=root)

@@ -571,10 +571,11 @@ def hub(speech: Path, tiny_model: Path):
 
 
 SHORT_SLEEPS = """
-import runpy, sys, time
+import os, runpy, sys, time
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(min(seconds, 0.1))
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as python does for a script
 runpy.run_path(sys.argv[0], run_name="__main__")
 """  # the libraries' back-off and ours take a tenth of a second each
 

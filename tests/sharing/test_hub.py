@@ -127,7 +127,7 @@ def test_nonsense_is_waited_out(hub: Hub, tmp_path: Path, page: str):
 def test_nonsense_for_ever_is_given_up(hub: Hub, tmp_path: Path):
     hub.add_fault(path_contains="/whoami", action="page", times=None)
     lines = ask(hub, tmp_path, 2, "claim_repository", REPO, None)
-    assert lines[-1].startswith("75 asking the Hub: no network") and "not the Hub's" in lines[-1]
+    assert lines[-1].startswith("75 asking the Hub: no network") and "a web page" in lines[-1]
 
 
 def test_a_public_repository_is_refused_when_a_private_one_is_asked_for(hub: Hub, tmp_path: Path):
@@ -142,7 +142,8 @@ def test_a_refusal_is_not_waited_out(hub: Hub, tmp_path: Path, status: int):
     hub.add_fault(path_contains="/preupload/", status=status, times=None, message="storage is full")
     lines = ask(hub, tmp_path, 60, "claim_repository", REPO, None)
     assert lines[-1].startswith(f"2 --push_to_hub to {REPO}: ") and "storage is full" in lines[-1]
-    assert not [line for line in lines if "Trying again" in line]
+    tries = [line for line in lines if "Trying again" in line]
+    assert len(tries) == (1 if status == 403 else 0)  # an address may have expired: asked anew once
 
 
 def test_a_checkpoint_is_fetched_through_faults(hub: Hub, tmp_path: Path):
