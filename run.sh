@@ -164,7 +164,8 @@ print_help() {
 run_tests() {
   set_up requirements.txt requirements-test.txt
   cd "$project_dir"
-  "$python" -m ruff check --quiet . && "$python" -m ruff format --quiet --check .
+  "$python" -m ruff check --quiet . # on lines of their own: `set -e` does not see the first of an && list
+  "$python" -m ruff format --quiet --check .
   "$python" -m basedpyright --pythonpath "$python"
   # Most tests wait for processes and servers: one worker per core, each with one thread of torch, takes half the time.
   OMP_NUM_THREADS=1 exec "$python" -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal "$@"
