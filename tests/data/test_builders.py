@@ -101,13 +101,13 @@ def test_a_shard_whose_audio_is_of_another_kind_is_one_line_that_names_it(tmp_pa
         load_source(folder, split="train")
 
 
-def test_a_footer_that_is_damaged_costs_its_file(tmp_path: Path, preparer):
+def test_a_footer_that_is_damaged_costs_its_file(tmp_path: Path, preprocessor):
     write_parquet(tmp_path / "train-00000-of-00002.parquet", [make_clip()] * 2)
     folder = write_parquet(tmp_path / "train-00001-of-00002.parquet", [make_clip()])
     path = tmp_path / "train-00001-of-00002.parquet"
     data = path.read_bytes()
     path.write_bytes(data[:-60] + bytes(52) + data[-8:])
-    assert outcomes(load_source(folder, split="train"), preparer) == ["uno", "uno", "file_damaged"]
+    assert outcomes(load_source(folder, split="train"), preprocessor) == ["uno", "uno", "file_damaged"]
 
 
 # ---- audio folders ----
