@@ -221,7 +221,7 @@ def check_training_code(files: dict[str, bytes], folder: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     program = folder / "training_code" / Path(script.__file__).name
     result = subprocess.run(
-        [sys.executable, program, "--help"],
+        [sys.executable, program, "--help_all"],
         capture_output=True,
         text=True,
         env=environment,
