@@ -107,7 +107,11 @@ def test_a_footer_that_is_damaged_costs_its_file(tmp_path: Path, preprocessor):
     path = tmp_path / "train-00001-of-00002.parquet"
     data = path.read_bytes()
     path.write_bytes(data[:-60] + bytes(52) + data[-8:])
-    assert outcomes(load_source(folder, split="train"), preprocessor) == ["uno", "uno", "file_damaged"]
+    assert outcomes(load_source(folder, split="train"), preprocessor) == [
+        "uno",
+        "uno",
+        "file_damaged",
+    ]
 
 
 # ---- audio folders ----
