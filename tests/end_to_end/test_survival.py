@@ -698,7 +698,9 @@ def test_what_waiting_cannot_mend_ends_at_once(
     began = time.monotonic()
     process, log = on_hub(hub, flags, tmp_path / "out", "--max_steps 2")
     assert process.wait(100) == 2, log.read_text()[-3000:]
-    assert message in log.read_text().splitlines()[-1] and "Trying again" not in log.read_text()
+    assert message in log.read_text().splitlines()[-1]
+    tries = log.read_text().count("Trying again")
+    assert tries <= (1 if status_code == 403 else 0)  # an address may have expired: asked anew once
     assert time.monotonic() - began < 60
     hub.remove_faults()
 
