@@ -35,7 +35,7 @@ has to hold whatever is changed.
 
 import sys
 
-from speech_finetuning.cli.front_desk import answer_early
+from speech_finetuning.cli.early_exit import answer_early
 
 if __name__ == "__main__":
     answer_early(sys.argv[1:], __file__)  # --help and mistakes, before the seconds that torch takes
@@ -84,7 +84,7 @@ from speech_finetuning.model.loading import (
     load_processor,
 )
 from speech_finetuning.scoring.eval_sets import prepare_eval_sets
-from speech_finetuning.scoring.readings import ScoringTarget, scoring_targets
+from speech_finetuning.scoring.normalization import ScoringTarget, scoring_targets
 from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.sharing.hub import base_licence, make_uploads
 from speech_finetuning.sharing.model_card import CardWriter
@@ -96,7 +96,7 @@ from speech_finetuning.training.checkpoints import find_checkpoint, pin_revision
 from speech_finetuning.training.compat import make_reproducible
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.progress import StreamProgress, resume_progress
-from speech_finetuning.training.session import final_scores, train, zero_shot_scores
+from speech_finetuning.training.stages import final_scores, train, zero_shot_scores
 from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger("speech_finetuning.script")

@@ -64,7 +64,7 @@ from speech_finetuning.data.stream import read_pass
 from speech_finetuning.data.text import IGNORED_LABEL, normalize_text
 from speech_finetuning.model.languages import check_language
 from speech_finetuning.model.loading import load_processor
-from speech_finetuning.scoring.readings import NORM, read_text, text_normalizers
+from speech_finetuning.scoring.normalization import NORM, read_text, text_normalizers
 from speech_finetuning.scoring.scorecard import Scorecard
 
 Result = dict[str, Any]  # figures of one turn; "ids": {row: token ids}

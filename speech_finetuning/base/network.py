@@ -16,8 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError
 # Has no public name in huggingface_hub 2.4.
 from huggingface_hub.utils._http import default_client_factory
 
-from speech_finetuning.base.answers import check_answer
 from speech_finetuning.base.errors import RunEnded, UserError, one_line
+from speech_finetuning.base.responses import check_answer
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """A parser of the script's flags, read from the source of the script and of transformers.
 
-Importing transformers' TrainingArguments takes seconds (benchmarks/front_desk.md), which is too long
+Importing transformers' TrainingArguments takes seconds (benchmarks/early_exit.md), which is too long
 for --help or a misspelt flag. The fields of its dataclasses say all that argparse needs, and `ast`
 reads them in a tenth of a second. A test compares the result with HfArgumentParser's.
 """

@@ -29,8 +29,8 @@ from speech_finetuning.data.columns import (
     find_columns,
     find_name,
 )
+from speech_finetuning.data.dataset_names import what_is_there, where_it_is_now
 from speech_finetuning.data.footers import check_has_columns, read_footer
-from speech_finetuning.data.places import what_is_there, where_it_is_now
 
 logger = logging.getLogger(__name__)
 

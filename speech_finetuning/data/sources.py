@@ -20,8 +20,8 @@ from speech_finetuning.data.builders import (
 )
 from speech_finetuning.data.cells import AudioCell, check_path
 from speech_finetuning.data.columns import OpenedSplit, SpeechColumns, WantedColumns
+from speech_finetuning.data.dataset_names import check_path_exists
 from speech_finetuning.data.manifests import manifest_files, open_manifests, open_metadata
-from speech_finetuning.data.places import check_path_exists
 from speech_finetuning.data.tars import open_tars
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from speech_finetuning.scoring.metrics import (
     ends_in_loop,
     has_loop,
 )
-from speech_finetuning.scoring.readings import (
+from speech_finetuning.scoring.normalization import (
     NORM_MARKS,
     READINGS,
     Normalizer,

@@ -7,7 +7,8 @@ from typing import Any
 import huggingface_hub
 from transformers.modelcard import make_markdown_table
 
-from speech_finetuning.scoring.scores import last_scores, score_table
+from speech_finetuning.scoring.score_table import score_table
+from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.sharing.public import LOCAL_DATA, LOCAL_MODEL, public_run_info
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.files import write_json
-from speech_finetuning.scoring.scores import ROLES, describe_regressions, score_table
+from speech_finetuning.scoring.score_table import describe_regressions, score_table
+from speech_finetuning.scoring.scores import ROLES
 
 logger = logging.getLogger(__name__)
 

@@ -77,7 +77,7 @@ PRIVATE_NAMES = (
     PrivateName(
         path="transformers.trainer:Trainer._load_from_checkpoint",
         parameters=("self", "resume_from_checkpoint"),
-        used_in="training.session",
+        used_in="training.stages",
         why="a finished run is loaded without a training; train() would add a step",
         ends="train() on a finished run changing nothing",
     ),
@@ -120,7 +120,7 @@ PRIVATE_NAMES = (
     PrivateName(
         path="transformers.trainer_callback:EarlyStoppingCallback.state",
         parameters=("self",),
-        used_in="training.session",
+        used_in="training.stages",
         why="the names under `attributes` in trainer_state.json are those that are set anew",
         ends="restored callbacks keeping the arguments of now",
     ),
@@ -178,7 +178,7 @@ PRIVATE_NAMES = (
     PrivateName(
         path="transformers.trainer:Trainer.is_deepspeed_enabled",
         is_set_in="create_accelerator_and_postprocess",
-        used_in="training.session",
+        used_in="training.stages",
         why="a finished run's model stays whole: there is no engine to split it",
         ends="as _models",
     ),

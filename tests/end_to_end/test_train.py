@@ -34,7 +34,7 @@ from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.reading import read_audio
 from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import read_pass
-from speech_finetuning.training.session import save_final_model
+from speech_finetuning.training.stages import save_final_model
 from speech_finetuning.training.trainer import SpeechTrainer
 
 Train = Callable[[str], dict[str, float]]
@@ -382,7 +382,7 @@ def test_a_saved_model_that_transcribes_differently_is_an_error(
         tensors["model.decoder.layer_norm.bias"] += torch.randn(16) * 1000
         save_file(tensors, output(flags) / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr("speech_finetuning.training.session.save_final_model", spoil)
+    monkeypatch.setattr("speech_finetuning.training.stages.save_final_model", spoil)
     assert exit_code_of(script.main, [*flags, "--do_train", "--do_eval", "--max_steps", "1"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the saved model transcribes 8 clips differently" in error and "output;" in error

@@ -14,8 +14,13 @@ import torchmetrics
 from transformers import EvalPrediction
 
 from speech_finetuning.scoring.metrics import SpeechErrors, ends_in_loop, has_loop
+from speech_finetuning.scoring.normalization import (
+    NORM,
+    NORM_MARKS,
+    ScoringTarget,
+    text_normalizers,
+)
 from speech_finetuning.scoring.predictions import log_examples, write_predictions
-from speech_finetuning.scoring.readings import NORM, NORM_MARKS, ScoringTarget, text_normalizers
 from speech_finetuning.scoring.scorecard import Scorecard
 
 # Accents in one and in two code points, scripts without capitals or spaces, an elision.

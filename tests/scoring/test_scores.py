@@ -1,53 +1,15 @@
-"""One object of scores per set: to flat metrics and back, the table, what became worse."""
+"""One object of scores per set: to flat metrics and back."""
 
 from dataclasses import replace
 
 import pytest
+from example_scores import SCORES, WITHOUT_REFERENCES, logged, with_rates
 
-from speech_finetuning.scoring.metrics import WordCounts
 from speech_finetuning.scoring.scores import (
-    ErrorRates,
-    Interval,
     Scores,
-    describe_regressions,
     last_scores,
     read_scores,
-    score_table,
 )
-
-SCORES = Scores(
-    role="eval",
-    num_rows=4,
-    empty_references=1,
-    leading=ErrorRates(wer=50.0, cer=25.0),
-    counts=WordCounts(substitutions=1, deletions=2, insertions=3, hits=9),
-    interval=Interval(low=10.0, high=90.0),
-    readings={
-        "ortho": ErrorRates(wer=60.0, cer=30.0),
-        "norm": ErrorRates(wer=50.0, cer=25.0),
-        "norm_marks": ErrorRates(wer=51.0, cer=26.0),
-    },
-    empty_outputs=25.0,
-    repetition_loops=75.0,
-    cut_outputs=100.0,
-)
-WITHOUT_REFERENCES = Scores(
-    role="predict",
-    num_rows=3,
-    empty_references=3,
-    empty_outputs=0.0,
-    repetition_loops=0.0,
-    cut_outputs=0.0,
-)
-
-
-def logged(scores: Scores) -> dict[str, float]:
-    """As the trainer puts the role before each name."""
-    return {f"{scores.role}_{name}": value for name, value in scores.to_metrics().items()}
-
-
-def with_rates(role: str, wer: float, cer: float) -> Scores:
-    return replace(SCORES, role=role, leading=ErrorRates(wer=wer, cer=cer))
 
 
 def test_the_names_of_the_metrics_are_fixed():
@@ -83,42 +45,6 @@ def test_scores_are_read_back_from_flat_metrics(scores: Scores, set_name: str):
     metrics = others | {"train_rows": 5} | logged(scores)
     assert read_scores(metrics, role=scores.role, set_name=set_name) == scores
     assert read_scores(metrics, role=scores.role, set_name="other") is None
-
-
-def test_the_table_has_a_line_for_each_scored_set():
-    metrics = logged(with_rates("zero_shot", 100.0, 80.0)) | logged(SCORES)
-    metrics |= logged(replace(SCORES, set_name="clean")) | logged(WITHOUT_REFERENCES)
-    lines = score_table(metrics, ["clean"]).splitlines()
-    assert [line[:24].strip() for line in lines[1:]] == [
-        "before training",
-        "as it is",
-        "as it is clean",
-    ]
-    assert lines[2].split() == [
-        *"as it is 50.00 25.00 1 2 3 4 75.0 10.00 to 90.00".split(),
-        *"WER -50.0 % CER -68.8 %".split(),
-    ]
-    assert "after training" in score_table(metrics | {"train_rows": 1}, [])
-
-
-def test_no_error_before_training_does_not_hide_the_change():
-    metrics = logged(with_rates("zero_shot", 0.0, 20.0)) | logged(with_rates("eval", 5.0, 30.0))
-    after = score_table(metrics, []).splitlines()[-1]
-    assert after.endswith("WER +5.00 points  CER +50.0 %")
-
-
-def test_every_figure_that_became_worse_is_named():
-    before = replace(with_rates("zero_shot", 0.0, 30.0), repetition_loops=0.0)
-    metrics = logged(before) | logged(with_rates("eval", 5.0, 20.0))
-    of_clean = replace(before, set_name="clean", cut_outputs=0.0, empty_outputs=0.0)
-    metrics |= logged(of_clean) | logged(replace(SCORES, set_name="clean", empty_outputs=0.0))
-    assert describe_regressions(metrics, ["clean", "unknown"]) == [
-        "the model is worse than before training: repetition loops 75.00 %, was 0.00 %.",
-        "the model is worse than before training: wer 5.00 %, was 0.00 %.",
-        "clean is worse than before training: repetition loops 75.00 %, was 0.00 %.",
-        "clean is worse than before training: cut outputs 100.00 %, was 0.00 %.",
-        "clean is worse than before training: wer 50.00 %, was 0.00 %.",
-    ]
 
 
 def test_the_last_scores_are_those_of_the_step_that_is_asked_for():

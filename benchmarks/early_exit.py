@@ -1,9 +1,9 @@
 """How long --help, --version and a mistake on the command line take to be answered.
 
-    python benchmarks/front_desk.py [SCRIPT ...]
+    python benchmarks/early_exit.py [SCRIPT ...]
 
 Each command runs three times, in a process of its own, and the fastest counts. Other scripts than the
-present one, say that of an earlier commit, can be given to compare with. Results: front_desk.md.
+present one, say that of an earlier commit, can be given to compare with. Results: early_exit.md.
 """
 
 import os

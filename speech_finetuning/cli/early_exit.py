@@ -1,6 +1,6 @@
 """What is answered before torch is imported: --help, --version and mistakes on the command line.
 
-Importing torch and transformers takes seconds (benchmarks/front_desk.md).
+Importing torch and transformers takes seconds (benchmarks/early_exit.md).
 """
 
 import os

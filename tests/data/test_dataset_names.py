@@ -2,7 +2,7 @@
 
 import pytest
 
-from speech_finetuning.data.places import where_it_is_now
+from speech_finetuning.data.dataset_names import where_it_is_now
 
 
 @pytest.mark.parametrize(

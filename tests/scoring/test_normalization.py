@@ -8,7 +8,7 @@ import datasets
 import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from speech_finetuning.scoring.readings import (
+from speech_finetuning.scoring.normalization import (
     NORM,
     NORM_MARKS,
     ORTHO,
