@@ -46,7 +46,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
-from speech_finetuning.training import session
+from speech_finetuning.training import stages
 from speech_finetuning.training.trainer import SpeechTrainer
 
 STEPS_PER_LINE, FIRST_LINES = 2, 3  # of the log; the first lines are warm-up
@@ -275,7 +275,7 @@ def run_script(*words: str) -> None:
     code and log, the peak of memory in GiB (on the CPU of this process), attention and
     optimiser."""
     trainers: list[SpeechTrainer] = []
-    session.save_final_model = trainers.append
+    stages.save_final_model = trainers.append
     found: dict[str, Any] = {"code": exit_code_of(script.main, list(words))}
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if torch.cuda.is_initialized():

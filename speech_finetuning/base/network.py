@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils._http import default_client_factory
 
 from speech_finetuning.base.errors import RunEnded, UserError, one_line
-from speech_finetuning.base.responses import check_answer
+from speech_finetuning.base.responses import check_response
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def came_through(error: BaseException, packages: tuple[str, ...]) -> bool:
     return False
 
 
-def hub_answers() -> bool:
+def is_hub_reachable() -> bool:
     """Whether the Hub can be reached now, whatever it says."""
     try:
         huggingface_hub.get_session().head(ENDPOINT, timeout=PROBE_IN_SECONDS)
@@ -138,7 +138,7 @@ def make_impatient_client(silence_in_seconds: float) -> Any:
     client = default_client_factory()
     hook = functools.partial(set_missing_timeouts, silence_in_seconds)
     client.event_hooks["request"].append(hook)
-    client.event_hooks["response"].append(check_answer)
+    client.event_hooks["response"].append(check_response)
     return client
 
 

@@ -1,4 +1,4 @@
-"""Answers of a server that are not what was asked for: a proxy's page, a part that is too short.
+"""HTTP responses that are not what was asked for: a proxy's page, a part that is too short.
 
 They come with a status that says success. Taken at their word they would be a damaged file, or
 audio that no decoder knows, and rows would be lost for good over a fault of one second.
@@ -12,7 +12,7 @@ import httpx2
 ANNOUNCED_SIZE = "announced_size"  # in a request's extensions, which its redirects inherit
 
 
-def check_answer(response: httpx2.Response) -> None:
+def check_response(response: httpx2.Response) -> None:
     """A response hook: looks at the headers, before the body is read.
 
     Raises: httpx2.RemoteProtocolError, which counts as an error of the network.

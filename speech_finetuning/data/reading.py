@@ -15,7 +15,7 @@ from speech_finetuning.base.network import (
     WebPage,
     check_body_size,
     http_statuses,
-    hub_answers,
+    is_hub_reachable,
     is_network_error,
     with_causes,
 )
@@ -171,7 +171,7 @@ class KnownHosts:
         if host in self.answered:
             return can_be_read(self.answered[host])
         others = list(self.answered.values())[-1:]
-        if any(can_be_read(other) for other in others) or hub_answers():
+        if any(can_be_read(other) for other in others) or is_hub_reachable():
             self.silent.add(host)
             return True
         return False

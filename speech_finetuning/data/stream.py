@@ -40,7 +40,9 @@ from speech_finetuning.data.sources import SpeechSource
 logger = logging.getLogger(__name__)
 
 DRAWS_PER_CHUNK = 1_000  # of sources of a mix; another number would be another order of rows
-MIN_SPEED, MAX_SPEED = 0.9, 1.1  # Ko et al., Interspeech 2015
+# Of speed perturbation (Ko et al., Interspeech 2015).
+MIN_SPEED = 0.9
+MAX_SPEED = 1.1
 MAX_EMPTY_PASSES = 1_000
 
 

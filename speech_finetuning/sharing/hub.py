@@ -29,9 +29,10 @@ class UnusableAnswer(ConnectionError):
 
 
 @contextlib.contextmanager
-def hub_answers() -> Iterator[None]:
-    """Tells what a broken answer makes of the client. Use it around calls of huggingface_hub only.
-    Raises: UnusableAnswer; HfHubHTTPError, errors of the disk and of the network as they are."""
+def broken_answers_as_network_errors() -> Iterator[None]:
+    """Turns whatever the client raises over a broken answer into an UnusableAnswer, which is waited
+    out. Around calls of huggingface_hub only. Raises: UnusableAnswer; HfHubHTTPError, errors of the
+    disk and of the network as they are."""
     try:
         yield
     except HFValidationError:  # a ValueError
@@ -84,7 +85,7 @@ def claim_repository(name: str, private: bool | None) -> str:
     require_token()
     api = huggingface_hub.HfApi()
     logger.info("hub: asking for %s", name)
-    with refusals_as_user_errors(name), hub_answers():
+    with refusals_as_user_errors(name), broken_answers_as_network_errors():
         repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
         prove_write_access(repo_id)
         user = api.whoami()["name"]
@@ -103,7 +104,7 @@ def describe_access(name: str) -> str:
     not exist yet. Raises: UserError if this token may not write to it."""
     require_token()
     api = huggingface_hub.HfApi()
-    with refusals_as_user_errors(name), hub_answers():
+    with refusals_as_user_errors(name), broken_answers_as_network_errors():
         user = api.whoami()
         repo_id = name if "/" in name else f"{user['name']}/{name}"
         if api.repo_exists(repo_id):
@@ -132,7 +133,7 @@ def warn_of_private_data(repo_id: str, names: set[str]) -> None:
     """For --push_predictions: says so when transcripts of private or gated data go to a public
     repository. names: of the data sets."""
     api = huggingface_hub.HfApi()
-    with hub_answers():
+    with broken_answers_as_network_errors():
         infos = [api.dataset_info(name) for name in sorted(names) if is_hub_name(name)]
         closed = [info.id for info in infos if info.private or info.gated]
         is_public = bool(closed) and not api.model_info(repo_id).private
@@ -156,7 +157,7 @@ def list_checkpoint_files(repo_id: str, commit: str) -> list[RepoFile]:
 def download_checkpoint(repo_id: str, output_dir: Path) -> None:
     """Makes the Hub's last-checkpoint (--hub_strategy checkpoint) the newest of output_dir.
     Raises: UserError if there is no complete one."""
-    with hub_answers():
+    with broken_answers_as_network_errors():
         commit = huggingface_hub.HfApi().model_info(repo_id).sha
         if commit is None:
             raise UnusableAnswer(f"an answer that names no commit of {repo_id}")

@@ -1,4 +1,4 @@
-"""A training from its checkpoint to its saved, reloaded model."""
+"""The stages of a run: scores of the untouched model, training, saving, final scores."""
 
 import json
 import logging

@@ -82,7 +82,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(network, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(network.time, "sleep", seconds.append)
     monkeypatch.setattr(reading, "KNOWN_HOSTS", KnownHosts())
-    monkeypatch.setattr(reading, "hub_answers", lambda: False)
+    monkeypatch.setattr(reading, "is_hub_reachable", lambda: False)
     return seconds
 
 
@@ -265,7 +265,7 @@ def test_a_dead_host_is_waited_for_until_another_answers(url: str, pauses: list[
 
 
 def test_the_hub_proves_that_the_network_works(pauses: list[float], monkeypatch):
-    monkeypatch.setattr(reading, "hub_answers", lambda: True)
+    monkeypatch.setattr(reading, "is_hub_reachable", lambda: True)
     assert rejection_of(dead_address()).reason == "audio_missing"
 
 
@@ -273,7 +273,7 @@ def test_a_host_that_has_answered_and_is_gone_is_waited_for(
     server: http.server.ThreadingHTTPServer, url: str, pauses: list[float], monkeypatch
 ):
     """A server that restarts must not cost rows, though other servers answer."""
-    monkeypatch.setattr(reading, "hub_answers", lambda: True)
+    monkeypatch.setattr(reading, "is_hub_reachable", lambda: True)
     assert read_patiently(f"{url}/a.flac", 600) == CLIP
     server.shutdown()
     server.server_close()
