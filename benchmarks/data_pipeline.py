@@ -61,13 +61,12 @@ from hub import Hub
 from transformers import WhisperProcessor
 
 import run_speech_recognition_seq2seq_streaming as script
-from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import decode_audio, log_mel
 from speech_finetuning.data.items import StepInfo
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import SpeechStream
+from speech_finetuning.data.stream import MAX_BLOCK_IN_BYTES, SpeechStream
 
 BATCH_SIZE = 16
 SHUFFLE_ROWS = 500  # of the stream's block and of the 2022 buffer

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-MAX_BLOCK_IN_BYTES = 512 * 2**20  # bounds the shuffle block's memory, whatever the rows' size
+LARGE_ITEM_IN_BYTES = 128 * 2**20  # of which only one is read ahead
 MAX_DEFAULT_THREADS = 8
 
 
@@ -22,7 +22,7 @@ def read_ahead(iterator: Iterator[Any], size_of: Callable[[Any], int]) -> Iterat
     pending = deque([reader.submit(next, iterator, None)])
     try:
         while (item := pending.popleft().result()) is not None:
-            num_ahead = 2 if size_of(item) < MAX_BLOCK_IN_BYTES // 4 else 1
+            num_ahead = 2 if size_of(item) < LARGE_ITEM_IN_BYTES else 1
             while len(pending) < num_ahead:
                 pending.append(reader.submit(next, iterator, None))
             yield item

@@ -22,6 +22,9 @@ FFT_LENGTH_IN_SAMPLES = 400  # 25 ms under each frame
 # The encoder's second convolution halves the frames: 20 ms a position, the step of timestamps.
 FRAMES_PER_POSITION = 2
 HANN_WINDOW = torch.hann_window(FFT_LENGTH_IN_SAMPLES)
+# Whisper's log-mel: log10 of the power, raised to at most 8 below the loudest value, + 4, / 4.
+DYNAMIC_RANGE = 8.0  # before the scaling
+SCALED_DYNAMIC_RANGE = DYNAMIC_RANGE / 4.0
 SILENCE = -1.5  # log-mel of digital silence: (log10(1e-10) + 4) / 4
 MAX_BYTES_OF_ONE_WRITE = 2**30  # Linux writes at most 2 GiB in one call
 MAX_PEAK = 8.0  # 18 dB beyond full scale; floats that are integers begin at 128
@@ -255,7 +258,7 @@ def log_mel(waveform: np.ndarray, mel_filters: np.ndarray, max_frames: int) -> t
     power = stft.real.square() + stft.imag.square()
     mel = torch.from_numpy(mel_filters).to(torch.float32).T @ power
     log_spectrogram = mel.clamp_(min=1e-10).log10_()
-    floor = float(log_spectrogram.max()) - 8.0
+    floor = float(log_spectrogram.max()) - DYNAMIC_RANGE
     return log_spectrogram.clamp_(min=floor).add_(4.0).div_(4.0)
 
 
@@ -281,13 +284,13 @@ def padded_samples(waveform: np.ndarray, max_frames: int) -> tuple[np.ndarray, i
 def pad_features(frames: torch.Tensor, frame_counts: list[int], window: int) -> torch.Tensor:
     """Clips laid end to end, (n_mels, sum of frame_counts), as (batch, n_mels, window).
 
-    On the device of the frames. The padding is what the library computes for digital silence: 8
-    (2 after scaling) below the clip's loudest value, but never below silence itself.
+    On the device of the frames. The padding is what the library computes for digital silence: as
+    far below the clip's loudest value as Whisper's range goes, but never below silence itself.
     """
     clips = frames.split(frame_counts, dim=1)
     batch = frames.new_empty((len(clips), frames.shape[0], window))
     for row, clip in zip(batch, clips, strict=True):
         num_frames = clip.shape[1]
         row[:, :num_frames] = clip
-        row[:, num_frames:] = (clip.max() - 2.0).clamp(min=SILENCE)
+        row[:, num_frames:] = (clip.max() - SCALED_DYNAMIC_RANGE).clamp(min=SILENCE)
     return batch

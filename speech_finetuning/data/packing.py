@@ -14,6 +14,7 @@ from speech_finetuning.data.audio import (
     FRAMES_PER_POSITION,
     HOP_LENGTH_IN_SAMPLES,
     SAMPLE_RATE_IN_HZ,
+    SCALED_DYNAMIC_RANGE,
     pad_features,
 )
 from speech_finetuning.data.items import StreamItem
@@ -66,15 +67,15 @@ def pack_utterances(
 
 def join_features(utterances: list[Utterance]) -> torch.Tensor:
     """Log-mel of the utterances end to end, (n_mels, n_frames): what `log_mel` makes of their
-    joined waveforms but for the frames beside a joint, which see one clip only; all are limited to
-    8 (2 after scaling) below the loudest."""
+    joined waveforms but for the frames beside a joint, which see one clip only; the loudest of all
+    bounds what is quiet."""
     clips = []
     for utterance in utterances:
         num_frames = utterance.num_joined_frames()
         frames = utterance.features[:, :num_frames]
         clips.append(pad_features(frames, [frames.shape[1]], num_frames)[0])
     joined = torch.cat(clips, dim=1)
-    return joined.clamp(min=float(joined.max()) - 2.0)
+    return joined.clamp(min=float(joined.max()) - SCALED_DYNAMIC_RANGE)
 
 
 def join_texts(utterances: list[Utterance], end: int) -> list[int]:

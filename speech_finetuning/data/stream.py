@@ -24,7 +24,7 @@ from torch.utils.data import IterableDataset
 
 from speech_finetuning.base.errors import UserError, portable
 from speech_finetuning.base.rejections import Rejection, describe_counts
-from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, map_in_order, read_ahead
+from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.positions import (
     FIRST_BLOCK,
@@ -39,6 +39,7 @@ from speech_finetuning.data.sources import SpeechSource
 
 logger = logging.getLogger(__name__)
 
+MAX_BLOCK_IN_BYTES = 512 * 2**20  # bounds a shuffle block's memory, whatever the rows' size
 DRAWS_PER_CHUNK = 1_000  # of sources of a mix; another number would be another order of rows
 # Of speed perturbation (Ko et al., Interspeech 2015).
 MIN_SPEED = 0.9
@@ -103,7 +104,7 @@ class Block:
             self.size_in_bytes += len(row.audio.get("bytes") or b"")
 
     def is_full(self, block_size: int) -> bool:
-        """At block_size rows or 512 MB, whichever comes first, so that memory is bounded."""
+        """At block_size rows or MAX_BLOCK_IN_BYTES, whichever comes first."""
         return len(self.rows) >= block_size or self.size_in_bytes >= MAX_BLOCK_IN_BYTES
 
 

@@ -17,7 +17,7 @@ import torch
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.threads import MAX_BLOCK_IN_BYTES, num_usable_cores, read_ahead
+from speech_finetuning.base.threads import LARGE_ITEM_IN_BYTES, num_usable_cores, read_ahead
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.positions import StreamPosition, position_after_resharding
@@ -496,7 +496,7 @@ def test_shard_order_is_pure(speech: Path):
     assert np.array_equal(orders[4], shard_order(load(speech, "train+validation"), 3, 4))
 
 
-@pytest.mark.parametrize(("size", "ahead"), [(0, 2), (MAX_BLOCK_IN_BYTES, 1)])
+@pytest.mark.parametrize(("size", "ahead"), [(0, 2), (LARGE_ITEM_IN_BYTES, 1)])
 def test_small_blocks_are_read_two_ahead_and_large_ones_one(size: int, ahead: int):
     fetched: list[int] = []
     numbers = (fetched.append(number) or number for number in range(6))
