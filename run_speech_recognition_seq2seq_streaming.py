@@ -110,9 +110,9 @@ class ModelArguments:
     model_name_or_path: str = HfArg(help="Whisper checkpoint: a Hub id or a folder.")
     model_revision: str = HfArg(default="main", help="Branch, tag or commit of the model.")
     cache_dir: str | None = HfArg(default=None, help="Folder for downloads; default: the Hub's.")
-    freeze_encoder: bool = HfArg(default=False, help="Trains the decoder only: less memory.")
-    lora_rank: int = HfArg(default=0, help="Low-rank adapters of this rank (peft); 0: all weights.")
-    model_index_name: str | None = HfArg(default=None, help="Name on the model card.")
+    freeze_encoder: bool = HfArg(default=False, help="Trains the decoder only: takes less memory.")
+    lora_rank: int = HfArg(default=0, help="Rank of low-rank adapters (peft); 0: all weights.")
+    model_index_name: str | None = HfArg(default=None, help="Name of the model on its card.")
     config: str | None = HfArg(default=None, help="YAML file of flags and values.")
 
 
@@ -123,65 +123,67 @@ class SourceArguments:
     dataset_name: str | None = HfArg(default=None, help="Hub id, folder, or CSV, TSV, JSONL file.")
     dataset_config_name: str | None = HfArg(default=None, help="Configuration, often the language.")
     train_split_name: str = HfArg(
-        default="train", help="Split to train on; also 'train+validation'."
+        default="train", help="Split to train on; 'train+validation' joins two."
     )
     eval_split_name: str = HfArg(
-        default="validation", help="Scored every --eval_steps and at the end."
+        default="validation", help="Split that --do_eval scores, every --eval_steps and at the end."
     )
-    test_split_name: str | None = HfArg(default=None, help="Scored at the end, by the best model.")
+    test_split_name: str | None = HfArg(default=None, help="Split for the best model, at the end.")
     predict_split_name: str = HfArg(default="test", help="Split that --do_predict transcribes.")
-    audio_column_name: str | None = HfArg(default=None, help="The audio; default: audio, path, ...")
-    text_column_name: str | None = HfArg(default=None, help="The text; default: text, sentence ...")
+    audio_column_name: str | None = HfArg(default=None, help="Audio column; default: usual names.")
+    text_column_name: str | None = HfArg(default=None, help="Text column; default: usual names.")
     max_duration_in_seconds: float = HfArg(
-        default=30.0, help="Rejects clips longer than this or 30 s."
+        default=30.0, help="Rejects longer clips; beyond 30 s always."
     )
-    min_duration_in_seconds: float = HfArg(default=0.0, help="Rejects clips shorter than this.")
+    min_duration_in_seconds: float = HfArg(default=0.0, help="Rejects shorter clips.")
     max_train_samples: int | None = HfArg(default=None, help="Trains on the first N rows only.")
     max_eval_samples: int | None = HfArg(default=None, help="Scores the first N rows of a split.")
-    do_lower_case: bool = HfArg(default=False, help="Lower-cases transcripts: so will the model's.")
-    do_remove_punctuation: bool = HfArg(default=False, help="Removes it from transcripts.")
-    do_normalize_eval: bool = HfArg(default=True, help="False: eval_wer of text as written.")
-    language: str | None = HfArg(default=None, help="Code or English name; not for .en models.")
+    do_lower_case: bool = HfArg(default=False, help="Lower-cases what the model learns to write.")
+    do_remove_punctuation: bool = HfArg(default=False, help="Removes punctuation from transcripts.")
+    do_normalize_eval: bool = HfArg(default=True, help="False: WER and CER of the text as written.")
+    language: str | None = HfArg(default=None, help="Code or English name; none for .en models.")
 
 
 @dataclass
 class DataArguments(SourceArguments):
     """Which speech to train and score on, and what is done to it."""
 
-    data_mix: str | None = HfArg(default=None, help="YAML list of datasets with flags.")
+    data_mix: str | None = HfArg(default=None, help="YAML file that lists several datasets.")
     max_rejected_fraction: float = HfArg(
         default=0.5,
-        help="Ends the run if more of the first 1,000 rows, or of a pass, are unfit; 1: never.",
+        help="Ends the run if more of the first 1,000 rows, or of a pass, are rejected; 1: never.",
     )
     task: Literal["transcribe", "translate"] = HfArg(
         default="transcribe", help="What the model writes; a translation is into English."
     )
-    shuffle_buffer_size: int = HfArg(default=500, help="Rows shuffled at a time; 1: not.")
-    data_report_samples: int = HfArg(default=500, help="Rows of each source in the data report.")
+    shuffle_buffer_size: int = HfArg(default=500, help="Rows that are shuffled together; 1: none.")
+    data_report_samples: int = HfArg(default=500, help="Rows of each source for the data report.")
     train_window: Literal["full", "longest"] = HfArg(
-        default="full", help="'longest' pads to a batch's longest clip, not 30 s: far faster."
+        default="full", help="'longest' pads to a batch's longest clip instead of 30 s: far faster."
     )
-    full_window_fraction: float = HfArg(default=0.1, help="Share of 'longest' batches of 30 s.")
-    pack_utterances: bool = HfArg(default=False, help="Joins utterances to windows of 30 s.")
-    timestamp_probability: float = HfArg(default=0.0, help="Share of windows with timestamps.")
+    full_window_fraction: float = HfArg(
+        default=0.1, help="Share of batches still padded to 30 s with --train_window longest."
+    )
+    pack_utterances: bool = HfArg(default=False, help="Joins short utterances to windows of 30 s.")
+    timestamp_probability: float = HfArg(default=0.0, help="Share of windows that have timestamps.")
     apply_spec_augment: bool = HfArg(default=False, help="Masks stretches of time and mel bands.")
     speed_perturbation: bool = HfArg(default=False, help="Plays clips at 0.9 to 1.1 of the speed.")
-    streaming: bool = HfArg(default=True, help="Reads rows as needed; False: downloads first.")
-    allow_audio_urls: bool = HfArg(default=False, help="Hub rows may name http(s):// audio.")
+    streaming: bool = HfArg(default=True, help="False: downloads all files before reading them.")
+    allow_audio_urls: bool = HfArg(default=False, help="Lets Hub rows name http(s):// audio.")
     num_decoding_threads: int | None = HfArg(default=None, help="Default: all cores, at most 8.")
     max_network_wait_in_minutes: float = HfArg(
-        default=30.0, help="How long a lost network is waited for; 0: not."
+        default=30.0, help="How long to wait for a lost network; 0: not at all."
     )
     max_train_time_in_hours: float | None = HfArg(
-        default=None, help="Saves and stops (75) after this time."
+        default=None, help="Saves and stops with exit code 75 after this time."
     )
     eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first.")
-    long_form: bool = HfArg(default=False, help="Also scores clips beyond 30 s.")
-    push_predictions: bool = HfArg(default=False, help="Uploads transcripts, too.")
+    long_form: bool = HfArg(default=False, help="Also scores clips of more than 30 s.")
+    push_predictions: bool = HfArg(default=False, help="Uploads the transcripts of scored rows.")
     early_stopping_patience: int | None = HfArg(
         default=None, help="Ends after N evaluations without a better score."
     )
-    dry_run: bool = HfArg(default=False, help="Tries the whole job in a few minutes.")
+    dry_run: bool = HfArg(default=False, help="Tries the whole job in minutes; leaves nothing.")
 
     @property
     def max_network_wait_in_seconds(self) -> float:
@@ -202,20 +204,20 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     """The library's arguments, with other defaults."""
 
     learning_rate: float | None = HfArg(
-        default=None, help="Peak; default: 3.75e-5 to 5e-6, by size."
+        default=None, help="Peak; default by the model's size: 3.75e-5 to 5e-6."
     )
-    warmup_steps: float = HfArg(default=0.1, help="Steps to the peak rate; below 1: a share.")
-    num_train_epochs: float | None = HfArg(default=None, help="Passes instead of --max_steps.")
-    predict_with_generate: bool = HfArg(default=True, help="Stays True: WER needs generation.")
-    report_to: str = HfArg(default="tensorboard", help="Curves go to tensorboard, wandb, none ...")
+    warmup_steps: float = HfArg(default=0.1, help="Steps to the peak rate; below 1: share of all.")
+    num_train_epochs: float | None = HfArg(default=None, help="Data passes instead of --max_steps.")
+    predict_with_generate: bool = HfArg(default=True, help="Stays True: WER needs generated text.")
+    report_to: str = HfArg(default="tensorboard", help="Curves go to tensorboard, wandb, none, ...")
     eval_strategy: Literal["steps", "no"] = HfArg(
-        default="steps", help="When --do_eval scores: steps, or no (at the end only)."
+        default="steps", help="When --do_eval scores: every --eval_steps, or no: at the end only."
     )
     dataloader_num_workers: int = HfArg(default=1, help="0 or 1; see --num_decoding_threads.")
     ddp_timeout: int = HfArg(default=7200, help="Seconds that a process waits for the others.")
     logging_nan_inf_filter: bool = HfArg(default=False, help="True hides NaN losses from the log.")
     resume_from_checkpoint: str | None = HfArg(
-        default="auto", help="auto (newest here), hub, PATH, no."
+        default="auto", help="auto: newest in --output_dir; or hub, PATH, no."
     )
 
     def __post_init__(self) -> None:
