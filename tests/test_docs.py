@@ -369,3 +369,52 @@ def test_every_page_is_reached_from_the_readme_and_leads_back():
 
 if __name__ == "__main__":
     write_migration_table()
+
+
+def top_level_names(file: Path) -> set[str]:
+    """Functions, classes and constants of a module; of a template none."""
+    if file.suffix != ".py":
+        return set()
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_the_contributors_table_names_what_is_there():
+    """'To change X open Y': every file exists, and contains the names in brackets behind it."""
+    text = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("| to change | open |")[1].split("\n\n")[0]
+    rows = [line.split(" | ")[1] for line in table.splitlines()[2:]]
+    place = r"(the script|`[\w/]+[.]\w+`)(?: \(([^)]*)\))?"  # the second group: the names
+    found = [match for row in rows for match in re.findall(place, row)]
+    assert len(rows) > 30 and len(found) >= len(rows)
+    for file_name, names in found:
+        file = PROJECT / "speech_finetuning" / file_name.strip("`")
+        if file_name == "the script":
+            file = PROJECT / SCRIPT_NAME
+        assert file.is_file(), file_name
+        assert set(re.findall(r"`(\w+)`", names)) <= top_level_names(file), file_name
+
+
+def reasons_in(module: Path) -> set[str]:
+    """The constants that a module gives Rejection as its reason."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Rejection"
+    ]
+    return {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
+
+
+def test_every_reason_of_a_rejection_is_explained():
+    modules = (PROJECT / "speech_finetuning").glob("*/*.py")
+    reasons = set().union(*map(reasons_in, modules))
+    page = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+    table = page.split("| reason | what was found |")[1].split("\n\n")[0]
+    explained = [line.split(" | ")[0] for line in table.splitlines()[2:]]
+    assert len(reasons) > 10
+    assert set(re.findall(r"`(\w+)`", " ".join(explained))) == reasons
