@@ -233,7 +233,8 @@ def log(runs: dict, name: str) -> str:
 
 
 def errors(text: str) -> list[str]:
-    return re.findall("^error: .*", text, re.M)
+    """How the runs of a log said that they ended early, by an error or by a signal."""
+    return re.findall("^(?:error|stopped): .*", text, re.M)
 
 
 @pytest.mark.slow
