@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections import namedtuple
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fork_server import ForkServer
 from hub import Hub
 
 import run_speech_recognition_seq2seq_streaming as script
@@ -168,27 +167,24 @@ def test_other_failures_are_exit_code_2(
 
 @pytest.mark.slow
 def test_the_hub_is_asked_but_nothing_is_made_there(tmp_path: Path, tiny_model: Path, speech: Path):
-    words = [sys.executable, script.__file__, *COMMON.split(), "--push_to_hub", "--language", "es"]
+    words = [*COMMON.split(), "--push_to_hub", "--language", "es"]
     words += ["--model_name_or_path", tiny_model, "--dataset_name", speech, "--output_dir", "out"]
     words += ["--per_device_train_batch_size", "2"]
-    with Hub() as hub:
+    with Hub() as hub, ForkServer(hub.environment(tmp_path / "home")) as forks:
         hub.add_repo("model", "alice/mine", {"README.md": b"x"})
         codes = {}
         tokens = ("hf_owner_token", "hf_reader_token")
         cases = [(name, token) for name in ("alice/new", "alice/mine", "mine") for token in tokens]
-        for name, token in cases:
-            environment = hub.environment(tmp_path / "home", token=token) | {
-                "CUDA_VISIBLE_DEVICES": ""
-            }
-            how = {
-                "capture_output": True,
-                "text": True,
-                "env": environment,
-                "cwd": tmp_path,
-                "timeout": 200,
-            }
-            result = subprocess.run([*words, "--hub_model_id", name], **how)
-            codes[name, token] = (result.returncode, table(result.stderr).get("Hub", ("", ""))[1])
+        for number, (name, token) in enumerate(cases):
+            log = tmp_path / f"log-{number}"
+            process = forks.start(
+                [*words, "--hub_model_id", name],
+                log=log,
+                cwd=tmp_path,
+                environment={"HF_TOKEN": token},
+            )
+            code = process.wait(100)
+            codes[name, token] = (code, table(log.read_text()).get("Hub", ("", ""))[1])
         found = [
             "alice/new does not exist yet, by the token (write) it may be written",
             *["alice/mine may be written"] * 2,

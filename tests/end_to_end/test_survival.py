@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import pty
-import resource
 import shutil
 import signal
 import struct
@@ -15,12 +14,13 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import kill_training
 import pytest
 import torch
+from fork_server import ForkedProcess, ForkServer
 from hub import Hub
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
@@ -424,16 +424,10 @@ def test_back_off_is_real_and_bounded(monkeypatch: pytest.MonkeyPatch):
 # -------------------------------------------------------------------------------- other processes
 
 
-def start(words: list[str], log: Path, **settings: object) -> subprocess.Popen:
-    with open(log, "ab") as file:
-        return subprocess.Popen(
-            [sys.executable, script.__file__, *words],
-            stdout=file,
-            stderr=file,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            start_new_session=True,
-            **settings,
-        )
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
 
 
 def wait_for(log: Path, text: str, count: int = 1, seconds: float = 120) -> None:
@@ -448,7 +442,7 @@ def wait_for(log: Path, text: str, count: int = 1, seconds: float = 120) -> None
 
 @pytest.mark.slow
 def test_every_signal_saves_and_the_run_ends_with_the_same_weights(
-    flags: list[str], dropout_model: Path, train: Callable, tmp_path: Path
+    flags: list[str], dropout_model: Path, train: Callable, tmp_path: Path, forks: ForkServer
 ):
     common = "--do_train --do_eval --max_steps 200 --eval_steps 50 --save_steps 99"
     common += f" --model_name_or_path {dropout_model}"
@@ -456,7 +450,7 @@ def test_every_signal_saves_and_the_run_ends_with_the_same_weights(
     words = [*flags, *common.split(), "--dataloader_num_workers", "1", "--disable_tqdm", "True"]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         log = tmp_path / f"{number}.log"
-        process = start(words, log)
+        process = forks.start(words, log=log)
         wait_for(log, "'loss'", 10)
         os.killpg(process.pid, number)  # the whole group, as a terminal or Slurm does
         assert process.wait(60) == 128 + number, log.read_text()[-2000:]
@@ -540,7 +534,9 @@ def test_three_kills_change_nothing(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_older_checkpoint_and_ends_with_73(flags: list[str], tmp_path: Path):
+def test_a_full_disk_keeps_the_older_checkpoint_and_ends_with_73(
+    flags: list[str], tmp_path: Path, forks: ForkServer
+):
     """A limit on the size of files stands in for the full disk: weights fit, the optimiser's state
     does not."""
     words = [*flags, "--do_train", "--save_steps", "2", "--disable_tqdm", "True", "--max_steps"]
@@ -548,10 +544,7 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_ends_with_73(flags: list[str
     size = (output(flags) / "tokenizer.json").stat().st_size
     assert size < (output(flags) / "checkpoint-2" / "optimizer.pt").stat().st_size
     log = tmp_path / "log"
-    limit = (size + 10_000, size + 10_000)
-    process = start(
-        [*words, "6"], log, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    )
+    process = forks.start([*words, "6"], log=log, max_file_size_in_bytes=size + 10_000)
     assert process.wait(120) == 73, log.read_text()[-2000:]
     text = log.read_text()
     assert "checkpoint-4 could not be saved" in text and "checkpoint-6 could not be saved" in text
@@ -565,26 +558,25 @@ def hub(speech: Path, tiny_model: Path):
     files = {path.name: path.read_bytes() for path in speech.glob("*.parquet")}
     with Hub() as server:
         server.add_repo("dataset", "alice/speech", files)
+        server.add_repo("dataset", "alice/again", files)  # nothing of it is in the cache yet
         server.add_repo("model", "alice/tiny", tiny_model)
         yield server
         server.remove_faults()
 
 
-SHORT_SLEEPS = """
-import os, runpy, sys, time
-sleep = time.sleep
-time.sleep = lambda seconds: sleep(min(seconds, 0.1))
-del sys.argv[0]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as python does for a script
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""  # the libraries' back-off and ours take a tenth of a second each
+@pytest.fixture(scope="module")
+def hub_forks(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Clients of the hub. The libraries' back-off and ours take a tenth of a second each."""
+    environment = hub.environment(tmp_path_factory.mktemp("home"), HF_HUB_DOWNLOAD_TIMEOUT="2")
+    with ForkServer(environment, sleeps_at_most=0.1) as server:
+        yield server
 
 
 def on_hub(
-    hub: Hub, flags: list[str], folder: Path, more: str, launcher: str = SHORT_SLEEPS
-) -> tuple[subprocess.Popen, Path]:
+    forks: ForkServer, flags: list[str], folder: Path, more: str, dataset_name: str = "alice/speech"
+) -> tuple[ForkedProcess, Path]:
     """The script with its data on the Hub. Returns the process and its log."""
-    words = [*flags, "--do_train", "--dataset_name", "alice/speech", "--disable_tqdm", "True"]
+    words = [*flags, "--do_train", "--dataset_name", dataset_name, "--disable_tqdm", "True"]
     words += [
         "--shuffle_buffer_size",
         "10",
@@ -595,16 +587,7 @@ def on_hub(
     ]
     folder.mkdir()
     log = folder / "log"
-    with open(log, "wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", launcher, script.__file__, *words, *more.split()],
-            stdout=file,
-            stderr=file,
-            env=hub.environment(folder)
-            | {"PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DOWNLOAD_TIMEOUT": "2"},
-            cwd=folder,
-        )
-    return process, log
+    return forks.start([*words, *more.split()], log=log, cwd=folder), log
 
 
 FAULTS = {
@@ -617,22 +600,24 @@ FAULTS = {
     "hangs": {"action": "hang", "seconds": 5, "times": 1},
 }
 LOADING_FAULTS = {
-    "/datasets/alice/speech/resolve/main/README.md": {"action": "drop", "times": 1},
-    "/api/datasets/alice/speech": {"status": 503, "times": 2},
+    "/datasets/alice/again/resolve/main/README.md": {"action": "drop", "times": 1},
+    "/api/datasets/alice/again": {"status": 503, "times": 2},
     "?name=model.safetensors": {"method": "GET", "status": 503, "times": 2},
 }
 
 
 @pytest.mark.slow
-def test_network_faults_lose_and_double_nothing(hub: Hub, flags: list[str], tmp_path: Path):
+def test_network_faults_lose_and_double_nothing(
+    hub: Hub, hub_forks: ForkServer, flags: list[str], tmp_path: Path
+):
     hub.remove_faults()
-    process, log = on_hub(hub, flags, tmp_path / "whole", "--max_steps 20")
+    process, log = on_hub(hub_forks, flags, tmp_path / "whole", "--max_steps 20")
     assert process.wait(200) == 0, log.read_text()[-3000:]
     for name, fault in FAULTS.items():
         hub.remove_faults()
         hub.add_fault(method="GET", path_contains="?name=train-00001", **fault)
         first = len(hub.requests)
-        process, log = on_hub(hub, flags, tmp_path / name, "--max_steps 20")
+        process, log = on_hub(hub_forks, flags, tmp_path / name, "--max_steps 20")
         assert process.wait(300) == 0, log.read_text()[-3000:]
         met = [request for request in hub.requests[first:] if request.fault]
         assert len(met) == fault["times"], f"{name}: {len(met)} faults were met"
@@ -641,13 +626,17 @@ def test_network_faults_lose_and_double_nothing(hub: Hub, flags: list[str], tmp_
 
 
 @pytest.mark.slow
-def test_loading_is_tried_again(hub: Hub, flags: list[str], tmp_path: Path):
+def test_loading_is_tried_again(hub: Hub, hub_forks: ForkServer, flags: list[str], tmp_path: Path):
     hub.remove_faults()
     first = len(hub.requests)
     for path, fault in LOADING_FAULTS.items():
         hub.add_fault(path_contains=path, **fault)
     process, log = on_hub(
-        hub, flags, tmp_path / "load", "--max_steps 2 --model_name_or_path alice/tiny"
+        hub_forks,
+        flags,
+        tmp_path / "load",
+        "--max_steps 2 --model_name_or_path alice/tiny",
+        "alice/again",
     )
     assert process.wait(200) == 0, log.read_text()[-3000:]
     met = [request for request in hub.requests[first:] if request.fault]
@@ -658,12 +647,12 @@ def test_loading_is_tried_again(hub: Hub, flags: list[str], tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_network_that_stays_away_saves_and_exits_with_75_and_a_signal_is_heard_while_waiting(
-    hub: Hub, flags: list[str], tmp_path: Path
+    hub: Hub, hub_forks: ForkServer, flags: list[str], tmp_path: Path
 ):
     hub.remove_faults()
     hub.add_fault(method="GET", path_contains="train-0000", status=503, times=None)
     process, log = on_hub(
-        hub, flags, tmp_path / "never", "--max_steps 20 --max_network_wait_in_minutes 0.01"
+        hub_forks, flags, tmp_path / "never", "--max_steps 20 --max_network_wait_in_minutes 0.01"
     )
     assert process.wait(200) == 75, log.read_text()[-3000:]
     assert "no network for 0.01 minutes" in log.read_text() and "Traceback" not in log.read_text()
@@ -671,7 +660,7 @@ def test_a_network_that_stays_away_saves_and_exits_with_75_and_a_signal_is_heard
     # All is well until the first pass has opened its files; the second one meets a server that is
     # gone.
     process, log = on_hub(
-        hub, flags, tmp_path / "later", "--max_steps 400 --save_steps 300 --logging_steps 1"
+        hub_forks, flags, tmp_path / "later", "--max_steps 400 --save_steps 300 --logging_steps 1"
     )
     wait_for(log, "'loss'", 3)
     hub.add_fault(method="GET", path_contains="train-0000", status=503, times=None)
@@ -689,14 +678,19 @@ def test_a_network_that_stays_away_saves_and_exits_with_75_and_a_signal_is_heard
     ("status_code", "message"), [(401, "error: "), (403, "error: "), (404, "error: ")]
 )
 def test_what_waiting_cannot_mend_ends_at_once(
-    hub: Hub, flags: list[str], tmp_path: Path, status_code: int, message: str
+    hub: Hub,
+    hub_forks: ForkServer,
+    flags: list[str],
+    tmp_path: Path,
+    status_code: int,
+    message: str,
 ):
     hub.remove_faults()
     hub.add_fault(
         method="GET", path_contains="/api/datasets/alice/speech", status=status_code, times=None
     )
     began = time.monotonic()
-    process, log = on_hub(hub, flags, tmp_path / "out", "--max_steps 2")
+    process, log = on_hub(hub_forks, flags, tmp_path / "out", "--max_steps 2")
     assert process.wait(100) == 2, log.read_text()[-3000:]
     assert message in log.read_text().splitlines()[-1]
     tries = log.read_text().count("Trying again")

@@ -39,7 +39,9 @@ def hub() -> Iterator[Hub]:
 def run_client(hub: Hub, home: Path, function: str, *args: str, token: str | None = None) -> dict:
     """The result of a function of this file, called in a fresh process that knows no other Hub than
     this one."""
-    code = f"import json, sys, test_fake_hub as own; print(json.dumps(own.{function}(*sys.argv[1:])))"
+    code = (
+        f"import json, sys, test_fake_hub as own; print(json.dumps(own.{function}(*sys.argv[1:])))"
+    )
     process = subprocess.run(
         [sys.executable, "-c", code, *args],
         cwd=Path(__file__).parent,
