@@ -1,9 +1,8 @@
 """Rows of a Hub that misbehaves, or that holds what a stranger wrote: real HTTP, real clients."""
 
+import functools
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub import Hub
+from hub_clients import HubClients
 from rows import make_clip
 
 from speech_finetuning.cli import demonstration
@@ -18,6 +18,7 @@ from speech_finetuning.cli import demonstration
 pytestmark = pytest.mark.slow  # a process each
 PRINT_ROWS = Path(__file__).parents[1] / "support" / "print_rows.py"
 CLIP = make_clip(0.5)
+Read = Callable[..., "Answer"]
 
 
 @dataclass
@@ -31,27 +32,31 @@ class Answer:
         return [row["reason"] for row in self.rows]
 
 
-def read(hub: Hub, home: Path, name: str, **options: object) -> Answer:
-    """What a process reads of a data set on the hub."""
-    words = [f"{field}={json.dumps(value)}" for field, value in options.items()]
-    environment = hub.environment(home, token="hf_owner_token", HF_HUB_DOWNLOAD_TIMEOUT="2")
-    result = subprocess.run(
-        [sys.executable, PRINT_ROWS, name, *words],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=home,
-        timeout=300,
-    )
-    assert "Traceback" not in result.stderr, result.stderr[-3000:]
-    first, *rows = [json.loads(line) for line in result.stdout.splitlines()] or [{"revision": None}]
-    return Answer(result.returncode, rows, first["revision"], result.stderr)
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClients]:
+    home = tmp_path_factory.mktemp("home")
+    with HubClients(home, HF_HUB_DOWNLOAD_TIMEOUT="2") as clients:
+        yield clients
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
+def hub(clients: HubClients) -> Iterator[Hub]:
+    with clients.new_hub() as server:
         yield server
+
+
+@pytest.fixture
+def read(clients: HubClients, tmp_path: Path) -> Callable[..., Answer]:
+    """read(name, **options): what a process reads of a data set on the hub."""
+    return functools.partial(read_rows, clients, tmp_path)
+
+
+def read_rows(clients: HubClients, folder: Path, name: str, **options: object) -> Answer:
+    words = [f"{field}={json.dumps(value)}" for field, value in options.items()]
+    code, output, log = clients.run(folder, [name, *words], program=PRINT_ROWS)
+    assert "Traceback" not in log, log[-3000:]
+    first, *rows = [json.loads(line) for line in output.splitlines()] or [{"revision": None}]
+    return Answer(code, rows, first["revision"], log)
 
 
 def parquet(cells: list, **more: list) -> bytes:
@@ -76,48 +81,52 @@ def audio_folder() -> dict[str, bytes]:
 @pytest.mark.parametrize("action", ["page", "short", "truncate"])
 @pytest.mark.parametrize("kind", ["parquet", "audiofolder"])
 def test_an_answer_that_is_not_what_was_asked_for_costs_no_row(
-    hub: Hub, tmp_path: Path, action: str, kind: str
+    hub: Hub, tmp_path: Path, read: Read, action: str, kind: str
 ):
     files = speech_files(tmp_path / "made") if kind == "parquet" else audio_folder()
     hub.add_repo("dataset", "alice/speech", files)
-    whole = read(hub, tmp_path, "alice/speech")
+    whole = read("alice/speech")
     assert whole.code == 0 and not any(whole.reasons())
     contains = "?name=train-00001" if kind == "parquet" else "?name=train"
     hub.add_fault(method="GET", path_contains=contains, action=action, times=3)
     hub.add_fault(method="GET", path_contains="/api/", action="page", times=1)
-    disturbed = read(hub, tmp_path, "alice/speech")
+    disturbed = read("alice/speech")
     assert disturbed.rows == whole.rows, disturbed.log[-2000:]
 
 
-def test_pages_instead_of_files_are_waited_out_when_downloading(hub: Hub, tmp_path: Path):
+def test_pages_instead_of_files_are_waited_out_when_downloading(
+    hub: Hub, tmp_path: Path, read: Read
+):
     hub.add_repo("dataset", "alice/speech", audio_folder())
     hub.add_fault(method="GET", path_contains="?name=train", action="page", times=2)
-    answer = read(hub, tmp_path, "alice/speech", streaming=False)
+    answer = read("alice/speech", streaming=False)
     assert answer.code == 0 and answer.reasons() == [None] * 4
 
 
-def test_pages_for_ever_end_with_75_and_a_line_while_waiting(hub: Hub, tmp_path: Path):
+def test_pages_for_ever_end_with_75_and_a_line_while_waiting(hub: Hub, tmp_path: Path, read: Read):
     hub.add_repo("dataset", "alice/speech", speech_files(tmp_path / "made"))
     hub.add_fault(method="GET", path_contains="?name=train", action="page", times=None)
-    answer = read(hub, tmp_path, "alice/speech", limit_in_seconds=3)
+    answer = read("alice/speech", limit_in_seconds=0.5)
     assert answer.code == 75 and "answered with a web page" in answer.log
 
 
 @pytest.mark.parametrize("path", ["/revision/", "/tree/", "README.md"])
-def test_a_silent_server_ends_with_75_and_a_line_while_waiting(hub: Hub, tmp_path: Path, path: str):
+def test_a_silent_server_ends_with_75_and_a_line_while_waiting(
+    hub: Hub, tmp_path: Path, read: Read, path: str
+):
     hub.add_repo("dataset", "alice/speech", speech_files(tmp_path / "made"))
     hub.add_fault(path_contains=path, action="hang", times=None, seconds=600)
-    answer = read(hub, tmp_path, "alice/speech", limit_in_seconds=3)
+    answer = read("alice/speech", limit_in_seconds=0.5)
     assert answer.code == 75, answer.log[-2000:]
     assert "Trying again in" in answer.log
 
 
-def test_a_file_that_is_damaged_on_the_hub_is_read_twice(hub: Hub, tmp_path: Path):
+def test_a_file_that_is_damaged_on_the_hub_is_read_twice(hub: Hub, tmp_path: Path, read: Read):
     files = speech_files(tmp_path / "made")
     name = sorted(files)[1]
     files[name] = files[name][:200] + bytes(len(files[name]) // 2) + files[name][-8:]
     hub.add_repo("dataset", "alice/speech", files)
-    answer = read(hub, tmp_path, "alice/speech")
+    answer = read("alice/speech")
     assert answer.code == 0
     assert answer.reasons().count("file_damaged") == 1
     assert answer.reasons().count(None) == 20
@@ -156,7 +165,7 @@ def paths_outside(secret: Path) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["parquet", "struct", "csv", "jsonl"])
 def test_a_data_set_from_the_hub_reads_only_itself(
-    hub: Hub, tmp_path: Path, secret: Path, kind: str
+    hub: Hub, tmp_path: Path, read: Read, secret: Path, kind: str
 ):
     paths = ["clips/own.wav", *paths_outside(secret)]
     files = {"clips/own.wav": CLIP}
@@ -172,7 +181,7 @@ def test_a_data_set_from_the_hub_reads_only_itself(
         files["train.parquet"] = parquet(paths)
     hub.add_repo("dataset", "alice/speech", files)
     hub.add_repo("dataset", "bob/private", {"a.wav": CLIP}, private=True)
-    answer = read(hub, tmp_path, "alice/speech")
+    answer = read("alice/speech")
     assert answer.code == 0, answer.log[-3000:]
     own, *others = answer.rows
     assert own["reason"] is None and own["audio"] is not None
@@ -183,28 +192,32 @@ def test_a_data_set_from_the_hub_reads_only_itself(
     assert any("--allow_audio_urls" in detail for detail in outside)
 
 
-def test_addresses_are_read_if_the_user_allows_it(hub: Hub, tmp_path: Path):
+def test_addresses_are_read_if_the_user_allows_it(hub: Hub, tmp_path: Path, read: Read):
     hub.add_repo("dataset", "bob/public", {"a.wav": CLIP})
     address = f"{hub.url}/datasets/bob/public/resolve/main/a.wav"
     hub.add_repo("dataset", "alice/speech", {"train.parquet": parquet([address, "/etc/passwd"])})
-    answer = read(hub, tmp_path, "alice/speech", allow_audio_urls=True)
+    answer = read("alice/speech", allow_audio_urls=True)
     assert answer.reasons() == [None, "audio_outside_dataset"]
 
 
-def test_a_downloaded_data_set_reads_only_itself(hub: Hub, tmp_path: Path, secret: Path):
+def test_a_downloaded_data_set_reads_only_itself(
+    hub: Hub, tmp_path: Path, read: Read, secret: Path
+):
     files = audio_folder()
     hub.add_repo("dataset", "alice/speech", files)
     hub.add_repo("dataset", "alice/paths", {"train.parquet": parquet([str(secret), "/dev/zero"])})
-    assert read(hub, tmp_path, "alice/speech", streaming=False).reasons() == [None] * 4
-    answer = read(hub, tmp_path, "alice/paths", streaming=False)
+    assert read("alice/speech", streaming=False).reasons() == [None] * 4
+    answer = read("alice/paths", streaming=False)
     assert answer.reasons() == ["audio_outside_dataset"] * 2
 
 
-def test_an_audio_folder_with_a_way_out_is_one_line(hub: Hub, tmp_path: Path, secret: Path):
+def test_an_audio_folder_with_a_way_out_is_one_line(
+    hub: Hub, tmp_path: Path, read: Read, secret: Path
+):
     files = {"train/0.wav": CLIP}
     files["train/metadata.csv"] = f"file_name,text\n../../..{secret},uno\n0.wav,dos\n".encode()
     hub.add_repo("dataset", "alice/speech", files)
-    answer = read(hub, tmp_path, "alice/speech")
+    answer = read("alice/speech")
     if answer.code == 2:
         assert "audiofolder cannot read its files" in answer.log
     else:
@@ -212,24 +225,24 @@ def test_an_audio_folder_with_a_way_out_is_one_line(hub: Hub, tmp_path: Path, se
 
 
 # ---- revisions ----
-def test_a_run_goes_on_with_the_revision_that_it_began_with(hub: Hub, tmp_path: Path):
+def test_a_run_goes_on_with_the_revision_that_it_began_with(hub: Hub, tmp_path: Path, read: Read):
     files = speech_files(tmp_path / "made")
     hub.add_repo("dataset", "alice/speech", files)
-    first = read(hub, tmp_path, "alice/speech")
-    again = read(hub, tmp_path, "alice/speech", revision=first.revision)
+    first = read("alice/speech")
+    again = read("alice/speech", revision=first.revision)
     assert again.rows == first.rows and "has changed on the Hub" not in again.log
     hub.add_commit(
         "dataset",
         "alice/speech",
         {"train-00000-of-00002.parquet": parquet([{"bytes": CLIP, "path": "new.wav"}])},
     )
-    moved = read(hub, tmp_path, "alice/speech", revision=first.revision)
+    moved = read("alice/speech", revision=first.revision)
     assert moved.rows == first.rows and moved.revision == first.revision
     assert "has changed on the Hub since this run began" in moved.log
-    assert read(hub, tmp_path, "alice/speech").rows != first.rows
+    assert read("alice/speech").rows != first.rows
 
 
-def test_a_revision_that_is_gone_says_what_to_do(hub: Hub, tmp_path: Path):
+def test_a_revision_that_is_gone_says_what_to_do(hub: Hub, tmp_path: Path, read: Read):
     hub.add_repo("dataset", "alice/speech", speech_files(tmp_path / "made"))
-    answer = read(hub, tmp_path, "alice/speech", revision="0" * 40)
+    answer = read("alice/speech", revision="0" * 40)
     assert answer.code == 2 and "--output_dir of its own" in answer.log

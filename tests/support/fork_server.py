@@ -113,15 +113,18 @@ class ForkServer:
         words: Sequence[str | Path],
         *,
         log: Path,
+        output: Path | None = None,
         program: Path = SCRIPT,
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
         max_file_size_in_bytes: int | None = None,
     ) -> ForkedProcess:
-        """Runs a program, by default the script, with its output appended to `log`."""
+        """Runs a program, by default the script. What it writes is appended to `log`, and its
+        standard output to `output` if that is given."""
         job = {
             "words": [str(word) for word in words],
             "log": str(log),
+            "output": str(log if output is None else output),
             "program": str(program),
             "cwd": None if cwd is None else str(cwd),
             "environment": dict(environment or {}),
@@ -138,10 +141,9 @@ class ForkServer:
 def run_fork(job: dict[str, Any]) -> int:
     """In the fork: becomes the program. Returns its exit code."""
     os.setsid()
-    output = os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for name, descriptor in (("output", 1), ("log", 2)):
+        os.dup2(os.open(job[name], os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
     if job["cwd"] is not None:
         os.chdir(job["cwd"])
     os.environ.update(job["environment"])

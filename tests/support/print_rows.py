@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from speech_finetuning.base import network
 from speech_finetuning.base.errors import RunEnded, UserError
 from speech_finetuning.base.network import limit_silence, retry_on_network_error
 from speech_finetuning.base.rejections import Rejection
@@ -43,6 +44,7 @@ def main(name: str, *settings: str) -> int:
     }
     limit_in_seconds = options.pop("limit_in_seconds", 60)
     options.setdefault("split", "train")
+    network.SHORTEST_SILENCE_IN_SECONDS = 0.5  # of two, for tests of silence
     limit_silence(limit_in_seconds)
     leave_retrying_to_us()
     try:
