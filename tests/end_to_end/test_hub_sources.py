@@ -3,19 +3,19 @@ own."""
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from hub import Hub
+from hub_clients import HubClients, HubWithClients
 
-import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
 
 pytestmark = pytest.mark.slow  # a process each
 
 
-def run(hub: Hub, home: Path, token: str | None, **flags: object) -> subprocess.CompletedProcess:
+def run(
+    hub: HubWithClients, home: Path, token: str | None, **flags: object
+) -> subprocess.CompletedProcess:
     """The script's own command line, with the Hub's address in its environment."""
     values = {
         "model_name_or_path": "alice/tiny",
@@ -28,14 +28,8 @@ def run(hub: Hub, home: Path, token: str | None, **flags: object) -> subprocess.
         **flags,
     }
     words = [text for name, value in values.items() for text in (f"--{name}", str(value))]
-    return subprocess.run(
-        [sys.executable, script.__file__, "--do_train", "--do_eval", *words],
-        capture_output=True,
-        text=True,
-        env=hub.environment(home, token=token) | {"CUDA_VISIBLE_DEVICES": ""},
-        cwd=home,
-        timeout=300,
-    )
+    code, output, log = hub.clients.run(home, ["--do_train", "--do_eval", *words], token=token)
+    return subprocess.CompletedProcess(words, code, output, log)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +48,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, speech: Path
         split = ("train", "validation")[i % 2]
         audio[f"{split}/{i}.flac"] = data
         audio[f"{split}/metadata.csv"] += f"{i}.flac,{text}\n".encode()
-    with Hub() as server:
+    home = tmp_path_factory.mktemp("home")
+    with HubClients(home) as clients, clients.new_hub() as server:
         server.add_repo("model", "alice/tiny", tiny_model)
         server.add_repo("dataset", "alice/private", files, private=True)
         server.add_repo(
@@ -73,7 +68,7 @@ def script_export() -> str:
     return "refs/convert/parquet"
 
 
-def test_a_private_parquet_dataset_is_streamed_with_a_token(hub: Hub, tmp_path: Path):
+def test_a_private_parquet_dataset_is_streamed_with_a_token(hub: HubWithClients, tmp_path: Path):
     first = len(hub.requests)
     result = run(hub, tmp_path, "hf_owner_token", dataset_name="alice/private")
     assert result.returncode == 0, result.stderr[-3000:]
@@ -92,7 +87,7 @@ def test_a_private_parquet_dataset_is_streamed_with_a_token(hub: Hub, tmp_path: 
     )
 
 
-def test_an_audio_folder_is_streamed_without_torchcodec(hub: Hub, tmp_path: Path):
+def test_an_audio_folder_is_streamed_without_torchcodec(hub: HubWithClients, tmp_path: Path):
     result = run(hub, tmp_path, None, dataset_name="alice/folder")
     assert result.returncode == 0, result.stderr[-3000:]
     assert (
@@ -100,13 +95,13 @@ def test_an_audio_folder_is_streamed_without_torchcodec(hub: Hub, tmp_path: Path
     )
 
 
-def test_a_script_dataset_is_read_from_its_parquet_export(hub: Hub, tmp_path: Path):
+def test_a_script_dataset_is_read_from_its_parquet_export(hub: HubWithClients, tmp_path: Path):
     result = run(hub, tmp_path, None, dataset_name="alice/old", dataset_config_name="spanish")
     assert result.returncode == 0, result.stderr[-3000:]
     assert "trying its parquet export, refs/convert/parquet" in result.stderr
 
 
-def test_streaming_false_downloads_first(hub: Hub, tmp_path: Path):
+def test_streaming_false_downloads_first(hub: HubWithClients, tmp_path: Path):
     flags = {"dataset_name": "alice/folder", "streaming": False}
     result = run(hub, tmp_path, None, **flags, cache_dir=tmp_path / "cache")
     assert result.returncode == 0, result.stderr[-3000:]
@@ -133,7 +128,9 @@ def test_streaming_false_downloads_first(hub: Hub, tmp_path: Path):
         ),
     ],
 )
-def test_what_is_not_there_is_one_line(hub: Hub, tmp_path: Path, flags: dict, message: str):
+def test_what_is_not_there_is_one_line(
+    hub: HubWithClients, tmp_path: Path, flags: dict, message: str
+):
     result = run(hub, tmp_path, None, **flags)
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("error: ") and message in result.stderr

@@ -36,7 +36,10 @@ def snapshot(tmp_path: Path) -> Path:
 
 
 def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
-    return hub.environment(tmp_path / "home", token=SECRET) | {"PYTHONPATH": str(PROJECT)}
+    """That of a process which does not wait long between two tries."""
+    folders = (PROJECT, PROJECT / "tests" / "support" / "short_sleeps")
+    variables = {"PYTHONPATH": os.pathsep.join(map(str, folders)), "SLEEPS_AT_MOST": "0.1"}
+    return hub.environment(tmp_path / "home", token=SECRET) | variables
 
 
 def upload(hub: Hub, tmp_path: Path, snapshot: Path, *flags: str) -> subprocess.CompletedProcess:
@@ -105,11 +108,12 @@ def test_nonsense_is_a_failure_that_may_pass(hub: Hub, tmp_path: Path, snapshot:
 
 
 PARENT = """
-import sys, time
+import sys, threading
 from pathlib import Path
 from speech_finetuning.sharing.uploads import HubUploads
 uploads = HubUploads(repo_id=sys.argv[1], output_dir=Path("out"), strategy="end",
                      with_transcripts=False, must_be_private=False, wait_in_seconds=600)
+wait = threading.Event().wait
 uploads.submit(Path(sys.argv[2]), "card")
 {then}
 """
@@ -156,9 +160,9 @@ def is_committing(hub: Hub) -> bool:
 @pytest.mark.parametrize(
     "then",
     [
-        "time.sleep(600)",
+        "wait(600)",
         # A worker that is forked while the upload runs holds the pipe open.
-        "import os; os.fork() or time.sleep(5); time.sleep(600)",
+        "import os; os.fork() or wait(5); wait(600)",
     ],
     ids=["alone", "with a forked worker"],
 )
@@ -197,7 +201,7 @@ def test_without_the_kernels_help_the_pipe_ends_the_upload(
 
 def test_a_terminals_interrupt_does_not_reach_the_upload(hub: Hub, tmp_path: Path, snapshot: Path):
     hub.add_fault(path_contains="/commit/", action="hang", seconds=600)
-    parent = start_parent(hub, tmp_path, snapshot, "time.sleep(600)")
+    parent = start_parent(hub, tmp_path, snapshot, "wait(600)")
     wait_for(lambda: is_committing(hub))
     (uploader,) = uploaders(tmp_path)
     assert os.getsid(uploader) != os.getsid(parent.pid)

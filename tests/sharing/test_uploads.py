@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import Hub
+from fork_server import ForkedProcess
+from hub_clients import HubClients, HubWithClients
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
@@ -29,9 +30,15 @@ REPO = "alice/whisper-tiny-es"
 SECRET = "hf_owner_token"
 
 
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClients]:
+    with HubClients(tmp_path_factory.mktemp("home")) as clients:
+        yield clients
+
+
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
+def hub(clients: HubClients) -> Iterator[HubWithClients]:
+    with clients.new_hub() as server:
         yield server
 
 
@@ -52,18 +59,29 @@ def command(tiny_model: Path, speech: Path | str, output_dir: str, **flags: obje
         **flags,
     }
     words = [text for name, value in values.items() for text in (f"--{name}", str(value))]
-    return [sys.executable, script.__file__, "--do_train", "--do_eval", "--push_to_hub", *words]
+    return ["--do_train", "--do_eval", "--push_to_hub", *words]
 
 
-def run(hub: Hub, tmp_path: Path, words: list[str], token: str | None = SECRET, **environment: str):
-    env = (
-        hub.environment(tmp_path / "home", token=token) | {"CUDA_VISIBLE_DEVICES": ""} | environment
-    )
-    return subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=240)
+def run(
+    hub: HubWithClients,
+    folder: Path,
+    words: list[str],
+    token: str | None = SECRET,
+    **variables: str,
+) -> subprocess.CompletedProcess:
+    """The script's end, in a process that works in `folder`."""
+    code, output, log = hub.clients.run(folder, words, token=token, variables=variables)
+    return subprocess.CompletedProcess(words, code, output, log)
+
+
+def start(hub: HubWithClients, folder: Path, words: list[str]) -> ForkedProcess:
+    """The script, whose output goes to folder/log."""
+    environment = {"HF_TOKEN": SECRET}
+    return hub.clients.forks.start(words, log=folder / "log", cwd=folder, environment=environment)
 
 
 def test_what_is_uploaded_and_what_never_is(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path
 ):
     """output_dir is './', with other people's files in it."""
     for name in (".env", "notes.txt", ".git/config", ".venv/pyvenv.cfg"):
@@ -153,7 +171,9 @@ def make_list(folder: Path, elsewhere: Path, split: str, num_rows: int) -> None:
     (folder / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def test_nothing_local_is_in_any_byte_that_is_uploaded(hub: Hub, tmp_path: Path, tiny_model: Path):
+def test_nothing_local_is_in_any_byte_that_is_uploaded(
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path
+):
     """A model, data and folders of a customer's, named in ways that no pattern would find."""
     secret = "Acme"
     model = tmp_path / f"{secret} Corp, Inc" / "base model"
@@ -241,7 +261,12 @@ def check_training_code(files: dict[str, bytes], folder: Path) -> None:
     ],
 )
 def test_strategies_do_what_they_say(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, strategy: str, expected: set[str]
+    hub: HubWithClients,
+    tmp_path: Path,
+    tiny_model: Path,
+    speech: Path,
+    strategy: str,
+    expected: set[str],
 ):
     words = command(
         tiny_model, speech, "out", hub_strategy=strategy, save_total_limit=1, push_predictions=True
@@ -282,23 +307,21 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_passing_faults_cost_nothing(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, kind: str
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path, kind: str
 ):
     """Faults begin when the preflight is over."""
     words = command(tiny_model, speech, "out", max_network_wait_in_minutes=1)
-    env = hub.environment(tmp_path / "home", token=SECRET) | {"CUDA_VISIBLE_DEVICES": ""}
-    with open(tmp_path / "log", "w") as log:
-        child = subprocess.Popen(words, stdout=log, stderr=log, env=env, cwd=tmp_path)
-        wait_for(lambda: "may be written by" in (tmp_path / "log").read_text())
-        for path_contains, fault in FAULTS[kind]:
-            hub.add_fault(path_contains=path_contains, **fault)
-        assert child.wait(240) == 0, (tmp_path / "log").read_text()[-3000:]
+    child = start(hub, tmp_path, words)
+    wait_for(lambda: "may be written by" in (tmp_path / "log").read_text())
+    for path_contains, fault in FAULTS[kind]:
+        hub.add_fault(path_contains=path_contains, **fault)
+    assert child.wait(240) == 0, (tmp_path / "log").read_text()[-3000:]
     assert not [fault for fault in hub.faults if fault.times]  # each of them came
     assert_same_weights(hub, tmp_path / "out")
     assert not (tmp_path / "out" / "_upload" / "next").exists()
 
 
-def assert_same_weights(hub: Hub, folder: Path) -> None:
+def assert_same_weights(hub: HubWithClients, folder: Path) -> None:
     """The Hub has the model that lies in the folder."""
     local = load_file(folder / "model.safetensors")
     there = load(hub.files("model", REPO)["model.safetensors"])
@@ -315,7 +338,7 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 
 def test_a_hub_that_never_answers_delays_neither_training_nor_the_end(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path
 ):
     hub.add_fault(path_contains="/commit/", times=None, action="hang", seconds=600)
     began = time.monotonic()
@@ -331,10 +354,13 @@ def test_a_hub_that_never_answers_delays_neither_training_nor_the_end(
     hub.remove_faults()
     finish = result.stderr.split("Finish with: ")[1].split("\n")[0].split()
     assert finish[:2] == ["hf", "upload"]
-    assert (
-        run(hub, tmp_path, [sys.executable, "-m", "huggingface_hub.cli.hf", *finish[1:]]).returncode
-        == 0
+    finished = subprocess.run(
+        [sys.executable, "-m", "huggingface_hub.cli.hf", *finish[1:]],
+        env=hub.environment(tmp_path / "home", token=SECRET),
+        cwd=tmp_path,
+        timeout=120,
     )
+    assert finished.returncode == 0
     local = load_file(tmp_path / "out" / "model.safetensors")
     assert all(
         torch.equal(tensor, local[name])
@@ -351,7 +377,7 @@ def test_a_hub_that_never_answers_delays_neither_training_nor_the_end(
     ],
 )
 def test_a_push_that_never_works_is_known_at_the_end(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, fault: dict
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path, fault: dict
 ):
     hub.add_fault(times=None, **fault)
     words = command(
@@ -365,9 +391,9 @@ def test_a_push_that_never_works_is_known_at_the_end(
 
 
 def test_a_hub_that_is_gone_is_waited_for_and_then_exit_75(
-    tmp_path: Path, tiny_model: Path, speech: Path
+    clients: HubClients, tmp_path: Path, tiny_model: Path, speech: Path
 ):
-    with Hub() as hub:
+    with clients.new_hub() as hub:
         pass  # its port is closed
     result = run(
         hub, tmp_path, command(tiny_model, speech, "out", max_network_wait_in_minutes=0.02)
@@ -379,21 +405,19 @@ def test_a_hub_that_is_gone_is_waited_for_and_then_exit_75(
 
 @pytest.mark.parametrize("private", [True, False])
 def test_a_repository_that_vanishes_is_not_made_anew(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, private: bool
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path, private: bool
 ):
     """Although a lost network would be waited for: half an hour."""
     words = command(
         tiny_model, speech, "out", hub_private_repo=private, max_network_wait_in_minutes=30
     )
-    env = hub.environment(tmp_path / "home", token=SECRET) | {"CUDA_VISIBLE_DEVICES": ""}
     log = tmp_path / "log"
     began = time.monotonic()
-    with open(log, "w") as file:
-        child = subprocess.Popen(words, stdout=file, stderr=file, env=env, cwd=tmp_path)
-        wait_for(lambda: "may be written by" in log.read_text())
-        assert hub.repos["model", REPO].private == private
-        hub.remove_repo("model", REPO)
-        assert child.wait(240) == 76
+    child = start(hub, tmp_path, words)
+    wait_for(lambda: "may be written by" in log.read_text())
+    assert hub.repos["model", REPO].private == private
+    hub.remove_repo("model", REPO)
+    assert child.wait(240) == 76
     last = log.read_text().splitlines()[-1]
     assert f"not uploaded ({REPO} is gone, or this token" in last and last.endswith(" --private")
     assert not hub.repos and time.monotonic() - began < 200
@@ -403,13 +427,11 @@ def test_a_repository_that_vanishes_is_not_made_anew(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_a_hung_upload_ends_the_run_at_once(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, number: int
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path, number: int
 ):
     words = command(tiny_model, speech, "out", max_steps=100_000, eval_steps=100_000)
-    env = hub.environment(tmp_path / "home", token=SECRET) | {"CUDA_VISIBLE_DEVICES": ""}
     hub.add_fault(path_contains="/commit/", action="hang", seconds=600, times=None)
-    with open(tmp_path / "log", "w") as log:
-        child = subprocess.Popen(words, stdout=log, stderr=log, env=env, cwd=tmp_path)
+    child = start(hub, tmp_path, words)
     wait_for(lambda: any("/commit/" in request.path for request in hub.requests))
     began = time.monotonic()
     child.send_signal(number)
@@ -433,7 +455,7 @@ def uploaders(folder: Path) -> list[str]:
 
 
 def test_transcripts_of_private_data_in_a_public_repo_are_warned_about(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path
 ):
     hub.add_repo("dataset", "alice/private", speech, private=True)
     words = command(
@@ -445,20 +467,40 @@ def test_transcripts_of_private_data_in_a_public_repo_are_warned_about(
 
 
 @pytest.mark.parametrize(
-    ("token", "flags", "environment", "message"),
+    ("token", "flags", "message"),
     [
-        (None, {}, {}, "--push_to_hub needs a token. Run `hf auth login`"),
-        ("hf_reader_token", {}, {}, "The token needs write access"),
-        ("hf_unknown_token", {}, {}, "The token needs write access"),
-        (SECRET, {"hub_model_id": "not a name/x/y"}, {}, "--push_to_hub to not a name/x/y"),
-        (SECRET, {}, {"HF_HUB_OFFLINE": "1"}, "--push_to_hub with HF_HUB_OFFLINE=1"),
+        (None, {}, "--push_to_hub needs a token. Run `hf auth login`"),
+        ("hf_reader_token", {}, "The token needs write access"),
+        ("hf_unknown_token", {}, "The token needs write access"),
+        (SECRET, {"hub_model_id": "not a name/x/y"}, "--push_to_hub to not a name/x/y"),
     ],
 )
 def test_the_preflight_finds_out_before_any_work(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path, token, flags, environment, message
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path, token, flags, message
 ):
     hub.add_repo("model", REPO, {"README.md": b"mine"})
-    result = run(hub, tmp_path, command(tiny_model, speech, "out", **flags), token, **environment)
+    result = run(hub, tmp_path, command(tiny_model, speech, "out", **flags), token)
+    check_refusal(result, message)
+
+
+def test_a_push_without_a_network_is_refused_by_its_variable(
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path
+):
+    """A process of its own: the variable is read when huggingface_hub is imported."""
+    words = [sys.executable, script.__file__, *command(tiny_model, speech, "out")]
+    result = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        env=hub.environment(tmp_path / "home", token=SECRET) | {"HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        timeout=120,
+    )
+    check_refusal(result, "--push_to_hub with HF_HUB_OFFLINE=1")
+
+
+def check_refusal(result: subprocess.CompletedProcess, message: str) -> None:
+    """One line, before any work."""
     assert result.returncode == 2, result.stderr[-2000:]
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and message in line and "Traceback" not in result.stderr
@@ -466,7 +508,7 @@ def test_the_preflight_finds_out_before_any_work(
 
 
 def test_a_preflight_that_had_to_wait_still_pushes(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path
 ):
     for fault in ({"status": 503}, {"status": 429}, {"action": "drop"}):
         hub.add_fault(path_contains="/api/repos/create", **fault)
@@ -480,7 +522,7 @@ def test_a_preflight_that_had_to_wait_still_pushes(
 
 
 def test_another_machine_goes_on_from_the_hub(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path
 ):
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
@@ -506,7 +548,7 @@ def test_another_machine_goes_on_from_the_hub(
 
 
 def test_adapters_are_pushed_merged_and_kept_apart_in_the_checkpoint(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path
 ):
     """The first save is what a Hub that fails afterwards would be left with."""
     words = command(tiny_model, speech, "out", hub_strategy="checkpoint", lora_rank=2, max_steps=2)

@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,8 +56,9 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """The server's process and its forks. `sleeps_at_most` shortens every time.sleep of a fork, so
-    that back-offs of a minute take as many seconds as it says."""
+    """The server's process and its forks. `sleeps_at_most` shortens every time.sleep of a fork and
+    of the processes that it starts, so that back-offs of a minute take as many seconds as it says.
+    """
 
     def __init__(
         self,
@@ -70,7 +70,11 @@ class ForkServer:
         if environment is not None:
             self.environment = dict(environment)
         self.environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
-        self.sleeps_at_most = sleeps_at_most
+        if sleeps_at_most is not None:
+            self.environment |= {
+                "PYTHONPATH": str(SUPPORT / "short_sleeps"),
+                "SLEEPS_AT_MOST": str(sleeps_at_most),
+            }
         self.processes: dict[int, ForkedProcess] = {}
         self.started: queue.Queue[ForkedProcess] = queue.Queue()
 
@@ -129,7 +133,6 @@ class ForkServer:
             "cwd": None if cwd is None else str(cwd),
             "environment": dict(environment or {}),
             "max_file_size_in_bytes": max_file_size_in_bytes,
-            "sleeps_at_most": self.sleeps_at_most,
         }
         log.touch()
         assert self.server.stdin is not None
@@ -150,8 +153,6 @@ def run_fork(job: dict[str, Any]) -> int:
     if job["max_file_size_in_bytes"] is not None:
         limit = job["max_file_size_in_bytes"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    if job["sleeps_at_most"] is not None:
-        shorten_sleeps(job["sleeps_at_most"])
     sys.argv = [job["program"], *job["words"]]
     sys.path[0] = str(Path(job["program"]).parent)  # as python does for a script
     try:
@@ -162,11 +163,6 @@ def run_fork(job: dict[str, Any]) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def shorten_sleeps(seconds: float) -> None:
-    sleep = time.sleep
-    time.sleep = lambda wished: sleep(min(wished, seconds))
 
 
 def serve() -> None:

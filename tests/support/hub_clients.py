@@ -5,6 +5,7 @@ have one address, one after the other, and all of its processes are forks of one
 """
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from hub import Hub
 
 TOKEN = "hf_owner_token"
 SECONDS = 120
+
+
+class HubWithClients(Hub):
+    clients: "HubClients"
 
 
 class HubClients:
@@ -33,26 +38,31 @@ class HubClients:
     def __exit__(self, *error: Any) -> None:
         self.forks.__exit__(*error)
 
-    def new_hub(self, **settings: Any) -> Hub:
+    def new_hub(self, **settings: Any) -> HubWithClients:
         shutil.rmtree(self.home, ignore_errors=True)
-        return Hub(port=self.port, **settings)
+        hub = HubWithClients(port=self.port, **settings)
+        hub.clients = self
+        return hub
 
     def run(
         self,
         folder: Path,
-        words: list[str],
+        words: Sequence[str | Path],
         *,
         token: str | None = TOKEN,
+        variables: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a program that works in `folder`.
 
-        settings: as ForkServer.start takes them.
+        variables: of its environment; settings: as ForkServer.start takes them.
         """
         number = len(self.forks.processes)
         output = folder / f"process-{number}.out"
         log = folder / f"process-{number}.log"
-        environment = {} if token is None else {"HF_TOKEN": token}
+        environment = dict(variables or {})
+        if token is not None:
+            environment["HF_TOKEN"] = token
         process = self.forks.start(
             words, log=log, output=output, cwd=folder, environment=environment, **settings
         )
