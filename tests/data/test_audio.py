@@ -54,6 +54,7 @@ def test_decoding_gives_mono_16_khz(sampling_rate: int, audio_format: str):
     assert 0.2 < np.abs(decoded).max() < 0.3  # the mean of the channels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling_rate", [8_000, 11_025, 22_050, 44_100, 48_000])
 def test_resampling_equals_librosa(sampling_rate: int):
     """But for the number of samples, which librosa rounds up with a zero."""

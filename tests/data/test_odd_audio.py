@@ -357,6 +357,7 @@ def test_a_clip_that_libsndfile_names_keeps_that_message():
     assert "flac decoder lost sync" in rejection_of(data[: len(data) // 2]).detail
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted in /proc")
 def test_rejections_leave_no_descriptor_open():
     code = """if True:

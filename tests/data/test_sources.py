@@ -299,6 +299,7 @@ def test_ranks_share_the_one_order_of_a_mix(mix: Path, preprocessor):
     assert list(itertools.chain(*dealt)) == whole
 
 
+@pytest.mark.slow
 def test_training_on_a_mix(flags: list[str], mix: Path, tmp_path: Path):
     more = "--do_train --do_eval --eval_before_training --max_steps 30 --save_steps 10 --save_total_limit 9".split()
     words = [*mix_flags(flags, mix), *more]
@@ -433,6 +434,7 @@ def test_fork_after_the_report_does_not_hang(train: Train):
     train("--do_train --max_steps 2 --dataloader_num_workers 1 --num_decoding_threads 3")
 
 
+@pytest.mark.slow
 def test_nothing_imports_torchcodec(tmp_path: Path):
     """A process that opens every kind of source has not imported it."""
     code = "import sys, pytest; "

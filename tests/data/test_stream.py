@@ -118,6 +118,7 @@ def test_order_is_independent_of_threads_workers_and_ranks(
     assert len(set(expected)) == 23
 
 
+@pytest.mark.slow
 def test_the_stream_runs_under_spawn(speech: Path, preprocessor):
     stream = make_stream(load(speech), preprocessor)
     assert take(pickle.loads(pickle.dumps(stream)), 5) == take(stream, 5)

@@ -353,6 +353,7 @@ def test_missing_gradio_is_said_before_a_model_is_loaded(capsys: Any, monkeypatc
     assert capsys.readouterr().err == error
 
 
+@pytest.mark.slow
 def test_importing_needs_no_gradio():
     code = "import sys, demo; "
     code += "sys.exit('gradio' in sys.modules or demo.os.environ['GRADIO_ANALYTICS_ENABLED'] != 'False')"

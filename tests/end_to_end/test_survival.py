@@ -228,6 +228,7 @@ def test_a_checkpoint_of_an_fp16_run_goes_on_without_fp16(train: Callable, flags
     assert train("--do_train --max_steps 4")["train_rows"] == 16
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_middle_of_a_write_to_stderr():
     """The handler must not write through the buffer that it has interrupted: that raises "reentrant
     call"."""

@@ -333,6 +333,7 @@ def test_a_good_pickle_is_loaded(train: Train, model: Path):
     assert train(f"--do_eval --model_name_or_path {model}")["eval_num_rows"] == 8
 
 
+@pytest.mark.slow
 def test_no_question_is_asked_on_a_terminal(flags: list[str], model: Path):
     """A tokenizer and a type with code of their own, on a real terminal where a question would wait
     for its answer."""

@@ -43,6 +43,7 @@ def test_a_short_window_is_the_full_one_cut_and_leaves_no_trace(tiny_model: Path
     assert model.config.max_source_positions == 200
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(allow_unspec_int_on_nn_module=False)
 def test_torch_compile_meets_windows_of_every_length_with_one_graph(train: Train, tmp_path: Path):
     """The first graph is for constant sizes, the second for all."""
@@ -140,6 +141,7 @@ def test_short_windows_save_padding_and_change_nothing_that_is_saved(train: Trai
     assert short < 0.35 < full and share == pytest.approx(full, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

@@ -3,69 +3,38 @@ that are public, and the checkpoint that another machine continues from."""
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub import Hub
-
-import run_speech_recognition_seq2seq_streaming as script
+from hub_clients import HubClients, HubWithClients
 
 pytestmark = pytest.mark.slow  # a process each
-PROJECT = Path(__file__).parents[2]
 REPO = "alice/whisper-tiny-es"
-SECRET = "hf_owner_token"
+ASK_HUB = Path(__file__).parents[1] / "support" / "ask_hub.py"
 
-# The script's own start, without its model and data.
-START = """
-import logging, sys
-from types import SimpleNamespace
-from speech_finetuning.base.errors import RunEnded, UserError
-from speech_finetuning.base.network import limit_silence, retry_on_network_error
-from speech_finetuning.sharing import hub
-logging.basicConfig(level=logging.INFO, format="%(message)s")
-limit = float(sys.argv[1])
-limit_silence(limit)
-try:
-    function = getattr(hub, sys.argv[2])
-    arguments = [{"None": None, "True": True}.get(word, word) for word in sys.argv[3:]]
-    if function is hub.download_checkpoint:
-        from pathlib import Path
-        arguments[1] = Path(arguments[1])
-    print("result:", retry_on_network_error(
-        function, *arguments, limit_in_seconds=limit, task="asking the Hub"))
-except RunEnded as ending:
-    print(ending.code, ending.reason)
-except UserError as error:
-    print(2, error)
-"""
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClients]:
+    """Of files: 10 seconds for each of six tries."""
+    time_outs = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+    with HubClients(tmp_path_factory.mktemp("home"), **time_outs) as clients:
+        yield clients
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
+def hub(clients: HubClients) -> Iterator[HubWithClients]:
+    with clients.new_hub() as server:
         yield server
 
 
-def ask(hub: Hub, tmp_path: Path, limit_in_seconds: float, *words: object) -> list[str]:
+def ask(hub: HubWithClients, tmp_path: Path, limit_in_seconds: float, *words: object) -> list[str]:
     """The lines of a process that calls a function of sharing.hub as the script does."""
-    # Of files: 10 seconds for each of six tries.
-    time_outs = {"HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_ETAG_TIMEOUT": "2"}
-    environment = hub.environment(tmp_path / "home", token=SECRET, **time_outs)
-    result = subprocess.run(
-        [sys.executable, "-c", START, str(limit_in_seconds), *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=environment | {"PYTHONPATH": str(PROJECT)},
-        cwd=tmp_path,
-        timeout=120,
-    )
-    output = result.stderr + result.stdout
-    assert result.returncode == 0 and "Traceback" not in output, output
-    return output.splitlines()
+    arguments = [str(word) for word in (limit_in_seconds, *words)]
+    code, output, log = hub.clients.run(tmp_path, arguments, program=ASK_HUB)
+    assert code == 0 and "Traceback" not in log, log
+    return (log + output).splitlines()
 
 
 def checkpoint_files(step: int, best: str | None = None) -> dict[str, bytes]:
@@ -91,19 +60,19 @@ def checkpoint_files(step: int, best: str | None = None) -> dict[str, bytes]:
 
 
 # What is asked, and for how long its silence is waited out: not at all where huggingface_hub itself
-# tries six times in 35 seconds.
+# tries six times.
 SILENT = {
-    "repos/create": (1, ["claim_repository", REPO, None]),
+    "repos/create": (0.5, ["claim_repository", REPO, None]),
     "/preupload/": (0, ["claim_repository", REPO, None]),
-    "/whoami": (1, ["claim_repository", REPO, None]),
-    f"/api/models/{REPO}": (1, ["download_checkpoint", REPO, "out"]),
+    "/whoami": (0.5, ["claim_repository", REPO, None]),
+    f"/api/models/{REPO}": (0.5, ["download_checkpoint", REPO, "out"]),
     "/tree/": (0, ["download_checkpoint", REPO, "out"]),
     "/resolve/": (0, ["download_checkpoint", REPO, "out"]),
 }
 
 
 @pytest.mark.parametrize("path", SILENT)
-def test_a_server_that_says_nothing_is_given_up(hub: Hub, tmp_path: Path, path: str):
+def test_a_server_that_says_nothing_is_given_up(hub: HubWithClients, tmp_path: Path, path: str):
     hub.add_repo("model", REPO, checkpoint_files(6), private=True)
     hub.add_fault(path_contains=path, action="hang", seconds=600, times=None)
     began = time.monotonic()
@@ -115,7 +84,7 @@ def test_a_server_that_says_nothing_is_given_up(hub: Hub, tmp_path: Path, path: 
 
 
 @pytest.mark.parametrize("page", ["page", "truncate"])
-def test_nonsense_is_waited_out(hub: Hub, tmp_path: Path, page: str):
+def test_nonsense_is_waited_out(hub: HubWithClients, tmp_path: Path, page: str):
     for path in ("repos/create", "/preupload/", "/whoami", f"/api/models/{REPO}"):
         hub.add_fault(path_contains=path, action=page)
     lines = ask(hub, tmp_path, 30, "claim_repository", REPO, True)
@@ -124,13 +93,15 @@ def test_nonsense_is_waited_out(hub: Hub, tmp_path: Path, page: str):
     assert hub.repos["model", REPO].private
 
 
-def test_nonsense_for_ever_is_given_up(hub: Hub, tmp_path: Path):
+def test_nonsense_for_ever_is_given_up(hub: HubWithClients, tmp_path: Path):
     hub.add_fault(path_contains="/whoami", action="page", times=None)
     lines = ask(hub, tmp_path, 2, "claim_repository", REPO, None)
     assert lines[-1].startswith("75 asking the Hub: no network") and "a web page" in lines[-1]
 
 
-def test_a_public_repository_is_refused_when_a_private_one_is_asked_for(hub: Hub, tmp_path: Path):
+def test_a_public_repository_is_refused_when_a_private_one_is_asked_for(
+    hub: HubWithClients, tmp_path: Path
+):
     hub.add_repo("model", REPO, {"README.md": b"mine"})
     lines = ask(hub, tmp_path, 2, "claim_repository", REPO, True)
     assert lines[-1].startswith(f"2 --hub_private_repo: {REPO} exists and is public.")
@@ -138,7 +109,7 @@ def test_a_public_repository_is_refused_when_a_private_one_is_asked_for(hub: Hub
 
 
 @pytest.mark.parametrize("status", [402, 403, 413, 507])
-def test_a_refusal_is_not_waited_out(hub: Hub, tmp_path: Path, status: int):
+def test_a_refusal_is_not_waited_out(hub: HubWithClients, tmp_path: Path, status: int):
     hub.add_fault(path_contains="/preupload/", status=status, times=None, message="storage is full")
     lines = ask(hub, tmp_path, 60, "claim_repository", REPO, None)
     assert lines[-1].startswith(f"2 --push_to_hub to {REPO}: ") and "storage is full" in lines[-1]
@@ -146,7 +117,7 @@ def test_a_refusal_is_not_waited_out(hub: Hub, tmp_path: Path, status: int):
     assert len(tries) == (1 if status == 403 else 0)  # an address may have expired: asked anew once
 
 
-def test_a_checkpoint_is_fetched_through_faults(hub: Hub, tmp_path: Path):
+def test_a_checkpoint_is_fetched_through_faults(hub: HubWithClients, tmp_path: Path):
     hub.add_repo("model", REPO, checkpoint_files(6, best="checkpoint-6"))
     hub.add_fault(path_contains=f"/api/models/{REPO}", action="page")
     hub.add_fault(path_contains="/tree/", action="page")
@@ -165,7 +136,9 @@ def test_a_checkpoint_is_fetched_through_faults(hub: Hub, tmp_path: Path):
     assert os.listdir(tmp_path / "out") == ["checkpoint-6"]
 
 
-def test_the_best_checkpoint_that_stayed_elsewhere_is_forgotten(hub: Hub, tmp_path: Path):
+def test_the_best_checkpoint_that_stayed_elsewhere_is_forgotten(
+    hub: HubWithClients, tmp_path: Path
+):
     hub.add_repo("model", REPO, checkpoint_files(6, best="checkpoint-4"))
     assert ask(hub, tmp_path, 9, "download_checkpoint", REPO, "out")[-1] == "result: None"
     state = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())
@@ -175,14 +148,16 @@ def test_the_best_checkpoint_that_stayed_elsewhere_is_forgotten(hub: Hub, tmp_pa
 
 
 @pytest.mark.parametrize("files", [{}, {"last-checkpoint/model.safetensors": b"half"}])
-def test_a_checkpoint_that_is_not_there_is_one_line(hub: Hub, tmp_path: Path, files: dict):
+def test_a_checkpoint_that_is_not_there_is_one_line(
+    hub: HubWithClients, tmp_path: Path, files: dict
+):
     hub.add_repo("model", REPO, {"README.md": b"mine", **files})
     lines = ask(hub, tmp_path, 9, "download_checkpoint", REPO, "out")
     assert lines[-1].startswith(f"2 --resume_from_checkpoint hub: {REPO} has no complete last-")
 
 
 def test_a_silent_hub_ends_the_script_with_75(
-    hub: Hub, tmp_path: Path, tiny_model: Path, speech: Path
+    hub: HubWithClients, tmp_path: Path, tiny_model: Path, speech: Path
 ):
     """That every request has a time-out is the script's own first step."""
     hub.add_fault(path_contains="repos/create", action="hang", seconds=600, times=None)
@@ -196,14 +171,7 @@ def test_a_silent_hub_ends_the_script_with_75(
         "max_network_wait_in_minutes": 0.02,
     }
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    result = subprocess.run(
-        [sys.executable, script.__file__, "--do_train", "--push_to_hub", *flags],
-        capture_output=True,
-        text=True,
-        env=hub.environment(tmp_path / "home", token=SECRET) | {"CUDA_VISIBLE_DEVICES": ""},
-        cwd=tmp_path,
-        timeout=120,
-    )
-    assert result.returncode == 75, result.stderr[-2000:]
-    assert f"hub: asking for {REPO}" in result.stderr and "Trying again in" in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: asking the Hub: no network")
+    code, _, log = hub.clients.run(tmp_path, ["--do_train", "--push_to_hub", *flags])
+    assert code == 75, log[-2000:]
+    assert f"hub: asking for {REPO}" in log and "Trying again in" in log
+    assert log.splitlines()[-1].startswith("error: asking the Hub: no network")
