@@ -21,6 +21,18 @@ from speech_finetuning.data.preprocessing import Preprocessor
 gc.freeze()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, those of several processes before all: they share fixtures that take a
+    minute, and at the end one worker would wait for the other."""
+    items.sort(key=place_in_order)
+
+
+def place_in_order(item: pytest.Item) -> int:
+    if item.path.name == "test_processes.py":
+        return 0
+    return 1 if item.get_closest_marker("slow") else 2
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Multilingual, width 16, one layer, a 4 s window, 64 target positions."""
