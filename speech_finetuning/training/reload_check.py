@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 import transformers
 
-from speech_finetuning.base.errors import RunEnded
+from speech_finetuning.base.errors import ExitCode, RunEnded
 from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
 from speech_finetuning.model.generation import generate_ids
 from speech_finetuning.training.trainer import SpeechTrainer
@@ -33,7 +33,7 @@ def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
         return
     if found != expected:
         raise RunEnded(
-            1,
+            ExitCode.CRASHED,
             f"the saved model transcribes {len(rows)} clips differently: {found[:1]} instead of "
             f"{expected[:1]}. Do not use {folder}; its newest checkpoint has the trained weights.",
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import transformers
 
-from speech_finetuning.base.errors import RunEnded, UserError, one_line
+from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_line
 from speech_finetuning.base.files import write_json
 from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.training.checkpoints import (
@@ -102,7 +102,7 @@ def check_was_trained(trainer: SpeechTrainer, num_steps: int) -> None:
     one, whose weights may be damaged."""
     if num_steps > 0 and trainer.progress.num_skipped_steps >= num_steps:
         raise RunEnded(
-            70,
+            ExitCode.DIVERGED,
             f"the loss was not finite in any of the {num_steps} steps: nothing has been trained. "
             "Fetch the model anew, its weights may be damaged, or lower --learning_rate.",
         )
@@ -114,7 +114,8 @@ def save_final_model(trainer: SpeechTrainer) -> None:
     checkpoint = f"checkpoint-{trainer.state.global_step}"
     error = try_to_save(checkpoint, trainer.save_model) or trainer.save_error
     if error is not None:
-        raise RunEnded(73, f"the trained model could not be saved: {one_line(error)}")
+        reason = f"the trained model could not be saved: {one_line(error)}"
+        raise RunEnded(ExitCode.DISK_FULL, reason)
 
 
 def save_at_the_end(trainer: SpeechTrainer) -> None:

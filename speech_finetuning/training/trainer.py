@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.modeling_outputs import BaseModelOutput
 
-from speech_finetuning.base.errors import RunEnded, portable
+from speech_finetuning.base.errors import ExitCode, RunEnded, portable
 from speech_finetuning.base.shutdown import StopSignals, ignore_signals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, pad_features
@@ -148,7 +148,7 @@ class SpeechTrainer(ResumableTrainer):
         try:
             self.stop.check()
             if time.monotonic() > self.deadline:
-                raise RunEnded(75, "--max_train_time_in_hours is over")
+                raise RunEnded(ExitCode.TRY_AGAIN, "--max_train_time_in_hours is over")
             if self.uploads is not None:
                 self.uploads.poll()
             batches = list(itertools.islice(epoch_iterator, num_batches))
