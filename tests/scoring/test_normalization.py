@@ -132,9 +132,37 @@ def test_joiners_that_persian_spells_with_stay(read, reading: str):
     assert read("می\u200cخواهم", reading, "fa") == "می\u200cخواهم"
 
 
-@pytest.mark.parametrize("text", ["", " ", "\u200b", "a", "'" * 100_000, "a'" * 100_000])
+HOSTILE = {
+    "apostrophes": "'" * 100_000,
+    "inner apostrophes": "a'" * 100_000,
+    "brackets": "[" * 100_000,
+    "parentheses": "(a" * 50_000,
+    "digits": "0" * 100_000,  # of one number: the English normaliser by itself raises
+    "numbers": "one " * 30_000,
+    "one word": "\u4e00" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("reading", [ORTHO, NORM, NORM_MARKS])
-def test_hostile_texts_are_read_in_linear_time(read, reading: str, text: str):
+@pytest.mark.parametrize("language", ["es", "en"])
+def test_hostile_texts_are_read_in_linear_time(read, reading: str, text: str, language: str):
+    """By itself Whisper's normaliser takes over a minute for the brackets."""
     began = time.process_time()
-    assert len(read(text, reading)) <= 2 * len(text)
+    assert len(read(text, reading, language)) <= 2 * len(text)
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u200b", "a"])
+@pytest.mark.parametrize("reading", [ORTHO, NORM, NORM_MARKS])
+def test_next_to_nothing_is_read(read, reading: str, text: str):
+    assert read(text, reading) == text.strip("\u200b ")
+
+
+def test_a_long_text_is_read_as_its_sentences_are(read):
+    sentences = [f"Uno (dos), l'{number} tres [x]" for number in range(400)]
+    whole = read(". ".join(sentences), NORM)
+    assert whole == " ".join(read(sentence, NORM) for sentence in sentences)
+    words = " ".join(f"palabra{number}" for number in range(900))  # no sentence ends
+    assert read(words, NORM) == words
+    assert read("\u4e00" * 5_000, NORM) == "\u4e00" * 5_000  # nor a word
