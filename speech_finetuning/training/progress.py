@@ -2,14 +2,13 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.rejections import describe_counts, list_rejections
+from speech_finetuning.base.rejections import describe_counts, list_rejections, restart_listing
 from speech_finetuning.data.items import RejectedRow
 from speech_finetuning.data.positions import (
     VERSION,
@@ -230,10 +229,8 @@ class StreamProgress:
             StreamPosition.from_json(state["position"]),
             [StreamPosition.from_json(position) for position in state["rank_positions"]],
         )
-        listing = self.output_dir / "rejected.jsonl"
-        num_bytes = state["rejected_bytes"]
-        if self.share.rank == 0 and listing.exists() and listing.stat().st_size > num_bytes:
-            os.truncate(listing, num_bytes)
+        if self.share.rank == 0:
+            restart_listing(self.output_dir, num_trained=self.rejected.total())
 
     def restore_position(
         self, position: StreamPosition, rank_positions: list[StreamPosition]
@@ -273,7 +270,10 @@ def resume_progress(
             is_sharded_by_rank=can_shard_by_rank(datasets, world_size),
         ),
     )
-    if checkpoint is not None:
+    if checkpoint is None:
+        if rank == 0:
+            restart_listing(output_dir, num_trained=0)
+    else:
         state = (checkpoint / "stream_state.json").read_text(encoding="utf-8")
         progress.restore(json.loads(state))
     return progress

@@ -122,9 +122,7 @@ def report(
     lines = ["path\ttext", *(f"clip.flac\t{text}" for text in texts)]
     (folder / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     dataset = SpeechDataset(load_source(str(folder), split="train"), preprocessor)
-    stream = SpeechStream(
-        sets=(dataset,), seed=0, block_size=10, micro_batch_size=1, num_threads=1
-    )
+    stream = SpeechStream(sets=(dataset,), seed=0, block_size=10, micro_batch_size=1, num_threads=1)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         report_data(stream, 10, None, None)

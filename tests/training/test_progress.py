@@ -19,7 +19,7 @@ from speech_finetuning.data.positions import (
     StreamPosition,
 )
 from speech_finetuning.data.stream import RankShare
-from speech_finetuning.training.progress import StreamProgress
+from speech_finetuning.training.progress import StreamProgress, resume_progress
 
 
 def make_progress(folder: Path, **changes: Any) -> StreamProgress:
@@ -161,6 +161,23 @@ def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
     }
     assert restored.num_skipped_steps == 1
     assert restored.state(micro_batch_size=4, positions=[]) == state
+
+
+def test_a_fresh_start_forgets_what_an_earlier_one_listed(tmp_path: Path):
+    make_progress(tmp_path).update(
+        position=position_at(8), num_rows=8, rejections=make_rejections(2)
+    )
+    for rank in (1, 0):
+        assert (tmp_path / "rejected.jsonl").exists()
+        resume_progress(
+            checkpoint=None,
+            output_dir=tmp_path,
+            max_rejected_fraction=0.5,
+            datasets=(),
+            rank=rank,
+            world_size=2,
+        )
+    assert not (tmp_path / "rejected.jsonl").exists()
 
 
 def test_only_the_first_rank_lists_rejections(tmp_path: Path):
