@@ -96,6 +96,7 @@ from speech_finetuning.training.checkpoints import find_checkpoint, pin_revision
 from speech_finetuning.training.compat import make_reproducible
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.progress import StreamProgress, resume_progress
+from speech_finetuning.training.settings import check_finished_run, training_settings
 from speech_finetuning.training.stages import final_scores, train, zero_shot_scores
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -577,7 +578,7 @@ def claim_run(
     Raises: UserError."""
     output_dir = Path(training_args.output_dir)
     identity = run_identity(model_args, records)
-    claim_output_dir(output_dir, identity)
+    claim_output_dir(output_dir, identity, do_train=training_args.do_train)
     # The main process may download last-checkpoint; the others then find it on disk.
     with training_args.main_process_first(local=False):
         uploads = retry_on_network_error(
@@ -661,6 +662,13 @@ def make_train_collator(inputs: Inputs, data_args: DataArguments, seed: int) -> 
     )
 
 
+def all_flags(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> dict[str, Any]:
+    """Every flag with its value."""
+    return {**asdict(model_args), **asdict(data_args), **training_args.to_dict()}
+
+
 def make_card_writer(
     argv: list[str],
     model_args: ModelArguments,
@@ -675,7 +683,7 @@ def make_card_writer(
         name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
     info = collect_run_info(
         argv=argv,
-        arguments={**asdict(model_args), **asdict(data_args), **training_args.to_dict()},
+        arguments=all_flags(model_args, data_args, training_args),
         speech=inputs.speech,
         identity=run.identity,
         base_licence=base_licence(model_args.model_name_or_path) if run.uploads else None,
@@ -689,14 +697,20 @@ def make_card_writer(
 
 
 def resume_stream(
-    run: Run, data_args: DataArguments, training_args: TrainingArguments, inputs: Inputs
+    run: Run,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    inputs: Inputs,
+    settings: dict[str, Any],
 ) -> tuple[StreamProgress, SpeechStream]:
-    """What has been trained so far, and one exact order of rows from there on."""
+    """What has been trained so far, and one exact order of rows from there on. settings: those that
+    shape the weights."""
     progress = resume_progress(
         checkpoint=run.checkpoint,
         output_dir=run.output_dir,
         max_rejected_fraction=data_args.max_rejected_fraction,
         datasets=inputs.train_sets,
+        settings=settings,
         rank=training_args.process_index,
         world_size=training_args.world_size,
     )
@@ -729,7 +743,10 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
 
     inputs = load_inputs(model_args, data_args, training_args, records)
     resolve_arguments(training_args, inputs, has_adapters=model_args.lora_rank > 0)
-    progress, stream = resume_stream(run, data_args, training_args, inputs)
+    settings = training_settings(all_flags(model_args, data_args, training_args), records)
+    if run.checkpoint is not None:
+        check_finished_run(run.checkpoint, settings, data_args.early_stopping_patience)
+    progress, stream = resume_stream(run, data_args, training_args, inputs, settings)
     eval_sets = prepare_eval_sets(inputs.speech, data_args.num_decoding_threads, training_args)
 
     make_reproducible(training_args)

@@ -34,6 +34,7 @@ class StreamProgress:
     max_rejected_fraction: float
     pass_rows: dict[str, int | None]  # rows of a pass of each source, None until they are known
     revisions: dict[str, str | None] = field(default_factory=dict)  # of each source on the Hub
+    settings: dict[str, Any] = field(default_factory=dict)  # see training.settings
     share: RankShare = ONE_RANK
     position: StreamPosition | None = None  # None: the beginning
     num_rows: int = 0  # rejected ones included
@@ -207,6 +208,7 @@ class StreamProgress:
             "damaged_files": self.damaged_files,
             "rejected_bytes": listing.stat().st_size if listing.exists() else 0,
             "revisions": self.revisions,
+            "settings": self.settings,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -254,6 +256,7 @@ def resume_progress(
     output_dir: Path,
     max_rejected_fraction: float,
     datasets: tuple[SpeechDataset, ...],
+    settings: dict[str, Any],
     rank: int,
     world_size: int,
 ) -> StreamProgress:
@@ -264,6 +267,7 @@ def resume_progress(
         max_rejected_fraction=max_rejected_fraction,
         pass_rows={dataset.source.record: dataset.rows_per_pass() for dataset in datasets},
         revisions={dataset.source.record: dataset.source.revision for dataset in datasets},
+        settings=settings,
         share=RankShare(
             rank=rank,
             world_size=world_size,

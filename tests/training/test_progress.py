@@ -140,7 +140,8 @@ def test_a_checkpoint_of_an_older_version_says_so(tmp_path: Path):
 
 
 def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
-    progress = make_progress(tmp_path, revisions={"": "abc"})
+    known = {"revisions": {"": "abc"}, "settings": {"--learning_rate": 1e-3}}
+    progress = make_progress(tmp_path, **known)
     progress.update(position=position_at(8), num_rows=8, rejections=make_rejections(2))
     progress.num_skipped_steps = 1
     progress.audio_in_seconds = 12.5
@@ -148,7 +149,7 @@ def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
     state = json.loads(json.dumps(progress.state(micro_batch_size=4, positions=[])))
     progress.update(position=position_at(16), num_rows=8, rejections=make_rejections(3))
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 5
-    restored = make_progress(tmp_path, revisions={"": "abc"})
+    restored = make_progress(tmp_path, **known)
     restored.restore(state)
     # Rows that were listed after the checkpoint will be met, and listed, again.
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
@@ -174,6 +175,7 @@ def test_a_fresh_start_forgets_what_an_earlier_one_listed(tmp_path: Path):
             output_dir=tmp_path,
             max_rejected_fraction=0.5,
             datasets=(),
+            settings={},
             rank=rank,
             world_size=2,
         )
