@@ -771,6 +771,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         train_window=data_args.train_window,
         full_window_fraction=data_args.full_window_fraction,
         max_train_time_in_hours=data_args.max_train_time_in_hours,
+        max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
     )
     # From here on every rank draws dropout and masks of its own.
     transformers.set_seed(training_args.seed + training_args.process_index)

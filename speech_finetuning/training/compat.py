@@ -235,6 +235,37 @@ PRIVATE_NAMES = (
         ends="a public name",
     ),
     PrivateName(
+        path="datasets.packaged_modules.parquet.parquet:ParquetConfig.columns",
+        used_in="data.builders",
+        why="set after the builder is made: only then are the names of its columns known",
+        seen_in="datasets 5.2",
+        ends="files that may differ in columns which are not read",
+    ),
+    PrivateName(
+        path="datasets.packaged_modules.folder_based_builder.folder_based_builder:"
+        "FolderBasedBuilderConfig.decode_num_threads",
+        used_in="data.builders",
+        why="must be 0, else audio folders on the Hub are decoded despite casts",
+        seen_in="datasets 5.2",
+        ends="casts being followed",
+    ),
+    PrivateName(
+        path="datasets.data_files:DataFilesList.origin_metadata",
+        is_set_in="__init__",
+        used_in="data.builders",
+        why="a list of the same files under other names keeps its hash",
+        seen_in="datasets 5.2",
+        ends="folders whose names contain wildcards",
+    ),
+    PrivateName(
+        path="huggingface_hub.utils._http:default_client_factory",
+        parameters=(),
+        used_in="base.network",
+        why="its client, to which time-outs and the checks of responses are added",
+        seen_in="huggingface_hub 2.4",
+        ends="a public name, or time-outs for all requests",
+    ),
+    PrivateName(
         path="argparse:ArgumentParser._option_string_actions",
         is_set_in="argparse:_ActionsContainer.__init__",
         used_in="cli.flags, cli.help",

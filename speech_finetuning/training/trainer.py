@@ -1,5 +1,6 @@
 """Seq2SeqTrainer and the few overrides."""
 
+import functools
 import itertools
 import logging
 import math
@@ -17,6 +18,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.modeling_outputs import BaseModelOutput
 
 from speech_finetuning.base.errors import ExitCode, RunEnded, portable
+from speech_finetuning.base.network import limit_silence
 from speech_finetuning.base.shutdown import StopSignals, ignore_signals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, pad_features
@@ -33,6 +35,7 @@ from speech_finetuning.training.callbacks import (
 )
 from speech_finetuning.training.compat import (
     compile_windows_of_any_length,
+    leave_retrying_to_us,
     scoring_untrained_model,
 )
 from speech_finetuning.training.meter import (
@@ -66,6 +69,7 @@ class SpeechTrainer(ResumableTrainer):
         train_window: Literal["full", "longest"] = "full",
         full_window_fraction: float = 0.1,
         max_train_time_in_hours: float | None = None,
+        max_network_wait_in_seconds: float = 0.0,
         **trainer_arguments: Any,
     ) -> None:
         super().__init__(
@@ -77,6 +81,7 @@ class SpeechTrainer(ResumableTrainer):
         )
         self.eval_collator = eval_collator
         self.deadline = time.monotonic() + 3600 * (max_train_time_in_hours or math.inf)
+        self.max_network_wait_in_seconds = max_network_wait_in_seconds
         self.window_in_frames = FRAMES_PER_POSITION * self.model.config.max_source_positions
         self.train_window = TrainingWindow(
             full_window_in_frames=self.window_in_frames,
@@ -107,7 +112,7 @@ class SpeechTrainer(ResumableTrainer):
             num_workers=num_workers,
             prefetch_factor=(self.args.dataloader_prefetch_factor or 4) if num_workers else None,
             pin_memory=self.args.dataloader_pin_memory,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=functools.partial(start_worker, self.max_network_wait_in_seconds),
         )
 
     def get_eval_dataloader(self, rows: datasets.Dataset) -> DataLoader:
@@ -376,3 +381,11 @@ class SpeechTrainer(ResumableTrainer):
         )
         nothing = torch.zeros(len(ids), device=self.args.device)
         return ids, nothing, nothing.long()
+
+
+def start_worker(max_network_wait_in_seconds: float, worker_id: int) -> None:
+    """First thing in the reading worker, which is spawned on macOS and Windows: such a process has
+    inherited no setting of this one."""
+    ignore_signals(worker_id)
+    limit_silence(max_network_wait_in_seconds)
+    leave_retrying_to_us()
