@@ -126,8 +126,7 @@ def start_and_check(worker_id: int) -> None:
     start_worker(5.0, worker_id)
     client = huggingface_hub.get_session()
     request = client.build_request("GET", "https://huggingface.co", timeout=None)
-    for hook in client.event_hooks["request"]:
-        hook(request)
+    client.event_hooks["request"][-1](request)  # the library's own refuses to work offline
     assert set(request.extensions["timeout"].values()) == {5.0}
     assert datasets.config.STREAMING_READ_MAX_RETRIES == 1
 

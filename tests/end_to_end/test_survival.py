@@ -648,31 +648,25 @@ def test_network_faults_lose_and_double_nothing(
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_the_data_that_it_began_with(
-    hub: Hub, hub_forks: ForkServer, flags: list[str], tmp_path: Path
+    hub: Hub, hub_forks: ForkServer, flags: list[str], train: Callable, tmp_path: Path
 ):
     """Between two starts the branch moves on to other data."""
     hub.remove_faults()
-    steps = "--lr_scheduler_type constant --warmup_steps 0 --save_steps 4 --max_steps"
-    process, log = on_hub(hub_forks, flags, tmp_path / "whole", f"{steps} 12")
-    assert process.wait(100) == 0, log.read_text()[-3000:]
+    common = "--do_train --lr_scheduler_type constant --warmup_steps 0 --shuffle_buffer_size 10"
+    train(f"{common} --max_steps 12 --output_dir {tmp_path / 'whole'}")  # the same rows, from disk
     hub.add_repo("dataset", "alice/moves", hub.files("dataset", "alice/speech"))
-    process, log = on_hub(hub_forks, flags, tmp_path / "run", f"{steps} 4", "alice/moves")
+    log = tmp_path / "log"
+    words = [*flags, *common.split(), "--dataset_name", "alice/moves", "--max_steps"]
+    process = hub_forks.start([*words, "4"], log=log)
     assert process.wait(100) == 0, log.read_text()[-3000:]
-    rows = demonstration.make_rows(40, seed=8)
     other = tmp_path / "other" / "train-00000-of-00001.parquet"
-    demonstration.write_parquet(other, rows)
+    demonstration.write_parquet(other, demonstration.make_rows(40, seed=8))
     hub.add_commit("dataset", "alice/moves", other.parent, replace=True)
-    words = [*flags, "--do_train", "--dataset_name", "alice/moves", "--disable_tqdm", "True"]
-    words += ["--shuffle_buffer_size", "10", "--output_dir", str(tmp_path / "run" / "out")]
-    again = hub_forks.start([*words, *f"{steps} 12".split()], log=log, cwd=tmp_path / "run")
-    assert again.wait(100) == 0, log.read_text()[-3000:]
-    assert "alice/moves has changed on the Hub since this run began" in log.read_text()
-    assert same_weights(tmp_path / "run" / "out", tmp_path / "whole" / "out")
-    assert losses(tmp_path / "run" / "out") == losses(tmp_path / "whole" / "out")
-    process, log = on_hub(hub_forks, flags, tmp_path / "new", f"{steps} 12", "alice/moves")
+    process = hub_forks.start([*words, "12"], log=log)
     assert process.wait(100) == 0, log.read_text()[-3000:]
-    assert "has changed on the Hub" not in log.read_text()
-    assert not same_weights(tmp_path / "new" / "out", tmp_path / "whole" / "out")
+    assert "alice/moves has changed on the Hub since this run began" in log.read_text()
+    assert losses(output(flags)) == losses(tmp_path / "whole")
+    assert same_weights(output(flags), tmp_path / "whole")
 
 
 @pytest.mark.slow
