@@ -46,7 +46,6 @@ import logging
 import math
 import re
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -86,13 +85,13 @@ from speech_finetuning.model.loading import (
 from speech_finetuning.scoring.eval_sets import prepare_eval_sets
 from speech_finetuning.scoring.normalization import ScoringTarget, scoring_targets
 from speech_finetuning.scoring.scorecard import Scorecard
-from speech_finetuning.sharing.hub import base_licence, make_uploads
+from speech_finetuning.sharing.claim import Run, claim_run
+from speech_finetuning.sharing.hub import base_licence
 from speech_finetuning.sharing.model_card import CardWriter
 from speech_finetuning.sharing.reports import write_reports
-from speech_finetuning.sharing.run_info import claim_output_dir, collect_run_info, run_identity
-from speech_finetuning.sharing.uploads import HubUploads
+from speech_finetuning.sharing.run_info import collect_run_info
 from speech_finetuning.training.callbacks import early_stopping
-from speech_finetuning.training.checkpoints import find_checkpoint, pin_revisions
+from speech_finetuning.training.checkpoints import pin_revisions
 from speech_finetuning.training.compat import make_reproducible
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.progress import StreamProgress, resume_progress
@@ -544,16 +543,6 @@ def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adap
 
 # ------------------------------------------------------------------------------- the job ----
 @dataclass(kw_only=True)
-class Run:
-    """The output folder, and what it already has."""
-
-    output_dir: Path
-    identity: dict[str, Any]  # what makes two starts the same run
-    uploads: HubUploads | None  # None: nothing is pushed, or not by this process
-    checkpoint: Path | None  # to continue from
-
-
-@dataclass(kw_only=True)
 class Job:
     """What `run_job` needs: everything is opened, nothing is trained."""
 
@@ -566,34 +555,6 @@ class Job:
     def run_info(self) -> dict[str, Any]:
         """What is needed to understand and repeat the run."""
         return self.trainer.card_writer.run_info
-
-
-def claim_run(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    records: list[DataRecord],
-) -> Run:
-    """Proves that the folder and the Hub may be written, and finds the checkpoint to continue from.
-    Raises: UserError."""
-    output_dir = Path(training_args.output_dir)
-    identity = run_identity(model_args, records)
-    claim_output_dir(output_dir, identity, do_train=training_args.do_train)
-    # The main process may download last-checkpoint; the others then find it on disk.
-    with training_args.main_process_first(local=False):
-        uploads = retry_on_network_error(
-            make_uploads,
-            records,
-            training_args,
-            task="asking the Hub",
-            limit_in_seconds=data_args.max_network_wait_in_seconds,
-        )
-    training_args.push_to_hub = False  # from here on: the library's own push can hang for ever
-    checkpoint = None
-    if training_args.do_train:
-        checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    return Run(output_dir=output_dir, identity=identity, uploads=uploads, checkpoint=checkpoint)
 
 
 def load_inputs(

@@ -10,7 +10,7 @@
     training  loss, settings, progress, checkpoints, callbacks, meter, resumable, trainer, stages,
               reload_check, compat:
               Seq2SeqTrainer, the few overrides
-    sharing   uploads, upload_process, snapshot, public, hub, model_card, reports, run_info: what others see
+    sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, reports, run_info: what others see
     cli       early_exit, help, flags, source_flags, retired, translation, parsing, checks, devices,
               console, data_report, dry_run, demonstration, exit_status: what the terminal sees
 
