@@ -18,7 +18,7 @@ import transformers
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.cli.data_report import report_data
-from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
+from speech_finetuning.data.audio import seconds_of_frames
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.sharing.hub import describe_access
@@ -114,7 +114,7 @@ def rehearse(
     rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
     # First a step whose utterances share no window, then, with --pack_utterances, two in which they
     # do.
-    window_in_seconds = trainer.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
+    window_in_seconds = seconds_of_frames(trainer.window_in_frames)
     longest = sample.longest
     alone = replace(longest, example=longest.content() | {"duration": window_in_seconds})
     rows = [alone] * rows_per_step + [longest] * 2 * rows_per_step

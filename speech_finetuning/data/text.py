@@ -14,8 +14,9 @@ IGNORED_LABEL = -100  # torch's cross-entropy skips it
 # Written without spaces between words, so that only characters can be counted (table 13 of
 # Whisper's paper, and related languages).
 UNSPACED_LANGUAGES = ("zh", "yue", "ja", "th", "lo", "my", "km")
-# Invisible, and nothing that is said: zero-width space and no-break space, word joiner, soft
-# hyphen, marks of the writing direction.
+# For str.translate, of texts that are trained and of those that are scored: characters that nobody
+# sees or says. Zero-width space and no-break space, word joiner, soft hyphen, marks of the writing
+# direction. The zero-width joiners U+200C and U+200D stay: Persian and Hindi spell with them.
 INVISIBLE = dict.fromkeys(
     map(
         ord,
