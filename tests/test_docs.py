@@ -8,8 +8,11 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+from huggingface_hub.cli import hf
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli.parsing import FlagParser
@@ -38,12 +41,15 @@ OTHER_PROGRAMS = (
     ".venv/bin/pip install faster-whisper",
     ".venv/bin/pip install -r requirements-demo.txt",
     ".venv/bin/pip install -r requirements-lora.txt",
+    "cd /workspace/whisper",
     "cmake",
     "code=0",
     "exit",
     "git clone",
+    'grep -v "^torch==" requirements.txt',
     "if [[ $code == 75",
     "mkdir",
+    "pip install --quiet -r others.txt",
     "python - whisper-small-es",
     "python whisper.cpp/models/convert-h5-to-ggml.py",
     "source .venv/bin/activate",
@@ -105,6 +111,7 @@ def check_training_flags(words: list[str]) -> None:
         if word.startswith("--"):
             assert word.removeprefix("--").split("=")[0] in script_flags(), word
     parsable = [word for word in words if word not in NEEDS_MORE_THAN_THIS_MACHINE]
+    parsable += ["--fp16", "False"]  # a recipe may have it in its file
     script.check_arguments(*script.parse_arguments(parsable)[1:])
 
 
@@ -129,6 +136,23 @@ def check_demo_flags(words: list[str]) -> None:
         assert f'"{flag}"' in source, flag
 
 
+def check_hf_command(words: list[str]) -> None:
+    """The installed `hf` knows the command; what a job runs is a command of this project."""
+    command: Any = hf.app
+    context = None
+    name = "hf"
+    words = words[1:]
+    while isinstance(command, click.Group):
+        context = click.Context(command, info_name=name, parent=context)
+        name, command, words = command.resolve_command(context, words)
+    parameters = command.make_context(name, words, parent=context).params
+    if name == "run":
+        assert re.fullmatch(r"\w+:[\d.]+", parameters["image"]), parameters["image"]
+        assert parameters["flavor"] and parameters["secrets"] == ["HF_TOKEN"]
+        *_, script_of_shell = parameters["command"]
+        assert check_command(script_of_shell.split("&&")[-1].replace("/code/", "").strip())
+
+
 def check_command(line: str) -> bool:
     """Whether the line is a command of this project, which is then checked; an unknown command
     fails."""
@@ -138,6 +162,9 @@ def check_command(line: str) -> bool:
         return True
     if words[:2] == ["bash", "run.sh"]:
         check_recipe(words[2:])
+        return True
+    if words[:1] == ["hf"]:
+        check_hf_command(words)
         return True
     if "demo.py" in words:
         check_demo_flags(words)
@@ -151,7 +178,7 @@ def check_command(line: str) -> bool:
 
 @pytest.fixture
 def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe.yaml that commands name, in the current directory."""
+    """The recipe.yaml and the recipes/ that commands name, in the current directory."""
     settings = {
         "model_name_or_path": "m",
         "dataset_name": "d",
@@ -160,6 +187,7 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "max_steps": 1,
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(settings))  # JSON is YAML as well
+    (tmp_path / "recipes").symlink_to(PROJECT / "recipes")
     monkeypatch.chdir(tmp_path)
 
 
