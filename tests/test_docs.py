@@ -447,3 +447,30 @@ def test_every_reason_of_a_rejection_is_explained():
     explained = [line.split(" | ")[0] for line in table.splitlines()[2:]]
     assert len(reasons) > 10
     assert set(re.findall(r"`(\w+)`", " ".join(explained))) == reasons
+
+
+ASKING = ("item", "tolist", "cpu", "numpy", "isfinite", "isnan", "isinf", "nonzero", "synchronize")
+
+
+def functions_that_ask(module: Path) -> set[tuple[str, str]]:
+    """(module, function) of every call that would fetch a value from the GPU."""
+    found = set()
+    name = f"{module.parent.name}/{module.name}"
+    for function in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        calls = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
+        if any(isinstance(call, ast.Attribute) and call.attr in ASKING for call in calls):
+            found.add((name, function.name))
+    return found
+
+
+def test_every_wait_for_the_gpu_is_listed_with_its_reason():
+    page = (PROJECT / "docs" / "gpu-waits.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+/\w+\.py)` \| `(\w+)` \| .+ \| .+ \| .+ \|$", page, re.M)
+    package = PROJECT / "speech_finetuning"
+    modules = [*package.glob("training/*.py"), *package.glob("model/*.py")]
+    asking = set().union(*map(functions_that_ask, modules))
+    assert len(asking) >= 4
+    assert set(listed) == asking
+    assert functions_that_ask(Path(script.__file__)) == set()

@@ -14,6 +14,7 @@ from typing import Any, cast
 import datasets.config
 import torch
 import transformers
+from transformers import masking_utils
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
@@ -144,6 +145,13 @@ PRIVATE_NAMES = (
         used_in="training.callbacks",
         why="set at the start of training only: scores before it would go to ./runs",
         ends="on_log finding the folder itself",
+    ),
+    PrivateName(
+        path="transformers.masking_utils:find_packed_sequence_indices",
+        parameters=("position_ids",),
+        used_in="training.compat",
+        why="asks the GPU in every forward pass whether rows are packed, see unpacked_rows",
+        ends="a mask that does not depend on values on the GPU",
     ),
     PrivateName(
         path="torch._dynamo.config:allow_unspec_int_on_nn_module",
@@ -323,6 +331,29 @@ def scoring_untrained_model(trainer: transformers.Trainer) -> Iterator[None]:
     finally:
         if is_untrained:
             prepared_models.clear()
+
+
+def no_packed_sequences(position_ids: torch.Tensor) -> None:
+    """In place of find_packed_sequence_indices: what it finds in rows of one text each."""
+
+
+@contextlib.contextmanager
+def unpacked_rows(is_compiled: bool) -> Iterator[None]:
+    """Spares a forward pass its question whether rows are packed sequences, which they never are.
+
+    transformers (5.24, masking_utils.py:761) asks by `.all()` of a tensor on the GPU: the CPU then
+    waits until all work in the queue is done, in every micro-batch, and cannot prepare the next.
+    A compiled model does not ask.
+    """
+    if is_compiled:
+        yield
+        return
+    original = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = no_packed_sequences
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = original
 
 
 @contextlib.contextmanager

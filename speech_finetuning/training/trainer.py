@@ -37,6 +37,7 @@ from speech_finetuning.training.compat import (
     compile_windows_of_any_length,
     leave_retrying_to_us,
     scoring_untrained_model,
+    unpacked_rows,
 )
 from speech_finetuning.training.meter import (
     MAX_DATA_WAIT_FRACTION,
@@ -142,6 +143,10 @@ class SpeechTrainer(ResumableTrainer):
             num_rows=sum(info.num_rows for info in infos) * self.args.world_size,
             rejections=rejections,
         )
+        if self.args.world_size == 1:
+            # Nothing is gathered: on the GPU the number of target tokens would only make the CPU
+            # wait for it (transformers 5.24, _get_num_items_in_batch).
+            device = torch.device("cpu")
         return super().get_batch_samples(iter(batches), num_batches, device)
 
     def fetch_batches(
@@ -220,7 +225,7 @@ class SpeechTrainer(ResumableTrainer):
             "decoder_input_ids": inputs["decoder_input_ids"].to(device, non_blocking=True),
         }
         # Around the backward pass as well: it may compute activations anew.
-        with encoder_window(self.model, window):
+        with encoder_window(self.model, window), unpacked_rows(self.args.torch_compile):
             loss = super().training_step(model, batch, num_items_in_batch)
         self.broken_steps.add(loss, info.ids)
         self.progress.audio_in_seconds += info.audio_in_seconds * self.args.world_size
