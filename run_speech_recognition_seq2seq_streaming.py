@@ -772,7 +772,7 @@ def run_job(job: Job) -> dict[str, float]:
 
 def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
     """Trains and scores as the command line says. Returns all metrics.
-    Raises: UserError for what the user can mend."""
+    Raises: UserError for what the user can fix."""
     argv = sys.argv[1:] if argv is None else argv
     _, data_args, training_args = parse_arguments(argv)
     limit_silence(data_args.max_network_wait_in_seconds)

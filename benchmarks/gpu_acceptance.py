@@ -326,7 +326,7 @@ def check_accumulation(bench: Bench) -> str:
 
 
 def check_checkpointing(bench: Bench, name: str, changes: dict[str, Any]) -> str:
-    """Activations that are computed anew give the same losses."""
+    """Activations that are recomputed give the same losses."""
     kept = bench.train(f"{name}-kept", **changes)
     again = bench.train(f"{name}-again", gradient_checkpointing=True, **changes)
     found = difference(again.losses(), kept.losses())

@@ -1,4 +1,4 @@
-"""How a run ends early: mistakes that the user can mend, and what happens outside the run."""
+"""How a run ends early: mistakes that the user can fix, and what happens outside the run."""
 
 import enum
 import pickle
@@ -20,7 +20,7 @@ class ExitCode(enum.IntEnum):
 
 
 class UserError(ValueError):
-    """Something that the user can mend, told in a line, with exit code 2. Several arguments are
+    """Something that the user can fix, told in a line, with exit code 2. Several arguments are
     several such things."""
 
     def __str__(self) -> str:

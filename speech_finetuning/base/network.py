@@ -171,7 +171,7 @@ def as_user_error(*kinds: type[Exception], where: str, advice: str = "") -> Iter
 class Backoff:
     """Waits out network errors: 1, 2, 4 ... 60 s between tries, up to a limit.
 
-    The limit is of time without success; every success starts it anew (`reset`). One answer 403 is
+    The limit is of time without success; every success starts it again (`reset`). One answer 403 is
     waited out, too: the Hub's files lie on other servers, under addresses that expire, and the next
     try asks for a new one.
     """

@@ -237,7 +237,7 @@ def read_patiently(value: str | dict[str, Any] | None, limit_in_seconds: float) 
 def reject_dead_address(address: str, error: Exception, num_errors_before: int) -> None:
     """Raises: Rejection if the address is at fault, and not the network or the whole Hub.
 
-    A 403 and a web page are asked for anew once: a signed address may have expired, or a proxy may
+    A 403 and a web page are asked for once more: a signed address may have expired, or a proxy may
     have answered in place of the server.
     """
     is_on_hub = address.startswith("hf://")

@@ -122,7 +122,7 @@ PRIVATE_NAMES = (
         path="transformers.trainer_callback:EarlyStoppingCallback.state",
         parameters=("self",),
         used_in="training.stages",
-        why="the names under `attributes` in trainer_state.json are those that are set anew",
+        why="the names under `attributes` in trainer_state.json are those that are set again",
         ends="restored callbacks keeping the arguments of now",
     ),
     # ---- the loop
@@ -386,7 +386,7 @@ def restore_early_stopping(
     """Gives the early stopping of this run, if it has one, the count of the checkpoint.
 
     The library's own restore_callback_states_from_checkpoint (transformers 5.24, trainer.py:4047)
-    would build it anew with its *old* arguments, so that a changed --early_stopping_patience were
+    would build it again with its *old* arguments, so that a changed --early_stopping_patience were
     ignored. Without either it would begin to count at 0.
     """
     callback = trainer.pop_callback(transformers.EarlyStoppingCallback)

@@ -116,7 +116,7 @@ class StreamProgress:
             reasons += f", and {self.num_lost_rows} rows behind them in damaged files"
         raise UserError(
             f"{found} ({reasons}), more than --max_rejected_fraction "
-            f"{self.max_rejected_fraction:g}. See {self.output_dir / 'rejected.jsonl'}; mend them "
+            f"{self.max_rejected_fraction:g}. See {self.output_dir / 'rejected.jsonl'}; fix them "
             f"or raise the limit."
         )
 

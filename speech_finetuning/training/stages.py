@@ -128,7 +128,7 @@ def check_was_trained(trainer: SpeechTrainer, num_steps: int) -> None:
         raise RunEnded(
             ExitCode.DIVERGED,
             f"the loss was not finite in any of the {num_steps} steps: nothing has been trained. "
-            "Fetch the model anew, its weights may be damaged, or lower --learning_rate.",
+            "Download the model again, its weights may be damaged, or lower --learning_rate.",
         )
 
 

@@ -224,7 +224,7 @@ class SpeechTrainer(ResumableTrainer):
             "labels": inputs["labels"].to(device, non_blocking=True),
             "decoder_input_ids": inputs["decoder_input_ids"].to(device, non_blocking=True),
         }
-        # Around the backward pass as well: it may compute activations anew.
+        # Around the backward pass as well: it may recompute activations.
         with encoder_window(self.model, window), unpacked_rows(self.args.torch_compile):
             loss = super().training_step(model, batch, num_items_in_batch)
         self.broken_steps.add(loss, info.ids)
@@ -253,7 +253,7 @@ class SpeechTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def training_figures(self) -> dict[str, float]:
-        """Rows, rejections, speed and uploads since the last line of the log, which begins anew."""
+        """Rows, rejections, speed and uploads since the last line of the log; all counts start again."""
         elapsed = self.meter.elapsed_in_seconds()
         speed = self.meter.figures(elapsed, self.accelerator)
         figures = self.progress.figures() | speed
