@@ -500,7 +500,9 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
         changes={"train_window": "longest", "full_window_fraction": 0},
     ),
     "--pack_utterances": functools.partial(
-        check_window, name="packed", changes={"pack_utterances": True}
+        check_window,
+        name="packed",
+        changes={"pack_utterances": True, "per_device_train_batch_size": 2 * ROWS_PER_STEP},
     ),
     "--torch_compile": check_compile,
     "a NaN under the scaler": functools.partial(check_broken_step, changes={}),

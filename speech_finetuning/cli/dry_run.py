@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from transformers.trainer_utils import SaveStrategy
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import retry_on_network_error
@@ -60,6 +61,7 @@ def miniature_flags(
         "push_to_hub": False,
         "push_predictions": False,
         "eval_before_training": False,
+        "save_strategy": "steps",  # also of a run that saves only its model: it is sized
         "save_steps": 3,
         "eval_steps": 3,
         "logging_steps": 1,
@@ -158,8 +160,9 @@ def check_disk(
     full_args: transformers.Seq2SeqTrainingArguments, num_steps: int, checkpoint_in_bytes: int
 ) -> Check:
     """Whether the checkpoints that are kept, one being written and the model fit on the disk."""
-    save_steps = steps_between(full_args.save_steps, num_steps)
-    num_kept = num_steps // save_steps
+    num_kept = 0
+    if full_args.save_strategy != SaveStrategy.NO:
+        num_kept = num_steps // steps_between(full_args.save_steps, num_steps)
     if full_args.save_total_limit:
         num_kept = min(num_kept, full_args.save_total_limit)
     assert full_args.output_dir is not None
