@@ -319,7 +319,7 @@ def migration_table() -> str:
 
 
 def write_migration_table() -> None:
-    """Writes the table into its page anew: PYTHONPATH=. python tests/test_docs.py"""
+    """Writes the table into its page: PYTHONPATH=. python tests/test_docs.py"""
     first_line = migration_table().split("\n")[0]
     text = MIGRATION_PAGE.read_text(encoding="utf-8")
     text = re.sub(rf"^{re.escape(first_line)}\n(\|.*\n)+", migration_table(), text, flags=re.M)
