@@ -58,6 +58,7 @@ def test_a_recipe_says_what_to_expect_and_how_that_is_known(recipe: Path):
     assert f"--config recipes/{recipe.name}" in comment
 
 
+@pytest.mark.slow  # the forward passes of Whisper small, by shapes alone, take seconds
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_the_memory_of_a_recipe_is_what_the_benchmark_calculates(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
