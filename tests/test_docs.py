@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub.cli import hf
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import ExitCode
 from speech_finetuning.cli.parsing import FlagParser
 from speech_finetuning.cli.retired import RETIRED_RENAMED, RETIRED_WITHOUT_EFFECT
 
@@ -348,25 +349,10 @@ def test_the_table_of_metrics_is_complete():
     assert set(re.findall(r"`(\w+)`", " ".join(cells))) == produced
 
 
-def exit_codes_in_the_code() -> set[int]:
-    """The numbers given to RunEnded, and those from 70 that exit_status.py has of its own."""
-    package = PROJECT / "speech_finetuning"
-    found = set()
-    for path in [PROJECT / SCRIPT_NAME, *package.glob("*/*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            is_call = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RunEnded"
-            if is_call and node.args and isinstance(node.args[0], ast.Constant):
-                found.add(node.args[0].value)
-            is_number = isinstance(node, ast.Constant) and type(node.value) is int
-            if path.name == "exit_status.py" and is_number and 70 <= node.value < 80:
-                found.add(node.value)
-    return found
-
-
 def test_the_table_of_exit_codes_is_complete():
     cells = table_cells(PROJECT / "docs" / "long-runs.md", "Exit codes")
     documented = {int(cell) for cell in cells if cell.isdigit()}
-    assert documented == {0, 1, 2} | exit_codes_in_the_code()
+    assert documented == {code.value for code in ExitCode}
 
 
 def heading_anchors(page: Path) -> set[str]:
