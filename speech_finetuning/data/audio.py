@@ -14,6 +14,7 @@ import torch
 from speech_finetuning.base.errors import one_line
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.containers import split_streams
+from speech_finetuning.data.ffmpeg import decode_foreign, is_foreign
 from speech_finetuning.data.signatures import DECODABLE_FILES, describe_bytes
 
 SAMPLE_RATE_IN_HZ = 16_000  # every Whisper checkpoint was trained on 16 kHz
@@ -36,11 +37,6 @@ FLAC_MAGIC = b"fLaC\0\0\0\x22"  # with the header of the block that comes first 
 FLAC_BUFFER_IN_BYTES = 16 * 2**10
 UNRECOGNISED_FORMAT = 1  # libsndfile's number of this error
 BLOCK_IN_SECONDS = 30  # no minimum duration is longer
-
-
-def seconds_of_frames(num_frames: int) -> float:
-    """How long so many log-mel frames are, such as 30 s for a window of 3,000."""
-    return num_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
 
 
 def audio_file(data: bytes) -> int | BinaryIO:
@@ -88,7 +84,7 @@ def decode_audio(
     or far out of range, and with the decoder's error, whatever that is: one clip never ends a run.
     """
     try:
-        streams = split_streams(data)
+        streams = [data] if is_foreign(data[:64]) else split_streams(data)
         if len(streams) == 1:
             waveform, sampling_rate = decode_stream(streams[0], check_duration, speed)
         else:
@@ -118,19 +114,31 @@ def decode_stream(
 
     Raises: Rejection, the decoder's errors.
     """
+    if is_foreign(data[:64]):
+        channels, sampling_rate = decode_foreign(data, check_duration)
+        seconds = len(channels) / sampling_rate
+        check_duration(seconds)
+    else:
+        channels, sampling_rate, seconds = decode_own(data, check_duration)
+    speed = allowed_speed(seconds, speed, check_duration)
+    return resample(to_mono(channels), sampling_rate * speed), sampling_rate
+
+
+def decode_own(
+    data: bytes, check_duration: Callable[[float], None]
+) -> tuple[np.ndarray, int, float]:
+    """((n_samples, n_channels) float32, sampling rate in Hz, seconds), by libsndfile."""
     # Closes the file, also one that it cannot open.
     with ForwardClip(audio_file(data)) as clip:
         sampling_rate = clip.samplerate
         if clip.frames < UNKNOWN_LENGTH:
             seconds = clip.frames / sampling_rate
             check_duration(seconds)
-            channels = read_samples(clip)
-        else:
-            channels = read_unknown_length(clip, check_duration)
-            seconds = len(channels) / sampling_rate
-            check_duration(seconds)
-    speed = allowed_speed(seconds, speed, check_duration)
-    return resample(to_mono(channels), sampling_rate * speed), sampling_rate
+            return read_samples(clip), sampling_rate, seconds
+        channels = read_unknown_length(clip, check_duration)
+    seconds = len(channels) / sampling_rate
+    check_duration(seconds)
+    return channels, sampling_rate, seconds
 
 
 def decode_joined(

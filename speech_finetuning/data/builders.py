@@ -1,7 +1,9 @@
 """What `datasets` opens: Hub repositories, folders of audio, parquet files, tars."""
 
 import contextlib
+import functools
 import glob
+import itertools
 import logging
 import os
 import re
@@ -22,15 +24,31 @@ from huggingface_hub.errors import HfHubHTTPError
 from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.base.network import as_user_error, is_network_error
 from speech_finetuning.data.columns import (
-    SAMPLING_RATE_COLUMNS,
+    AUDIO_COLUMNS,
+    ColumnSample,
     OpenedSplit,
     SpeechColumns,
     WantedColumns,
     find_columns,
     find_name,
+    find_segment_columns,
 )
 from speech_finetuning.data.dataset_names import what_is_there, where_it_is_now
+from speech_finetuning.data.features import (
+    check_is_text,
+    feature_at,
+    is_text,
+    is_typed,
+    names_of_features,
+    sampling_rate_column,
+    undecoded_feature,
+    without_decoding,
+)
 from speech_finetuning.data.footers import check_has_columns, read_footer
+from speech_finetuning.data.guessing import cell_at, only_one, top_of
+from speech_finetuning.data.manifests import NUM_ROWS_TO_INSPECT, has_audio_suffix
+from speech_finetuning.data.saved import count_rows_of_arrow, find_saved
+from speech_finetuning.data.segments import times_are_of_recordings
 
 logger = logging.getLogger(__name__)
 
@@ -146,9 +164,13 @@ def open_builder(
 ) -> datasets.DatasetBuilder:
     """The builder of a data set, set to decode no audio. Raises: UserError."""
     folder = Path(name).resolve()
-    if folder.is_dir() and glob.has_magic(str(folder)):
+    if saved := find_saved(name):
+        builder = datasets.load_dataset_builder("arrow", data_files=saved, cache_dir=cache_dir)
+    elif folder.is_dir() and glob.has_magic(str(folder)):
         builder = load_folder_with_wildcards(folder, config_name, cache_dir=cache_dir)
     else:
+        if folder.is_dir() and os.sep not in name:
+            name = os.path.join(os.curdir, name)  # `datasets` has builders called csv, parquet ...
         builder = load_builder(name, config_name, cache_dir=cache_dir, revision=revision)
     config: Any = builder.config  # its fields depend on the builder
     if hasattr(config, "decode_num_threads"):
@@ -262,23 +284,38 @@ def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColum
             # Reads the first rows; datasets 5.2 has no public name for it.
             dataset = dataset._resolve_features()
         features = dataset.features or datasets.Features()
+        place = f"split '{split}' of {builder.dataset_name}"
         columns = find_columns(
-            list(features),
-            wanted,
-            f"split '{split}' of {builder.dataset_name}",
+            names_of_features(features),
+            with_audio_by_type(wanted, features, place),
+            place,
             advice_on_metadata(builder),
+            ColumnSample(
+                cells=functools.partial(cells_of_first_rows, dataset, features),
+                audio_tests=(has_audio_suffix,),
+            ),
         )
-        columns = replace(columns, sampling_rate=sampling_rate_column(features, columns.audio))
+        columns = replace(
+            columns,
+            sampling_rate=sampling_rate_column(features, columns.audio),
+            segments=find_segment_columns(list(features)),
+        )
         if columns.text is not None:
             check_is_text(features, columns.text)
         if builder.name == "parquet":
             # Files may differ in their other columns, which would be cast to those of the first.
-            cast(Any, builder.config).columns = columns.names()
+            cast(Any, builder.config).columns = columns.top_names(list(features))
             dataset = stream_of(builder, split)
-        undecoded = undecoded_feature(builder.name, features[columns.audio])
+        undecoded = undecoded_feature(builder.name, feature_at(features, columns.audio))
         if undecoded is not None:
-            dataset = dataset.cast_column(columns.audio, undecoded)
-        dataset = dataset.select_columns(columns.names())
+            top = top_of(columns.audio, list(features))
+            inner = columns.audio[len(top) + 1 :]
+            dataset = dataset.cast_column(top, without_decoding(features[top], inner, undecoded))
+        if columns.segments is not None and not times_are_of_recordings(
+            dataset, columns, f"split '{split}'"
+        ):
+            columns = replace(columns, segments=None)
+        dataset = dataset.select_columns(columns.top_names(list(features)))
         num_rows = count_rows(builder, split, dataset, columns, urls)
     return OpenedSplit(dataset=dataset, columns=columns, num_rows=num_rows)
 
@@ -316,67 +353,26 @@ def advice_on_metadata(builder: datasets.DatasetBuilder) -> str:
     )
 
 
-def undecoded_feature(builder_name: str, feature: Any) -> Any:
-    """What to cast audio to, so that it is not decoded; None if it is not audio to `datasets`.
-
-    The builder of folders imports torchcodec even for Audio(decode=False) (datasets 5.2,
-    features/audio.py:106), so its column becomes the file's path.
-    """
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        inner = undecoded_feature(builder_name, feature.feature)
-        return None if inner is None else type(feature)(inner)
-    if not isinstance(feature, datasets.Audio):
-        return None
-    if builder_name == "audiofolder":
-        return datasets.Value("string")
-    return datasets.Audio(decode=False)
+def with_audio_by_type(
+    wanted: WantedColumns, features: datasets.Features, place: str
+) -> WantedColumns:
+    """Names the one column of audio, if names do not tell it. Raises: UserError for several."""
+    if wanted.audio is not None or find_name(list(features), None, AUDIO_COLUMNS) is not None:
+        return wanted
+    found = [name for name in names_of_features(features) if is_typed(feature_at(features, name))]
+    return replace(wanted, audio=only_one(found, "--audio_column_name", "hold audio", place, ""))
 
 
-def sampling_rate_column(features: datasets.Features, audio: str) -> str | None:
-    """The column with the rate of audio that is a list of samples; None for other audio.
-
-    Raises: UserError if the column is no audio, or the rate is missing.
-    """
-    feature = features[audio]
-    if is_audio(feature):
-        return None
-    there = f"Found: {', '.join(features)}."
-    if not is_samples(feature):
-        kind = getattr(feature, "dtype", type(feature).__name__)
-        raise UserError(f"--audio_column_name {audio}: holds {kind}, not audio. {there}")
-    rate = find_name(list(features), None, SAMPLING_RATE_COLUMNS)
-    if rate is None:
-        raise UserError(
-            f"--audio_column_name {audio}: holds lists of samples, whose rate is unknown. Add a "
-            f"column sampling_rate, in Hz. {there}"
-        )
-    return rate
-
-
-def is_audio(feature: Any) -> bool:
-    """Encoded bytes, a path, both, samples with their rate, or a list of such audio."""
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        return is_audio(feature.feature) and not isinstance(feature.feature, datasets.Value)
-    if isinstance(feature, dict):
-        return "path" in feature or "bytes" in feature or {"array", "sampling_rate"} <= set(feature)
-    kinds = ("string", "large_string", "binary", "large_binary")
-    is_value = isinstance(feature, datasets.Value) and feature.dtype in kinds
-    return is_value or isinstance(feature, datasets.Audio)
-
-
-def is_samples(feature: Any) -> bool:
-    is_list = isinstance(feature, datasets.List | datasets.LargeList)
-    return is_list and getattr(feature.feature, "dtype", "").startswith(("float", "double", "int"))
-
-
-def check_is_text(features: datasets.Features, column: str) -> None:
-    """Raises: UserError."""
-    feature = features[column]
-    dtype = getattr(feature, "dtype", type(feature).__name__)
-    if dtype not in ("string", "large_string"):
-        raise UserError(
-            f"--text_column_name {column}: holds {dtype}, not text. Found: {', '.join(features)}."
-        )
+def cells_of_first_rows(
+    dataset: datasets.IterableDataset, features: datasets.Features
+) -> dict[str, list[Any]]:
+    """Of the columns of text."""
+    names = [name for name in names_of_features(features) if is_text(feature_at(features, name))]
+    if not names:
+        return {}
+    tops = list(dict.fromkeys(top_of(name, list(features)) for name in names))
+    rows = list(itertools.islice(dataset.select_columns(tops), NUM_ROWS_TO_INSPECT))
+    return {name: [cell_at(row, name) for row in rows] for name in names}
 
 
 # ---- rows ----
@@ -394,13 +390,15 @@ def count_rows(
     """
     if builder.name.endswith("folder"):
         return sum(1 for _ in dataset)  # paths and metadata only
+    if builder.name == "arrow":
+        return count_rows_of_arrow(urls)
     if builder.name == "parquet":
         with ThreadPoolExecutor(16) as pool:
             footers = list(pool.map(read_footer, urls))
         features = cast(datasets.Features, dataset.features)  # known since open_split
         for url, footer in zip(urls, footers, strict=True):
             if footer is not None:
-                check_has_columns(url, footer, columns, features[columns.audio])
+                check_has_columns(url, footer, columns, features)
         return sum(footer.num_rows for footer in footers if footer is not None)
     return known_num_rows(builder, split)
 

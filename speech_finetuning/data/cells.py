@@ -1,6 +1,7 @@
 """Audio cells: the forms in which data sets hold a clip, and the files that a cell may name."""
 
 import io
+import math
 import os
 import re
 import urllib.parse
@@ -97,6 +98,8 @@ def check_path(cell: AudioCell, *, root: str, folder: str, allow_urls: bool) -> 
     is_inside = place.startswith(f"{root}/") and all(map(ARCHIVE.match, archives))
     if not is_inside or ".." in re.split(r"[/\\]", urllib.parse.unquote(place)):
         detail = f"{path}: a data set from the Hub may name only files of its own repository"
+        if not root.startswith("hf://") and "://" in root:
+            detail = f"{path}: a list at an address may name only files of {root}"
         if path.startswith(("https://", "http://")):
             detail += ". --allow_audio_urls permits addresses"
         raise Rejection("audio_outside_dataset", detail)
@@ -106,3 +109,14 @@ def check_path(cell: AudioCell, *, root: str, folder: str, allow_urls: bool) -> 
 def is_relative(path: str) -> bool:
     has_drive_or_root = os.path.isabs(path) or PureWindowsPath(path).anchor != ""
     return "://" not in path and not has_drive_or_root
+
+
+def is_missing(value: Any) -> bool:
+    """None, an empty cell, or the NaN that pandas writes for one."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def shown(value: Any) -> str:
+    """A value of another type in a message, not too long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,10 +1,16 @@
 """Which columns of a data set hold the audio, its transcript and its place in a recording."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.guessing import Cells, guess_audio, guess_text, top_of
+
+logger = logging.getLogger(__name__)
 
 # Tried in this order when no column is named; the file types are those of a webdataset.
 AUDIO_COLUMNS = (
@@ -17,6 +23,13 @@ AUDIO_COLUMNS = (
     "mp3",
     "ogg",
     "opus",
+    "m4a",
+    "webm",
+    "mp4",
+    "aac",
+    "amr",
+    "wma",
+    "3gp",
     "filename",
     "wav_filename",  # DeepSpeech
     "audio_path",
@@ -25,7 +38,17 @@ AUDIO_COLUMNS = (
     "filepath",
     "file",
 )
-TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text", "txt")
+# What is as written (FLEURS, VoxPopuli) comes before its normalised kin.
+TEXT_COLUMNS = (
+    "raw_text",
+    "text",
+    "sentence",
+    "raw_transcription",
+    "transcription",
+    "transcript",
+    "normalized_text",
+    "txt",
+)
 # "offset" and "duration" are NeMo's. Without a start, "duration" is that of the file.
 START_COLUMNS = ("offset", "start", "begin", "start_time", "begin_time")
 END_COLUMNS = ("end", "end_time")
@@ -43,19 +66,39 @@ class WantedColumns:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentColumns:
+    """The columns that say where in a recording an utterance lies, in seconds. None: not there."""
+
+    start: str
+    end: str | None
+    duration: str | None
+
+    def names(self) -> list[str]:
+        return [name for name in (self.start, self.end, self.duration) if name is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpeechColumns:
     """The columns that are read.
 
     text: None if there is none. sampling_rate: where the audio is a list of samples, else None.
+    segments: where the audio of a row is a recording with several utterances, else None.
     """
 
     audio: str
     text: str | None
     sampling_rate: str | None = None
+    segments: SegmentColumns | None = None
 
     def names(self) -> list[str]:
         names = [self.audio, self.text, self.sampling_rate]
-        return [name for name in names if name is not None]
+        of_segments = [] if self.segments is None else self.segments.names()
+        # A column may be read for two reasons.
+        return list(dict.fromkeys([*filter(None, names), *of_segments]))
+
+    def top_names(self, found: list[str]) -> list[str]:
+        """The columns among those found that contain these."""
+        return list(dict.fromkeys(top_of(name, found) for name in self.names()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,26 +111,45 @@ class OpenedSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentColumns:
-    """The columns that say where in a recording an utterance lies, in seconds. None: not there."""
+class ColumnSample:
+    """The cells of the first rows, read if names do not tell, and how audio is told among them:
+    tests that are tried in turn until one finds a column."""
 
-    start: str
-    end: str | None
-    duration: str | None
+    cells: Callable[[], Cells]
+    audio_tests: tuple[Callable[[Any], bool], ...]
 
 
 def find_columns(
-    found: list[str], wanted: WantedColumns, place: str, advice: str = ""
+    found: list[str],
+    wanted: WantedColumns,
+    place: str,
+    advice: str = "",
+    sample: ColumnSample | None = None,
 ) -> SpeechColumns:
-    """The audio column and the text column among those found in `place`.
+    """The audio column and the text column among those found in `place`: the ones that are named,
+    else those of usual names, else by their contents.
 
-    advice: ends the message about a column that is missing. Raises: UserError.
+    advice: ends the message about a column that is missing.
+    Raises: UserError if there is none, or several would do.
     """
     problems = []
     audio = find_name(found, wanted.audio, AUDIO_COLUMNS)
+    if audio is None and wanted.audio is None:
+        audio = find_nested(found, AUDIO_COLUMNS)
+    if audio is None and wanted.audio is None and sample is not None:
+        audio = guess_audio(sample.cells(), sample.audio_tests, place, advice)
+        if audio is not None:
+            logger.info("%s: the column %s is the audio, by its cells.", place, audio)
     if audio is None:
         problems.append(missing_column("--audio_column_name", wanted.audio, found, place, advice))
     text = find_name(found, wanted.text, TEXT_COLUMNS)
+    if text is None and wanted.text is None:
+        text = find_nested(found, TEXT_COLUMNS)
+    is_guessed = text is None and wanted.text is None and wanted.text_required
+    if is_guessed and sample is not None and audio is not None:
+        text = guess_text(sample.cells(), audio, place, advice)
+        if text is not None:
+            logger.info("%s: the column %s is the text, by its cells.", place, text)
     if text is None and (wanted.text is not None or wanted.text_required):
         problems.append(missing_column("--text_column_name", wanted.text, found, place, advice))
     if problems:
@@ -105,7 +167,19 @@ def find_name(found: list[str], wanted: str | None, usual: tuple[str, ...]) -> s
         lower.setdefault(name.strip().lower(), name)
     if wanted is not None:
         return lower.get(wanted.strip().lower())
-    return next((lower[name] for name in usual if name in lower), None)
+    for name in usual:
+        if name in lower:
+            return lower[name]
+    return None
+
+
+def find_nested(found: list[str], usual: tuple[str, ...]) -> str | None:
+    """The only one of a usual name within other columns, as 'meta.text'."""
+    for name in usual:
+        nested = [full for full in found if full.lower().endswith(f".{name}") and "/" not in full]
+        if len(nested) == 1:
+            return nested[0]
+    return None
 
 
 def find_segment_columns(found: list[str]) -> SegmentColumns | None:

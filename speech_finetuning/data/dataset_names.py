@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.manifests import AUDIO_SUFFIXES
 from speech_finetuning.data.tables import TABLE_SUFFIXES
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -13,7 +14,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 FILE_SUFFIXES = (
     *TABLE_SUFFIXES,
     *(".parquet", ".arrow", ".tar", ".gz", ".tgz", ".zip", ".txt", ".xls", ".xlsx", ".ods"),
-    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm"),
+    *AUDIO_SUFFIXES,
 )
 # Data sets that have left the Hub, and their kin, whose clips are Common Voice's.
 COMMON_VOICE = re.compile(r"(\w[\w-]*/)?(common_voice(_\d+_\d+)?|covost2)")
@@ -49,7 +50,7 @@ def remedy_for_file(path: Path) -> str:
         return f"pass its folder, {path.parent}: such files are the splits of a data set."
     if suffix in (".xls", ".xlsx", ".ods"):
         return f"a spreadsheet is not read. Save it as CSV in UTF-8: {path.stem}.csv"
-    if suffix in (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm"):
+    if suffix in AUDIO_SUFFIXES:
         return f"one clip is not a data set. Pass its folder, {path.parent}, or a list of clips."
     return f"not a kind of file that is read. Pass a folder, or a list of clips ({lists})."
 

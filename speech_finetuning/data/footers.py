@@ -10,21 +10,27 @@ import pyarrow.parquet
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.data.columns import SpeechColumns
+from speech_finetuning.data.guessing import top_of
 
 
 def check_has_columns(
-    url: str, footer: pyarrow.parquet.FileMetaData, columns: SpeechColumns, audio: Any
+    url: str,
+    footer: pyarrow.parquet.FileMetaData,
+    columns: SpeechColumns,
+    features: datasets.Features,
 ) -> None:
-    """audio: the feature of the audio column in the first file. Raises: UserError."""
+    """features: of the first file. Raises: UserError."""
     schema = footer.schema.to_arrow_schema()
     found = schema.names
-    missing = [name for name in columns.names() if name not in found]
+    missing = [name for name in columns.top_names(list(features)) if name not in found]
     if missing:
         raise UserError(
             f"{url}: has no column {', '.join(missing)}, as other files of its split have. Found: "
             f"{', '.join(found)}. Give its columns the names of the others, or leave the file out."
         )
-    here = schema.field(columns.audio).type
+    top = top_of(columns.audio, list(features))
+    here = schema.field(top).type
+    audio = features[top]
     first = audio.pa_type if isinstance(audio, datasets.Audio) else features_type(audio)
     if pyarrow.types.is_nested(here) != pyarrow.types.is_nested(first):
         raise UserError(

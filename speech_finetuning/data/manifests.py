@@ -1,22 +1,29 @@
 """Lists of clips: what each row of a CSV, TSV or JSON-lines file says about audio and text."""
 
+import contextlib
 import functools
 import itertools
 import logging
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-import datasets
 import fsspec
 
+from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
-from speech_finetuning.data.cells import AudioCell, undecoded_cell
+from speech_finetuning.data.addresses import (
+    LISTED_PROTOCOLS,
+    check_address,
+    folder_of,
+    suffix_of_address,
+)
+from speech_finetuning.data.cells import AudioCell, is_missing, shown, undecoded_cell
 from speech_finetuning.data.columns import (
     AUDIO_COLUMNS,
+    ColumnSample,
     OpenedSplit,
     SegmentColumns,
     SpeechColumns,
@@ -25,7 +32,9 @@ from speech_finetuning.data.columns import (
     find_name,
     find_segment_columns,
 )
-from speech_finetuning.data.segments import Segment
+from speech_finetuning.data.guessing import cell_at, nested_names
+from speech_finetuning.data.listed import ListedClip, WindowLimits, open_lists
+from speech_finetuning.data.segments import are_of_recordings, segment_of
 from speech_finetuning.data.tables import (
     TABLE_SUFFIXES,
     TableFormat,
@@ -40,20 +49,11 @@ logger = logging.getLogger(__name__)
 NUM_ROWS_TO_INSPECT = 20  # of a list, to find its columns
 # Where a list's clips are, seen from it: beside it, as in Common Voice, as in LJSpeech.
 FOLDERS_OF_CLIPS = ("", "clips", "wavs")
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm", ".aac", ".wma", ".amr")
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm", ".mp4", ".aac", ".amr", ".wma"),
+    *(".3gp", ".mov", ".mka", ".mkv", ".aiff", ".aif"),
+)
 HEADER_ADVICE = " If the first line is not a header, write one: path,sentence."
-CLIP = "clip"  # the one column of a list's dataset
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListedClip:
-    """One row of a list. place: in its file, "line 7"; problem: why it cannot be read."""
-
-    place: str
-    audio: AudioCell = None
-    text: str | None = None
-    segment: Segment | None = None
-    problem: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,8 @@ class AudioPlace:
         if "://" in name:
             return name
         file_name = f"{name}{self.suffix}"
+        if "\\" in name and not os.path.isfile(os.path.join(self.folder, file_name)):
+            file_name = file_name.replace("\\", "/")  # written on Windows
         if "://" in self.folder and not os.path.isabs(name):
             return f"{self.folder}/{PurePosixPath(file_name)}"
         return str(Path(self.folder) / file_name)
@@ -93,14 +95,14 @@ class Manifest:
     def clip(self, row: TableRow) -> ListedClip:
         """What the row says. Anything unexpected becomes its `problem`, never a label."""
         problem = row.problem
-        place = f"line {row.line}"
+        place = f"{'entry' if self.form.is_array else 'line'} {row.line}"
         text = self.columns.text
         try:
             if problem is None:
                 return ListedClip(
                     place=place,
-                    audio=audio_of(row.cells.get(self.columns.audio), self.place),
-                    text=text_of(None if text is None else row.cells.get(text)),
+                    audio=audio_of(cell_at(row.cells, self.columns.audio), self.place),
+                    text=text_of(None if text is None else cell_at(row.cells, text)),
                     segment=segment_of(row.cells, self.segments),
                 )
         except Rejection as error:
@@ -116,6 +118,8 @@ def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
     A Common Voice download as it unpacks is such a folder (its language folder, or config_name
     inside it). Empty if `datasets` has to look at the place.
     """
+    if "://" in name:
+        return lists_at_address(name)
     path = Path(name)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return {"train": [str(path)]}
@@ -123,71 +127,127 @@ def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
         path /= config_name
     if not path.is_dir():
         return {}
-    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
+    if names & {"dataset_dict.json", "state.json"}:  # written by save_to_disk
+        return {}
+    files = [path / name for name in sorted(names - transcripts_among(names))]
     for file in files:
         if file.suffix in (".parquet", ".tar") or file.stem == "metadata":
             return {}
     return {file.stem: [str(file)] for file in files if file.suffix.lower() in TABLE_SUFFIXES}
 
 
-def open_manifests(files: list[str], wanted: WantedColumns) -> OpenedSplit:
-    """The rows of one split as {CLIP: ListedClip}, a shard for each file.
+def lists_at_address(address: str) -> dict[str, list[str]]:
+    """Raises: UserError for an address that is no list, or cannot be read."""
+    if suffix_of_address(address) not in TABLE_SUFFIXES:
+        raise UserError(
+            f"--dataset_name {address}: of an address ({LISTED_PROTOCOLS}) only a list of clips is "
+            f"read, a file {', '.join(TABLE_SUFFIXES)}. Download anything else, and pass its folder."
+        )
+    check_address(address)
+    return {"train": [address]}
+
+
+def open_manifests(
+    files: list[str], wanted: WantedColumns, limits: WindowLimits | None = None
+) -> OpenedSplit:
+    """The rows of one split, a shard for each file. limits: see `open_lists`.
 
     Raises: UserError for a wrong column, and for a file whose text cannot be read.
     """
     manifests = [inspect_manifest(path, wanted) for path in files]
-    return OpenedSplit(
-        dataset=datasets.IterableDataset.from_generator(
-            read_manifests,
-            gen_kwargs={"manifests": manifests},
-        ),
-        columns=manifests[0].columns,
-        num_rows=sum(manifest.num_rows() for manifest in manifests),
-    )
+    num_rows = sum(manifest.num_rows() for manifest in manifests)
+    return open_lists(manifests, manifests[0].columns, num_rows, limits)
 
 
-def open_metadata(files: list[str], wanted: WantedColumns) -> OpenedSplit:
+def open_metadata(
+    files: list[str], wanted: WantedColumns, limits: WindowLimits | None = None
+) -> OpenedSplit:
     """As `open_manifests`, of an audio folder, whose file_name `datasets` calls audio."""
     if wanted.audio == "audio":
         wanted = replace(wanted, audio="file_name")
-    opened = open_manifests(files, wanted)
+    opened = open_manifests(files, wanted, limits)
     if opened.columns.audio != "file_name":
         return opened
     return replace(opened, columns=replace(opened.columns, audio="audio"))
 
 
-def read_manifests(manifests: list[Manifest]) -> Iterator[dict[str, ListedClip]]:
-    for manifest in manifests:
-        for clip in manifest.clips():
-            yield {CLIP: clip}
-
-
 def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     """Judges the list by its first rows. Raises: UserError."""
-    folder = os.path.dirname(path)
+    folder = folder_of(path)
     form = detect_format(
         path,
         is_header=functools.partial(names_speech, wanted=wanted),
         names_without_header=functools.partial(names_of_cells, folder=folder, wanted=wanted),
     )
     rows = list(itertools.islice(read_table(path, form), NUM_ROWS_TO_INSPECT))
-    names = list(form.names) or list(dict.fromkeys(name for row in rows for name in row.cells))
+    names = list(form.names) or names_of_json(rows)
     names = choose_existing_audio(path, names, rows, wanted)
-    columns = find_columns(names, wanted, path, "" if is_json(path) else HEADER_ADVICE)
-    first_audio = next((row.cells.get(columns.audio) for row in rows if row.cells), None)
-    segments = find_segment_columns(names)
-    if segments is not None:
-        logger.info("%s: each row is a segment, from its column %s.", path, segments.start)
+    columns = find_columns(
+        names,
+        wanted,
+        path,
+        "" if is_json(path) else HEADER_ADVICE,
+        ColumnSample(
+            cells=functools.partial(cells_by_column, names, rows),
+            audio_tests=audio_tests(folder),
+        ),
+    )
+    first_audio = next((cell_at(row.cells, columns.audio) for row in rows if row.cells), None)
+    place = place_of_clips(folder, first_audio)
     return Manifest(
         path=path,
         form=form,
         columns=columns,
-        segments=segments,
-        place=place_of_clips(folder, first_audio),
+        segments=segment_columns(path, names, rows, columns, place),
+        place=place,
     )
 
 
+def segment_columns(
+    path: str,
+    names: list[str],
+    rows: list[TableRow],
+    columns: SpeechColumns,
+    place: AudioPlace,
+) -> SegmentColumns | None:
+    """None if the rows are whole files: without times, or with those that clips were cut out at."""
+    found = find_segment_columns(names)
+    if found is None:
+        return None
+    clips = []
+    for row in rows:
+        with contextlib.suppress(ValueError, Rejection):  # said of the row when it is read
+            audio = audio_of(cell_at(row.cells, columns.audio), place)
+            clips.append((audio, segment_of(row.cells, found)))
+    if are_of_recordings(clips) is False:
+        logger.info(
+            "%s: each row is a whole file, as long as its times are apart: they are not read.", path
+        )
+        return None
+    logger.info("%s: each row is a segment, from its column %s.", path, found.start)
+    return found
+
+
+def transcripts_among(names: set[str]) -> set[str]:
+    """Those that are no tables but Whisper's output for a recording beside them (`recordings`)."""
+    recordings = {name for name in names if name.lower().endswith(AUDIO_SUFFIXES)}
+    stems = recordings | {os.path.splitext(name)[0] for name in recordings}
+    return {name for stem in stems for name in (f"{stem}.json", f"{stem}.tsv")}
+
+
 # ---- columns ----
+def names_of_json(rows: list[TableRow]) -> list[str]:
+    """Of the objects, and of objects within them."""
+    names = dict.fromkeys(name for row in rows for name in row.cells)
+    nested = dict.fromkeys(name for row in rows for name in nested_names(row.cells))
+    return [*names, *nested]
+
+
+def cells_by_column(names: list[str], rows: list[TableRow]) -> dict[str, list[Any]]:
+    return {name: [cell_at(row.cells, name) for row in rows] for name in names}
+
+
 def names_speech(names: list[str], wanted: WantedColumns) -> bool:
     """Whether these are a header's names: the columns to read are among them."""
     audio = find_name(names, wanted.audio, AUDIO_COLUMNS)
@@ -195,22 +255,35 @@ def names_speech(names: list[str], wanted: WantedColumns) -> bool:
 
 
 def names_of_cells(cells: list[str], folder: str, wanted: WantedColumns) -> tuple[str, ...]:
-    """Names for the cells of a first row without a header above it: audio and text; empty if it is
-    not clear which is which."""
-    if wanted.audio is not None or wanted.text is not None:
-        return ()
+    """Names for the cells of a first row without a header above it: audio and text; if it is not
+    clear which is which, column1 and so on; empty if none is audio."""
     is_audio = [looks_like_audio(cell, folder) for cell in cells]
+    numbered = tuple(f"column{number}" for number in range(1, len(cells) + 1))
+    named = {wanted.audio, wanted.text} - {None}
+    if named:
+        return numbered if any(is_audio) and named <= set(numbered) else ()
     if is_audio == [True, False]:
         return ("audio", "text")
     if is_audio == [False, True]:
         return ("text", "audio")
     if is_audio == [True, False, False] and place_of_clips(folder, cells[0]).suffix:
         return ("audio", "text", "normalized_text")  # LJSpeech
-    return ()
+    return numbered if any(is_audio) and len(cells) > 2 else ()
 
 
-def looks_like_audio(cell: str, folder: str) -> bool:
-    return cell.lower().endswith(AUDIO_SUFFIXES) or clip_exists(folder, cell)
+def looks_like_audio(cell: Any, folder: str) -> bool:
+    return has_audio_suffix(cell) or clip_exists(folder, cell)
+
+
+def audio_tests(folder: str) -> tuple[Callable[[Any], bool], ...]:
+    """Suffixes first: a number may be the name of a clip too, without its suffix."""
+    if "://" in folder:  # where each look is a request
+        return (has_audio_suffix,)
+    return (has_audio_suffix, functools.partial(clip_exists, folder))
+
+
+def has_audio_suffix(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.strip().lower().endswith(AUDIO_SUFFIXES)
 
 
 def clip_exists(folder: str, name: Any) -> bool:
@@ -222,7 +295,9 @@ def clip_exists(folder: str, name: Any) -> bool:
 def is_file(path: str) -> bool:
     if "://" not in path:
         return os.path.isfile(path)
-    return path.startswith("hf://") and cast(Any, fsspec.open(path)).fs.isfile(path)
+    if not path.startswith("hf://"):
+        return False  # a server may answer anything
+    return cast(Any, fsspec.open(path)).fs.isfile(path)
 
 
 def place_of_clips(folder: str, first_name: Any) -> AudioPlace:
@@ -257,7 +332,7 @@ def choose_existing_audio(
         return names
     if "://" in path:
         rows = rows[:1]  # each look is a request
-    folder = os.path.dirname(path)
+    folder = folder_of(path)
     for candidate in candidates:
         if any(clip_exists(folder, row.cells.get(candidate)) for row in rows):
             stale = candidates[: candidates.index(candidate)]
@@ -273,11 +348,6 @@ def choose_existing_audio(
 
 
 # ---- cells ----
-def is_missing(value: Any) -> bool:
-    """None, an empty cell, or the NaN that pandas writes for one."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
 def text_of(value: Any) -> str | None:
     """Raises: ValueError for what is no text; a number stands for itself."""
     if is_missing(value):
@@ -306,37 +376,4 @@ def audio_of(value: Any, place: AudioPlace) -> AudioCell:
         return None
     if not isinstance(value, str):
         raise ValueError(f"expected the path of an audio file, found {shown(value)}")
-    return place.path_of(value)
-
-
-def segment_of(cells: dict[str, Any], columns: SegmentColumns | None) -> Segment | None:
-    """Raises: ValueError for times that are no seconds."""
-    if columns is None:
-        return None
-    start = seconds_of(cells, columns.start)
-    end = seconds_of(cells, columns.end)
-    duration = seconds_of(cells, columns.duration)
-    start = start or 0.0
-    if end is not None:
-        duration = end - start
-    if start == 0.0 and duration is None:
-        return None
-    return Segment(start_in_seconds=start, duration_in_seconds=duration)
-
-
-def seconds_of(cells: dict[str, Any], column: str | None) -> float | None:
-    value = cast(Any, None if column is None else cells.get(column))
-    if is_missing(value):
-        return None
-    try:
-        if isinstance(value, bool) or not math.isfinite(seconds := float(value)):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise ValueError(f"{column}: expected seconds, found {shown(value)}") from None
-    return seconds
-
-
-def shown(value: Any) -> str:
-    """A value of another type in a message, not too long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return place.path_of(value.strip())

@@ -1,9 +1,13 @@
-"""Utterances that share a window, with or without timestamps."""
+"""Utterances that share a window, with or without timestamps.
+
+Mostly they have nothing to do with each other, and are laid end to end. Neighbours of one recording
+come as one example (`listed.SpeechWindow`), with the pauses between them as they are.
+"""
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,14 +27,31 @@ from speech_finetuning.data.text import UNSPACED_LANGUAGES
 
 
 @dataclass(frozen=True, kw_only=True)
+class MarkedText:
+    """A text between two timestamps. start, end: positions of the encoder (20 ms)."""
+
+    start: int
+    end: int
+    text_ids: list[int]  # of the text alone, as they follow a timestamp or another text
+
+
+@dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """One example of the stream, with what joining it to others needs."""
+    """One example of the stream, with what joining it to others needs.
+
+    cut_position: of the encoder, where a text begins that the end of the window cuts off.
+    """
 
     features: torch.Tensor  # log-mel of the real frames, (n_mels, n_frames)
     duration_in_seconds: float
     labels: list[int]  # token ids as trained alone: prefix, text, end
-    segment: list[int]  # token ids of the text alone, as they follow a timestamp or another text
+    texts: list[MarkedText]  # one, or those of neighbours
     row: int  # of the mix, from 1 on
+    cut_position: int | None = None
+
+    def text_ids(self) -> list[int]:
+        """Of all texts, as they follow another text."""
+        return list(itertools.chain.from_iterable(text.text_ids for text in self.texts))
 
     def num_joined_frames(self) -> int:
         """Frames that it takes in a pack: whole positions of the encoder, so that a joint lies on a
@@ -40,15 +61,28 @@ class Utterance:
         return FRAMES_PER_POSITION * math.ceil(num_samples / samples_per_position)
 
     def num_marked_tokens(self) -> int:
-        """Labels that it takes in a pack with timestamps: the text between two of them."""
-        return len(self.segment) + 2
+        """Labels that it takes in a pack with timestamps: each text between two of them."""
+        num_tokens = sum(len(text.text_ids) + 2 for text in self.texts)
+        return num_tokens + (self.cut_position is not None)
+
+    def without_cut(self) -> "Utterance":
+        """Ends with the last whole text: without timestamps no label says that another begins."""
+        if self.cut_position is None:
+            return self
+        num_frames = FRAMES_PER_POSITION * self.texts[-1].end
+        return replace(
+            self,
+            features=self.features[:, :num_frames],
+            duration_in_seconds=num_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ,
+            cut_position=None,
+        )
 
 
 def pack_utterances(
     utterances: list[Utterance], window_in_frames: int, max_tokens: int
 ) -> list[list[Utterance]]:
     """Consecutive utterances in groups that fit into one window and, with two timestamps each, into
-    max_tokens labels."""
+    max_tokens labels. Where one is cut off by its window's end, none follows."""
     packs: list[list[Utterance]] = []
     frames_left = 0
     tokens_left = 0
@@ -62,6 +96,8 @@ def pack_utterances(
         packs[-1].append(utterance)
         frames_left -= num_frames
         tokens_left -= num_tokens
+        if utterance.cut_position is not None:
+            frames_left = 0
     return packs
 
 
@@ -81,22 +117,24 @@ def join_features(utterances: list[Utterance]) -> torch.Tensor:
 def join_texts(utterances: list[Utterance], end: int) -> list[int]:
     """Token ids of a pack without timestamps: one text. end: <|endoftext|>."""
     first, *others = utterances
-    segments = (utterance.segment for utterance in others)
-    return [*first.labels[:-1], *itertools.chain(*segments), end]
+    text_ids = (utterance.text_ids() for utterance in others)
+    return [*first.labels[:-1], *itertools.chain(*text_ids), end]
 
 
 def join_marked_texts(utterances: list[Utterance], prefix: list[int], end: int) -> list[int]:
     """Token ids of a pack with timestamps: each text between those of its start and its end, as in
-    pre-training.
+    pre-training, and of a text that is cut off the start.
 
     prefix: ends in <|notimestamps|>, which timestamps replace; the next token is <|0.00|>, and one
     token is a position of the encoder (20 ms). end: <|endoftext|>."""
     labels = prefix[:-1]
     timestamp = prefix[-1] + 1
     for utterance in utterances:
-        labels = [*labels, timestamp, *utterance.segment]
+        for text in utterance.texts:
+            labels += [timestamp + text.start, *text.text_ids, timestamp + text.end]
+        if utterance.cut_position is not None:
+            labels.append(timestamp + utterance.cut_position)
         timestamp += utterance.num_joined_frames() // FRAMES_PER_POSITION
-        labels.append(timestamp)
     return [*labels, end]
 
 
@@ -135,16 +173,42 @@ class UtterancePacker:
     def utterance(self, item: StreamItem) -> Utterance:
         source = item.place().last_source
         example = item.content()
-        # With a space, also the first one: long-form generation joins the texts of windows as they
-        # are.
-        text = self.separators[source] + example["text"]
-        return Utterance(
+        window = example.get("window")
+        utterance = Utterance(
             features=example["features"],
             duration_in_seconds=example["duration"],
             labels=example["labels"],
-            segment=self.tokenizers[source](text, add_special_tokens=False).input_ids,
+            texts=[],
             row=item.place().row,
         )
+        num_positions = utterance.num_joined_frames() // FRAMES_PER_POSITION
+        if window is None:
+            text_ids = self.text_ids(example["text"], source)
+            return replace(
+                utterance, texts=[MarkedText(start=0, end=num_positions, text_ids=text_ids)]
+            )
+        texts = [
+            MarkedText(
+                start=min(position_of(one.start_in_seconds), num_positions),
+                end=min(position_of(one.end_in_seconds), num_positions),
+                text_ids=self.text_ids(one.text, source),
+            )
+            for one in window.texts
+        ]
+        cut = window.cut_in_seconds
+        joined = self.separators[source].join(one.text for one in window.texts)
+        return replace(
+            utterance,
+            labels=self.tokenizers[source](joined).input_ids,
+            texts=texts,
+            cut_position=None if cut is None else min(position_of(cut), num_positions),
+        )
+
+    def text_ids(self, text: str, source: int) -> list[int]:
+        """As they follow another text. With a space, also the first one: long-form generation joins
+        the texts of windows as they are."""
+        tokenizer = self.tokenizers[source]
+        return tokenizer(self.separators[source] + text, add_special_tokens=False).input_ids
 
     def num_text_positions(self, tokenizer: transformers.WhisperTokenizer) -> int:
         """Labels that a window has for texts and timestamps: <|notimestamps|>, the last token of
@@ -164,11 +228,17 @@ class UtterancePacker:
         # A single utterance has a window to itself even if timestamps leave no room for its text.
         if is_drawn and num_tokens <= self.num_text_positions(tokenizer):
             labels = join_marked_texts(pack, tokenizer.prefix_tokens, end)
-        elif len(pack) == 1:
-            return {"features": pack[0].features, "labels": pack[0].labels}
-        else:
-            labels = join_texts(pack, end)
-        return {"features": join_features(pack), "labels": labels}
+            return {"features": join_features(pack), "labels": labels}
+        whole = [utterance.without_cut() for utterance in pack]
+        if len(whole) == 1:
+            return {"features": whole[0].features, "labels": whole[0].labels}
+        return {"features": join_features(whole), "labels": join_texts(whole, end)}
+
+
+def position_of(seconds: float) -> int:
+    """Of the encoder, the nearest."""
+    samples_per_position = FRAMES_PER_POSITION * HOP_LENGTH_IN_SAMPLES
+    return round(seconds * SAMPLE_RATE_IN_HZ / samples_per_position)
 
 
 def build_packer(

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -16,11 +16,12 @@ from speech_finetuning.data.audio import (
     SAMPLE_RATE_IN_HZ,
     decode_audio,
     log_mel,
-    seconds_of_frames,
 )
 from speech_finetuning.data.cells import AudioCell
+from speech_finetuning.data.cuts import cut_out
+from speech_finetuning.data.listed import TIMESTAMP_IN_SECONDS, SpeechWindow, WindowLimits
 from speech_finetuning.data.reading import read_patiently
-from speech_finetuning.data.segments import Segment, cut_out
+from speech_finetuning.data.segments import Segment
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import SpeechSource
 from speech_finetuning.data.text import LOST_CHARACTERS, check_length, encode_text, normalize_text
@@ -35,6 +36,7 @@ class Example(TypedDict):
     text: str  # as trained
     duration: float  # in seconds, of the decoded clip
     sampling_rate: int  # in Hz, of the file
+    window: NotRequired[SpeechWindow]  # of neighbours: where in the clip each is, as trained
 
 
 @dataclass(kw_only=True)
@@ -55,7 +57,7 @@ class Preprocessor:
 
     def check_duration(self, seconds: float) -> None:
         """Raises: Rejection(audio_too_long, audio_too_short) outside the limits."""
-        window_in_seconds = seconds_of_frames(self.window_in_frames)
+        window_in_seconds = self.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
         longest = min(self.max_duration_in_seconds, window_in_seconds)
         if self.takes_long_clips:
             longest = math.inf
@@ -83,16 +85,35 @@ class Preprocessor:
         labels = encode_text(text, self.tokenizer, max_length)
         return text, labels[: self.max_label_length + 1]
 
+    def normalize_window(self, window: SpeechWindow) -> SpeechWindow:
+        """Its texts as they are trained, without those of which nothing is left."""
+        texts = []
+        for one in window.texts:
+            text = normalize_text(one.text, self.do_lower_case, self.do_remove_punctuation)
+            if text:
+                texts.append(replace(one, text=text))
+        return replace(window, texts=tuple(texts))
+
+    def window_limits(self) -> WindowLimits:
+        """Of neighbours that are trained together. A timestamp less than the longest clip, which
+        the rounding of times to samples may fill."""
+        window_in_seconds = self.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
+        longest = min(self.max_duration_in_seconds, window_in_seconds)
+        num_tokens = self.max_label_length - len(self.tokenizer.prefix_tokens)
+        return WindowLimits(seconds=longest - TIMESTAMP_IN_SECONDS, num_tokens=num_tokens)
+
     def prepare_audio(
         self, audio: AudioCell, segment: Segment | None, speed: float
     ) -> tuple[np.ndarray, int]:
         """((n_samples,) float32 at 16 kHz, sampling rate of the file in Hz). Raises: Rejection."""
         if segment is not None and isinstance(audio, str) and os.path.isfile(audio):
             # A recording may be hours long: only the segment is read.
-            return decode_audio(cut_out(audio, segment), self.check_duration, speed)
+            return decode_audio(
+                cut_out(audio, segment, self.check_duration), self.check_duration, speed
+            )
         data = read_patiently(audio, self.max_network_wait_in_seconds)
         if segment is not None:
-            data = cut_out(data, segment)
+            data = cut_out(data, segment, self.check_duration)
         return decode_audio(data, self.check_duration, speed)
 
     def prepare(
@@ -101,10 +122,14 @@ class Preprocessor:
         text: str | None,
         speed: float = 1.0,
         segment: Segment | None = None,
+        window: SpeechWindow | None = None,
     ) -> Example:
         """An example without its id. Raises: Rejection, network errors that lasted too long."""
         if audio is None and text is None and self.needs_text:
             raise Rejection("row_unreadable", "neither audio nor text")
+        if window is not None:
+            window = self.normalize_window(window)
+            text = " ".join(one.text for one in window.texts)
         text, labels = self.prepare_text(text)
         waveform, sampling_rate = self.prepare_audio(audio, segment, speed)
         # An augmentation of the waveform belongs here. Evaluation rows come through as well, so
@@ -113,13 +138,17 @@ class Preprocessor:
         if self.takes_long_clips:
             num_frames = math.ceil(len(waveform) / HOP_LENGTH_IN_SAMPLES)
             window_in_frames = max(window_in_frames, num_frames)
-        return {
+        duration = len(waveform) / SAMPLE_RATE_IN_HZ
+        example: Example = {
             "features": log_mel(waveform, self.mel_filters, window_in_frames),
             "labels": labels,
             "text": text,
-            "duration": len(waveform) / SAMPLE_RATE_IN_HZ,
+            "duration": duration,
             "sampling_rate": sampling_rate,
         }
+        if window is not None and segment is not None and segment.duration_in_seconds:
+            example["window"] = window.played_in(duration, segment.duration_in_seconds)
+        return example
 
     def __call__(self, row: SourceRow, speed: float = 1.0) -> Example | Rejection:
         """Whatever is wrong with the row becomes a Rejection with its id.
@@ -130,7 +159,8 @@ class Preprocessor:
         if row.rejection is not None:
             return row.rejection
         try:
-            return {"id": row.id, **self.prepare(row.audio, row.text, speed, row.segment)}
+            example = self.prepare(row.audio, row.text, speed, row.segment, row.window)
+            return {"id": row.id, **example}
         except Rejection as rejection:
             return Rejection(rejection.reason, rejection.detail, row.id)
 

@@ -1,12 +1,26 @@
 """Parts of a recording, as the lists of long recordings name them."""
 
+import contextlib
 import io
+import itertools
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import soundfile
 
-from speech_finetuning.base.errors import one_line
 from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.cells import AudioCell, is_missing, path_of, shown, undecoded_cell
+from speech_finetuning.data.columns import SegmentColumns, SpeechColumns
+from speech_finetuning.data.guessing import cell_at
+
+logger = logging.getLogger(__name__)
+
+NUM_ROWS_TO_INSPECT = 5
+MIN_NUM_CUT_CLIPS = 2  # a single one may have wrong times
 
 # Lists round their times; a segment may end this much after its recording does.
 TOLERANCE_IN_SECONDS = 0.1
@@ -25,6 +39,11 @@ class Segment:
         if self.duration_in_seconds is not None:
             end = str(round(self.start_in_seconds + self.duration_in_seconds, 6))
         return f"{round(self.start_in_seconds, 6)}-{end}"
+
+    def is_possible(self) -> bool:
+        """In any recording, however long it may be."""
+        is_empty = self.duration_in_seconds is not None and self.duration_in_seconds <= 0
+        return self.start_in_seconds >= 0 and not is_empty
 
     def frames(self, num_frames: int, sampling_rate_in_hz: int) -> tuple[int, int]:
         """(first frame, frame after the last) in a recording of num_frames.
@@ -47,29 +66,88 @@ class Segment:
         return start, min(stop, num_frames)
 
 
-def cut_out(recording: bytes | str, segment: Segment) -> bytes:
-    """The segment as a WAV file of its own; nothing else of the recording is decoded.
+# ---- the columns of a row ----
+def segment_of(cells: Mapping[str, Any], columns: SegmentColumns | None) -> Segment | None:
+    """Raises: ValueError for times that are no seconds."""
+    if columns is None:
+        return None
+    start = seconds_of(cells, columns.start)
+    end = seconds_of(cells, columns.end)
+    duration = seconds_of(cells, columns.duration)
+    start = start or 0.0
+    if end is not None:
+        duration = end - start
+    if start == 0.0 and duration is None:
+        return None
+    return Segment(start_in_seconds=start, duration_in_seconds=duration)
 
-    recording: an encoded file, or the path of one, which may be hours long.
-    Raises: Rejection if the recording cannot be read or does not contain the segment.
-    """
-    file = io.BytesIO(recording) if isinstance(recording, bytes) else recording
+
+def seconds_of(cells: Mapping[str, Any], column: str | None) -> float | None:
+    value = cast(Any, None if column is None else cells.get(column))
+    if is_missing(value):
+        return None
     try:
-        with soundfile.SoundFile(file) as clip:
-            start, stop = segment.frames(clip.frames, clip.samplerate)
-            if clip.seekable():
-                clip.seek(start)
-            else:  # codecs of telephony
-                clip.read(start)
-            samples = clip.read(stop - start, dtype="float32", always_2d=True)
-            sampling_rate_in_hz = clip.samplerate
-        if len(samples) < stop - start:
-            raise Rejection("audio_damaged", f"the file ends before second {segment} does")
-        cut = io.BytesIO()
-        soundfile.write(cut, samples, sampling_rate_in_hz, format="WAV", subtype="FLOAT")
-    except Rejection:
-        raise
-    except Exception as error:  # whatever a decoder raises for one row must not end the run
-        detail = f"{type(error).__name__}: {one_line(error)}"
-        raise Rejection("audio_unreadable", detail) from error
-    return cut.getvalue()
+        if isinstance(value, bool) or not math.isfinite(seconds := float(value)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"{column}: expected seconds, found {shown(value)}") from None
+    return seconds
+
+
+# ---- what times mean ----
+def times_are_of_recordings(
+    rows: Iterable[Mapping[str, Any]], columns: SpeechColumns, place: str
+) -> bool:
+    """Whether the audio of rows with times is that of whole recordings, by the first rows.
+
+    Else it was cut out of them at these times, as in GigaSpeech and AMI on the Hub. Where the rows
+    do not tell, audio within the rows is taken for cut, a path for that of a recording.
+    place: what the rows are of, in the log.
+    """
+    assert columns.segments is not None
+    found = []
+    has_bytes = False
+    for row in itertools.islice(rows, NUM_ROWS_TO_INSPECT):
+        rate = row.get(columns.sampling_rate) if columns.sampling_rate else None
+        with contextlib.suppress(ValueError, Rejection):  # said of the row when it is read
+            cell = undecoded_cell(cell_at(row, columns.audio), rate)
+            has_bytes |= isinstance(cell, dict) and cell["bytes"] is not None
+            found.append((cell, segment_of(row, columns.segments)))
+    answer = are_of_recordings(found)
+    if answer is None:
+        answer = not has_bytes
+    meaning = "the utterances' times in recordings" if answer else "of clips that are cut already"
+    logger.info("%s: the columns %s are %s.", place, ", ".join(columns.segments.names()), meaning)
+    return answer
+
+
+def are_of_recordings(rows: Iterable[tuple[AudioCell, Segment | None]]) -> bool | None:
+    """None: not clear, as none of the audio is in the row or a local file, or times fit both."""
+    num_clips = 0
+    num_recordings = 0
+    for cell, segment in rows:
+        seconds = None if segment is None else length_in_seconds(cell)
+        if segment is None or seconds is None or segment.duration_in_seconds is None:
+            continue
+        end_in_seconds = segment.start_in_seconds + segment.duration_in_seconds
+        is_within = end_in_seconds <= seconds + TOLERANCE_IN_SECONDS
+        is_as_long = abs(segment.duration_in_seconds - seconds) <= TOLERANCE_IN_SECONDS
+        num_recordings += is_within and not is_as_long
+        num_clips += is_as_long and not is_within
+    if num_recordings > num_clips:
+        return True
+    return False if num_clips >= MIN_NUM_CUT_CLIPS else None
+
+
+def length_in_seconds(cell: AudioCell) -> float | None:
+    """As the header says; None if it cannot be read, or lies on another machine."""
+    data = cell.get("bytes") if isinstance(cell, dict) else None
+    path = path_of(cell)
+    try:
+        if data is not None:
+            return soundfile.info(io.BytesIO(data)).duration
+        if path and os.path.isfile(path):
+            return soundfile.info(path).duration
+    except Exception:  # whatever a decoder raises, the row itself will say when it is read
+        return None
+    return None

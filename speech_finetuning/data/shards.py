@@ -13,8 +13,9 @@ from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.cells import AudioCell, path_of, undecoded_cell
 from speech_finetuning.data.footers import is_damage, rows_of_groups
-from speech_finetuning.data.manifests import CLIP, ListedClip
-from speech_finetuning.data.segments import Segment
+from speech_finetuning.data.guessing import cell_at
+from speech_finetuning.data.listed import CLIP, ListedClip, SpeechWindow
+from speech_finetuning.data.segments import Segment, segment_of
 from speech_finetuning.data.sources import SpeechSource
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class SourceRow:
 
     audio: an encoded file as {"bytes", "path"}, or the path of one.
     segment: the part of that file that the text belongs to; None: all of it.
+    window: of several utterances that follow each other, where each is.
     rejection: why the row, or its file from here on, cannot be read.
     """
 
@@ -33,6 +35,7 @@ class SourceRow:
     audio: AudioCell = None
     text: str | None = None
     segment: Segment | None = None
+    window: SpeechWindow | None = None
     rejection: Rejection | None = None
 
     def size_in_bytes(self) -> int:
@@ -127,13 +130,19 @@ class ShardReader:
         if CLIP in row:
             return self.listed_row(row[CLIP])
         columns = self.source.columns
-        text = None if columns.text is None else row.get(columns.text)
+        text = None if columns.text is None else cell_at(row, columns.text)
         sampling_rate = row.get(columns.sampling_rate) if columns.sampling_rate else None
         row_id = f"{self.id}/"
         try:
-            audio = undecoded_cell(row[columns.audio], sampling_rate)
+            audio = undecoded_cell(cell_at(row, columns.audio), sampling_rate)
             row_id = f"{self.id}/{path_of(audio)}"
-            return SourceRow(id=row_id, audio=self.source.own_audio(audio, self.place), text=text)
+            segment = segment_of(row, columns.segments)
+            if segment is not None:
+                row_id += f"#{segment}"
+            audio = self.source.own_audio(audio, self.place)
+            return SourceRow(id=row_id, audio=audio, text=text, segment=segment)
+        except ValueError as error:
+            return rejected_row(row_id, Rejection("row_unreadable", str(error)))
         except Rejection as rejection:
             return rejected_row(row_id, rejection)
 
@@ -148,7 +157,13 @@ class ShardReader:
             audio = self.source.own_audio(clip.audio, self.place)
         except Rejection as rejection:
             return rejected_row(row_id, rejection)
-        return SourceRow(id=row_id, audio=audio, text=clip.text, segment=clip.segment)
+        return SourceRow(
+            id=row_id,
+            audio=audio,
+            text=clip.text,
+            segment=clip.segment,
+            window=clip.window,
+        )
 
 
 def rejected_row(row_id: str, rejection: Rejection) -> SourceRow:

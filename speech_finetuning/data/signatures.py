@@ -1,6 +1,7 @@
 """What a file is that libsndfile cannot read, and what to do about it."""
 
 import re
+from dataclasses import dataclass
 
 from speech_finetuning.base.files import printable
 from speech_finetuning.data.containers import find_mp3_stream
@@ -63,10 +64,26 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 BYTES_OF_A_LOOK = 8192  # what is looked at of a file without a signature
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileKind:
+    suffix: str
+    name: str
+
+
 def is_web_page(data: bytes) -> bool:
     """Whether this is HTML, which servers send in place of a file, with status 200, too."""
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return re.match(rb"<!doctype html|<html|<head|<\?xml[^>]*>\s*<!doctype html", start) is not None
+
+
+def convertible_kind(data: bytes) -> FileKind | None:
+    """Of audio and video that FFmpeg reads; the first 64 bytes are enough."""
+    for position, signature, suffix, name in CONVERTIBLE:
+        if data.startswith(signature, position):
+            return FileKind(suffix=suffix, name=name)
+    if is_adts_aac(data):
+        return FileKind(suffix="aac", name="AAC")
+    return None
 
 
 def describe_bytes(data: bytes) -> str:
@@ -78,11 +95,9 @@ def describe_bytes(data: bytes) -> str:
     for position, signature, name in OTHER_FILES:
         if data.startswith(signature, position):
             return name
-    for position, signature, suffix, name in CONVERTIBLE:
-        if data.startswith(signature, position):
-            return f"{name} is not supported: {conversion(suffix)}"
-    if is_adts_aac(data):
-        return f"AAC is not supported: {conversion('aac')}"
+    kind = convertible_kind(data)
+    if kind is not None:
+        return f"{kind.name} is not supported: {conversion(kind.suffix)}"
     if find_mp3_stream(data, 0, min(len(data), BYTES_OF_A_LOOK)) is not None:
         return f"mp3 whose start is missing: download it again, or {conversion('mp3')}"
     return describe_text(data) or describe_unknown(data)

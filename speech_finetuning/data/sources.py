@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import datasets
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.data import kaldi, recordings
+from speech_finetuning.data.addresses import root_of_address
 from speech_finetuning.data.builders import (
     download_snapshot,
     files_of_builder,
@@ -21,7 +23,10 @@ from speech_finetuning.data.builders import (
 from speech_finetuning.data.cells import AudioCell, check_path
 from speech_finetuning.data.columns import OpenedSplit, SpeechColumns, WantedColumns
 from speech_finetuning.data.dataset_names import check_path_exists
+from speech_finetuning.data.kaldi import find_kaldi_folders, open_kaldi_folder
+from speech_finetuning.data.listed import WindowLimits
 from speech_finetuning.data.manifests import manifest_files, open_manifests, open_metadata
+from speech_finetuning.data.recordings import find_recordings, open_recordings
 from speech_finetuning.data.tars import open_tars
 
 logger = logging.getLogger(__name__)
@@ -51,6 +56,11 @@ class SpeechSource:
     @property
     def text_column(self) -> str | None:
         return self.columns.text
+
+    @property
+    def names_files(self) -> bool:
+        """Whether its rows are paths, in files of their own."""
+        return self.kind in ("manifest", kaldi.KIND, recordings.KIND)
 
     @property
     def is_remote(self) -> bool:
@@ -103,14 +113,15 @@ def load_source(
     record: str = "",
     revision: str | None = None,
     allow_audio_urls: bool = False,
+    window_limits: WindowLimits | None = None,
 ) -> SpeechSource:
     """Opens a dataset without reading its audio; 'train+validation' is one source of both splits.
 
     name: a Hub id, a folder, or a list (CSV, TSV, JSON lines).
     audio_column, text_column: None for the usual names; text_required: False if it may be missing.
-    record: the source's name in a --data_mix.
-    revision: of a data set on the Hub, for a run that goes on; None: the newest.
+    record: its name in a --data_mix. revision: on the Hub, of a run that goes on; None: the newest.
     allow_audio_urls: whether rows of a data set from the Hub may name https:// addresses.
+    window_limits: of rows that are several neighbours of one recording; None: all are single.
     Raises: UserError for a missing dataset, configuration, split or column, or no rows.
     """
     found = find_files(
@@ -119,7 +130,7 @@ def load_source(
     parts = parts_of_split(name, split, found.files)
     urls = tuple(url for part in parts for url in found.files[part])
     wanted = WantedColumns(audio=audio_column, text=text_column, text_required=text_required)
-    opened = open_parts(found, parts, wanted)
+    opened = open_parts(found, parts, wanted, window_limits)
     num_rows = total_rows(opened)
     if num_rows == 0:
         raise UserError(
@@ -163,7 +174,12 @@ def find_files(
 ) -> FoundFiles:
     """Raises: UserError for a data set or a configuration that is not there."""
     if files := manifest_files(name, config_name):
-        return FoundFiles(files=files, lists=files)
+        root = root_of_address(name) if "://" in name else None
+        return FoundFiles(files=files, lists=files, root=root)
+    if files := find_kaldi_folders(name, config_name):
+        return FoundFiles(files=files, kind=kaldi.KIND)
+    if files := find_recordings(name, config_name):
+        return FoundFiles(files=files, kind=recordings.KIND)
     check_path_exists(name)
     builder = open_builder(name, config_name, cache_dir=cache_dir, revision=revision)
     on_hub = first_hub_file(builder)
@@ -197,14 +213,20 @@ def found_by(builder: datasets.DatasetBuilder) -> FoundFiles:
     )
 
 
-def open_parts(found: FoundFiles, parts: list[str], wanted: WantedColumns) -> list[OpenedSplit]:
+def open_parts(
+    found: FoundFiles, parts: list[str], wanted: WantedColumns, limits: WindowLimits | None
+) -> list[OpenedSplit]:
     """Every part of a split; their columns have the same names. Raises: UserError."""
     opened = []
     for part in parts:
         if found.lists is not None and found.kind == "audiofolder":
-            one = open_metadata(found.lists[part], wanted)
+            one = open_metadata(found.lists[part], wanted, limits)
         elif found.lists is not None:
-            one = open_manifests(found.lists[part], wanted)
+            one = open_manifests(found.lists[part], wanted, limits)
+        elif found.kind == kaldi.KIND:
+            one = open_kaldi_folder(found.files[part], wanted, limits)
+        elif found.kind == recordings.KIND:
+            one = open_recordings(part, found.files[part], limits)
         elif found.kind == "webdataset":
             assert found.builder is not None
             one = open_tars(found.files[part], wanted, known_num_rows(found.builder, part))
@@ -212,7 +234,8 @@ def open_parts(found: FoundFiles, parts: list[str], wanted: WantedColumns) -> li
             assert found.builder is not None
             one = open_split(found.builder, part, wanted)
         opened.append(one)
-        wanted = replace(wanted, audio=one.columns.audio, text=one.columns.text)
+        if found.kind not in (kaldi.KIND, recordings.KIND):  # whose columns have no names
+            wanted = replace(wanted, audio=one.columns.audio, text=one.columns.text)
     return opened
 
 

@@ -1,6 +1,7 @@
 """Text tables: CSV, TSV, JSON lines. A line is a row; one that cannot be read costs no other."""
 
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -13,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-import fsspec
-
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.addresses import suffix_of_address
+from speech_finetuning.data.reading import open_address
 
 logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 MAX_LINE_LENGTH = 2**20  # in characters; no transcript of 30 s is as long
+MAX_JSON_IN_BYTES = 2**29  # of an array, which is read whole
 MAX_LINES_OF_ONE_ROW = 20  # where quotation marks enclose line breaks
 DELIMITERS = (",", ";", "\t", "|")
 # The first that begins the file; UTF-32's begins with UTF-16's.
@@ -51,8 +53,10 @@ class TableRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TableFormat:
-    """How a file is written. names: its columns; empty for JSON lines, whose rows name them."""
+    """How a file is written. names: its columns; empty for JSON, whose rows name them. is_array: of
+    one JSON value over the whole file, not one a line."""
 
+    is_array: bool = False
     delimiter: str = ","
     has_quotes: bool = True
     has_header: bool = True
@@ -60,11 +64,19 @@ class TableFormat:
 
 
 def is_json(path: str) -> bool:
-    return path.lower().endswith((".jsonl", ".json"))
+    return suffix_of(path) in (".jsonl", ".json")
+
+
+def suffix_of(path: str) -> str:
+    return suffix_of_address(path) if "://" in path else Path(path).suffix.lower()
 
 
 def read_table(path: str, form: TableFormat) -> Iterator[TableRow]:
     """The rows in the order of the file. Raises: UserError if the file is not UTF-8 (or UTF-16)."""
+    if form.is_array:
+        for number, value in enumerate(read_json_rows(path), start=1):
+            yield json_row(number, value)
+        return
     with closing(numbered_lines(path)) as lines:
         if is_json(path):
             for number, line in lines:
@@ -77,13 +89,16 @@ def read_table(path: str, form: TableFormat) -> Iterator[TableRow]:
 # ---- text ----
 def open_bytes(path: str) -> BinaryIO:
     """path: of a local file, or an address."""
-    return cast(Any, fsspec.open(path, "rb")).open() if "://" in path else open(path, "rb")
+    return open_address(path).open() if "://" in path else open(path, "rb")
 
 
 def detect_encoding(path: str) -> str:
-    """Of the byte order mark, else UTF-8."""
     with open_bytes(path) as file:
-        beginning = file.read(4)
+        return encoding_of(file.read(4))
+
+
+def encoding_of(beginning: bytes) -> str:
+    """Of the byte order mark, else UTF-8."""
     for mark, encoding in BYTE_ORDER_MARKS:
         if beginning.startswith(mark):
             return encoding
@@ -145,11 +160,64 @@ def parse_json_line(number: int, line: str) -> TableRow:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             problem = f"no JSON: {error}"
-    if problem is None and not isinstance(value, dict):
-        problem = f"expected a JSON object, found {type(value).__name__}"
     if problem is not None:
         return TableRow(line=number, cells={}, problem=problem)
+    return json_row(number, value)
+
+
+def json_row(number: int, value: Any) -> TableRow:
+    if not isinstance(value, dict):
+        problem = f"expected a JSON object, found {type(value).__name__}"
+        return TableRow(line=number, cells={}, problem=problem)
     return TableRow(line=number, cells=cast(dict[str, Any], value))
+
+
+def is_json_array(first: str, second: str) -> bool:
+    """Whether a file with these lines is one JSON value, not one a line."""
+    if re.match(r"\s*\[\s*(\{|$)", first) or first.strip() == "{":
+        return True
+    if second:
+        return False
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(first)
+        return isinstance(value, dict) and len(value) == 1 and bool(rows_within(value))
+    return False
+
+
+def rows_within(value: Any) -> list[Any] | None:
+    """An array of objects, by itself or as the only one in an object, as {"data": [...]}."""
+    if isinstance(value, list):
+        return value
+    arrays = [
+        inner
+        for inner in (value.values() if isinstance(value, dict) else ())
+        if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner)
+    ]
+    return arrays[0] if len(arrays) == 1 else None
+
+
+def read_json_rows(path: str) -> list[Any]:
+    """Raises: UserError for a file that is too large, no JSON, or without rows."""
+    name = Path(path).name
+    with open_bytes(path) as file:
+        data = file.read(MAX_JSON_IN_BYTES + 1)
+    remedy = f"Write one object a line: jq -c '.[]' '{name}' > '{Path(path).stem}.jsonl'"
+    if len(data) > MAX_JSON_IN_BYTES:
+        raise UserError(
+            f"{path}: one JSON value of more than {MAX_JSON_IN_BYTES:,} bytes. {remedy}"
+        )
+    try:
+        rows = rows_within(json.loads(data.decode(encoding_of(data))))
+    except UnicodeDecodeError:
+        line = first_line_not_utf8(path)
+        raise wrong_encoding(path, line, "is not UTF-8", "LATIN1") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no JSON: {error}. {remedy}") from None
+    if rows is None:
+        raise UserError(
+            f"{path}: expected an array of objects, or one object a line, one for each clip."
+        )
+    return rows
 
 
 def too_long() -> str:
@@ -263,14 +331,14 @@ def detect_format(
 
     is_header: whether cells are names of columns that will be read.
     names_without_header: names for the cells of a first row; empty if they are no row either.
-    Raises: UserError for a JSON array.
     """
     with closing(numbered_lines(path)) as lines:
-        first = next((line for _, line in lines if line.strip()), "")
+        filled = (line for _, line in lines if line.strip())
+        first = next(filled, "")
+        second = next(filled, "") if is_json(path) else ""
     if is_json(path):
-        check_is_json_lines(path, first)
-        return TableFormat()
-    is_tsv = path.lower().endswith(".tsv")
+        return TableFormat(is_array=is_json_array(first, second))
+    is_tsv = suffix_of(path) == ".tsv"
     usual = "\t" if is_tsv else ","
     forms = []
     for delimiter in sorted(DELIMITERS, key=lambda candidate: candidate != usual):
@@ -300,13 +368,3 @@ def log_delimiter(path: str, form: TableFormat, usual: str) -> None:
     if form.delimiter != usual:
         shown = "tabs" if form.delimiter == "\t" else f"'{form.delimiter}'"
         logger.info("%s: its columns are separated by %s.", path, shown)
-
-
-def check_is_json_lines(path: str, first: str) -> None:
-    """Raises: UserError for one JSON array or one object over several lines."""
-    if re.match(r"\s*\[\s*(\{|$)", first) or first.strip() == "{":
-        new = f"{Path(path).stem}.jsonl"
-        raise UserError(
-            f"{path}: expected one JSON object on each line, found one value over the whole file. "
-            f"Convert an array with: jq -c '.[]' '{Path(path).name}' > '{new}'"
-        )

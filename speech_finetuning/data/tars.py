@@ -6,6 +6,7 @@ decodes those that no one asked for (.pth by torch.load, .npy, .json).
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import tarfile
@@ -16,14 +17,16 @@ from typing import Any, cast
 import datasets
 import fsspec
 
-from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.data.columns import (
     OpenedSplit,
     SpeechColumns,
     WantedColumns,
     find_columns,
 )
-from speech_finetuning.data.manifests import CLIP, ListedClip
+from speech_finetuning.data.guessing import cell_at, nested_names
+from speech_finetuning.data.listed import CLIP, ListedClip
+from speech_finetuning.data.manifests import text_of
 from speech_finetuning.data.tables import MAX_LINE_LENGTH
 
 NUM_ROWS_TO_INSPECT = 5
@@ -49,8 +52,13 @@ def open_tars(urls: list[str], wanted: WantedColumns, num_rows: int | None) -> O
     num_rows: if it is known. Raises: UserError for a wrong column.
     """
     found = endings_of_first_rows(urls[0])
-    columns = find_columns(found, wanted, urls[0])
-    if columns.text is not None and columns.text.rpartition(".")[2].lower() in NO_TEXTS:
+    columns = find_columns([*found, *names_in_json(urls[0], found)], wanted, urls[0])
+    is_in_json = columns.text is not None and ending_of(columns.text) != columns.text
+    if (
+        columns.text is not None
+        and not is_in_json
+        and columns.text.rpartition(".")[2].lower() in NO_TEXTS
+    ):
         raise UserError(
             f"--text_column_name {columns.text}: is not a plain text. Found: {', '.join(found)}."
         )
@@ -70,10 +78,31 @@ def endings_of_first_rows(url: str) -> list[str]:
     return list(found)
 
 
+def names_in_json(url: str, endings: list[str]) -> list[str]:
+    """'json.text' and so on, of the JSON members of the first rows."""
+    names: list[str] = []
+    if "json" not in endings:
+        return names
+    bounds = {"json": MAX_TEXT_IN_BYTES}
+    with contextlib.suppress(tarfile.ReadError):
+        for _, members in itertools.islice(read_members(url, bounds), NUM_ROWS_TO_INSPECT):
+            for member in members:
+                with contextlib.suppress(ValueError, RecursionError):
+                    value = json.loads(member.data or b"")
+                    if isinstance(value, dict):
+                        names += [f"json.{name}" for name in [*value, *nested_names(value)]]
+    return list(dict.fromkeys(names))
+
+
+def ending_of(column: str) -> str:
+    """Of the member that a column is, or lies in."""
+    return "json" if column.startswith("json.") else column
+
+
 def read_tars(urls: list[str], columns: SpeechColumns) -> Iterator[dict[str, ListedClip]]:
     bounds = {columns.audio: MAX_AUDIO_IN_BYTES}
     if columns.text is not None:
-        bounds[columns.text] = MAX_TEXT_IN_BYTES
+        bounds[ending_of(columns.text)] = MAX_TEXT_IN_BYTES
     for url in urls:
         for name, members in read_members(url, bounds):
             yield {CLIP: clip_of(name, members, columns, bounds)}
@@ -124,13 +153,27 @@ def clip_of(
             problem = f"{name}.{ending}: {member.size_in_bytes:,} bytes, the limit is {bound:,}"
             return ListedClip(place=path, problem=problem)
     audio = found.get(columns.audio)
-    text = found.get(columns.text) if columns.text is not None else None
+    text = found.get(ending_of(columns.text)) if columns.text is not None else None
     try:
-        decoded = None if text is None else cast(bytes, text.data).decode("utf-8")
-    except UnicodeDecodeError:
-        return ListedClip(place=path, problem=f"{name}.{columns.text}: is not UTF-8")
+        decoded = None if text is None else text_in(cast(bytes, text.data), cast(str, columns.text))
+    except (ValueError, RecursionError) as error:
+        detail = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else one_line(error)
+        return ListedClip(place=path, problem=f"{name}.{columns.text}: {detail}")
     return ListedClip(
         place=path,
         audio=None if audio is None else {"bytes": audio.data, "path": path},
         text=decoded,
     )
+
+
+def text_in(data: bytes, column: str) -> str | None:
+    """The member's text, or of 'json.text' what its object calls text.
+
+    Raises: ValueError, RecursionError.
+    """
+    if ending_of(column) == column:
+        return data.decode("utf-8")
+    value = json.loads(data.decode("utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    return text_of(cell_at(value, column.partition(".")[2]))

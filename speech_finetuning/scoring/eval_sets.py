@@ -24,7 +24,7 @@ from speech_finetuning.data.stream import Block, read_pass
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 3  # rises when the same rows are prepared otherwise than before
+CACHE_VERSION = 2  # rises when the same rows are prepared otherwise than before
 ROWS_PER_BLOCK = 100
 ROWS_PER_WRITE = 16  # of unpadded features: some 10 MB
 NUM_EXAMPLES = 3  # of rejected rows, in an error
@@ -80,6 +80,7 @@ class EvalSetKey:
     audio_column: str
     text_column: str | None
     sampling_rate_column: str | None
+    are_segments: bool
     num_rows: int | None
     max_rows: int | None
     # how its rows are prepared
@@ -119,6 +120,7 @@ def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
         audio_column=source.columns.audio,
         text_column=source.columns.text,
         sampling_rate_column=source.columns.sampling_rate,
+        are_segments=source.columns.segments is not None,
         num_rows=source.num_rows,
         max_rows=dataset.max_rows,
         window_in_frames=preprocessor.window_in_frames,
@@ -139,7 +141,7 @@ def file_states(dataset: SpeechDataset) -> Iterator[FileState]:
     """Of the local files of a split, and of the audio that a list names: missing clips that have
     been put in their place must not stay rejected."""
     paths = list(dataset.source.data_files)
-    if dataset.source.kind == "manifest":
+    if dataset.source.names_files:
         for block in read_split(dataset):
             for row in block.rows:
                 path = row.audio.get("path") if isinstance(row.audio, dict) else row.audio

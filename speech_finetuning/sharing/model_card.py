@@ -30,24 +30,19 @@ SETTINGS = (
 
 
 def curve_table(history: list[dict[str, Any]]) -> str:
-    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation, by step;
-    nothing before the first. history: the trainer's log."""
-    rows: dict[int, dict[str, Any]] = {}
+    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation; nothing
+    before the first. history: the trainer's log."""
+    rows = []
     training_loss = ""  # not logged yet, or by another start of the run
-    # A finished run that is scored anew has the step of its best weights at the end.
-    for entry in sorted(history, key=step_of_entry):
+    for entry in history:
         if "loss" in entry:
             training_loss = f"{entry['loss']:.4g}"
         if "eval_wer" in entry:
             row = {"step": entry["step"], "loss": training_loss}
             for name in ("eval_loss", "eval_wer", "eval_cer"):
                 row[name] = f"{entry[name]:.4g}"
-            rows[entry["step"]] = row
-    return make_markdown_table(list(rows.values()))
-
-
-def step_of_entry(entry: dict[str, Any]) -> int:
-    return entry["step"]
+            rows.append(row)
+    return make_markdown_table(rows)
 
 
 def eval_results(

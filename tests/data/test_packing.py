@@ -18,6 +18,7 @@ from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import log_mel
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.packing import (
+    MarkedText,
     Utterance,
     UtterancePacker,
     build_packer,
@@ -32,9 +33,10 @@ Train = Callable[[str], dict[str, float]]
 PREFIX = ["<|startoftranscript|>", "<|es|>", "<|transcribe|>"]
 
 
-def make_utterance(seconds: float, segment: tuple[int, ...] = (7, 8), **more: Any) -> Utterance:
-    values = {"features": torch.empty(80, 0), "labels": [], "row": 1} | more
-    return Utterance(duration_in_seconds=seconds, segment=list(segment), **values)
+def make_utterance(seconds: float, text_ids: tuple[int, ...] = (7, 8), **more: Any) -> Utterance:
+    text = MarkedText(start=0, end=round(50 * seconds), text_ids=list(text_ids))
+    values = {"features": torch.empty(80, 0), "labels": [], "row": 1, "texts": [text]} | more
+    return Utterance(duration_in_seconds=seconds, **values)
 
 
 @pytest.mark.parametrize("loudness", [(1.0, 1.0, 1.0), (1.0, 1e-3, 0.1), (1e-4, 1.0, 1e-2)])
@@ -71,11 +73,11 @@ def test_packs_keep_order_and_lose_nothing():
     assert [clip for pack in packs for clip in pack] == clips
     for pack, following in itertools.pairwise(packs):
         num_frames = sum(clip.num_joined_frames() for clip in pack)
-        num_labels = sum(len(clip.segment) + 2 for clip in pack)
+        num_labels = sum(len(clip.text_ids()) + 2 for clip in pack)
         assert num_frames <= 3000 and num_labels <= 445
         first = following[0]
         is_full = num_frames + first.num_joined_frames() > 3000
-        is_full |= num_labels + len(first.segment) + 2 > 445
+        is_full |= num_labels + len(first.text_ids()) + 2 > 445
         assert is_full  # else it would have fitted
     assert len(packs) < 0.8 * len(clips)
 

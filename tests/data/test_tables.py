@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rows import outcomes, read_rows, write_clips
@@ -173,12 +174,57 @@ def test_characters_that_a_conversion_has_lost_are_not_trained(tmp_path: Path, p
 
 
 # ---- JSON ----
-def test_a_json_array_says_how_to_convert_it(tmp_path: Path):
-    write_clips(tmp_path)
-    path = tmp_path / "train.json"
-    path.write_text(json.dumps([{"path": "clips/0.wav", "sentence": "uno"}], indent=1))
+JSON_ROWS = [{"path": "clips/0.wav", "sentence": "uno"}, {"path": "clips/1.wav", "sentence": "dos"}]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("value", [JSON_ROWS, {"data": JSON_ROWS}])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_json_array_is_read(
+    tmp_path: Path, preprocessor, value: Any, indent: int | None, encoding: str
+):
+    path = write_list(tmp_path, [json.dumps(value, indent=indent)], "train.json", encoding)
+    source = load_source(path, split="train")
+    assert source.num_rows == 2 and outcomes(source, preprocessor) == ["uno", "dos"]
+
+
+def test_what_is_wrong_in_an_array_costs_its_entry(tmp_path: Path, preprocessor):
+    rows = [JSON_ROWS[0], 3, {"path": "clips/1.wav", "sentence": [1]}]
+    path = write_list(tmp_path, [json.dumps(rows, indent=1)], "train.json")
+    assert outcomes(load_source(path, split="train"), preprocessor) == [
+        "uno",
+        *["row_unreadable"] * 2,
+    ]
+    assert "entry 2: expected a JSON object, found int" in details(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{]", "no JSON: .* jq -c"),
+        ('{\n"a": 1}', "expected an array of objects, or one object a line"),
+        ('{\n"a": [{"b": 1}], "c": [{"b": 1}]}', "expected an array of objects"),
+    ],
+)
+def test_other_json_says_what_to_write(tmp_path: Path, text: str, message: str):
+    path = write_list(tmp_path, [text], "train.json")
+    with pytest.raises(UserError, match=message):
+        load_source(path, split="train")
+
+
+def test_an_array_beyond_the_bound_says_how_to_convert_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write_list(tmp_path, [json.dumps(JSON_ROWS)], "train.json")
+    monkeypatch.setattr("speech_finetuning.data.tables.MAX_JSON_IN_BYTES", 60)
     with pytest.raises(UserError, match=r"jq -c '\.\[\]' 'train.json' > 'train.jsonl'"):
-        load_source(str(path), split="train")
+        load_source(path, split="train")
+
+
+def test_a_row_with_objects_in_it_is_a_row(tmp_path: Path, preprocessor):
+    row = JSON_ROWS[0] | {"words": [{"word": "uno"}]}
+    path = write_list(tmp_path, [json.dumps(row)], "train.jsonl")
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["uno"]
 
 
 def test_lines_that_are_no_json_object_are_rejected_with_their_number(tmp_path: Path, preprocessor):

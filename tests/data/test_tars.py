@@ -73,13 +73,25 @@ def test_a_row_without_a_text_or_audio_is_rejected(tmp_path: Path, preprocessor)
     assert outcomes(source, preprocessor) == ["uno", "text_empty", "audio_empty"]
 
 
-def test_json_is_no_transcript(tmp_path: Path):
-    members = {"a.wav": make_clip(), "a.json": b'{"text": "uno"}'}
-    folder = write_tar(tmp_path / "train-0.tar", members)
-    with pytest.raises(UserError, match="--text_column_name is missing.*Found: wav, json"):
+def test_texts_within_json_members(tmp_path: Path, preprocessor):
+    texts = [b'{"text": "uno", "n": 1}', b"{ no json", b"[1]", b'{"text": [1]}', b'{"n": 1}']
+    members = {}
+    for number, text in enumerate(texts):
+        members |= {f"{number}.wav": make_clip(), f"{number}.json": text}
+    source = load_source(write_tar(tmp_path / "train-0.tar", members), split="train")
+    assert source.text_column == "json.text"
+    assert outcomes(source, preprocessor) == ["uno", *["row_unreadable"] * 3, "text_empty"]
+
+
+def test_a_column_within_json_members_can_be_named(tmp_path: Path, preprocessor):
+    text = b'{"said": {"raw": "Uno.", "norm": "uno"}}'
+    folder = write_tar(tmp_path / "train-0.tar", {"a.wav": make_clip(), "a.json": text})
+    with pytest.raises(UserError, match=r"Found: wav, json, json.said, json.said.raw"):
         load_source(folder, split="train")
     with pytest.raises(UserError, match="--text_column_name json: is not a plain text"):
         load_source(folder, split="train", text_column="json")
+    source = load_source(folder, split="train", text_column="json.said.raw")
+    assert outcomes(source, preprocessor) == ["Uno."]
 
 
 def test_a_tar_that_is_cut_off_is_damaged(tmp_path: Path, preprocessor):

@@ -1,0 +1,144 @@
+"""Recordings with a transcript beside each: found, cut, rejected one by one, in a stable order."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from rows import make_clip, outcomes, read_rows
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.sources import load_source
+
+SRT = "1\n00:00:00,000 --> 00:00:00,500\nuno\n\n2\n00:00:00,500 --> 00:00:01,000\ndos\n"
+VTT = "WEBVTT\n\n00:00.000 --> 00:00.500\nuno\n\n00:00.500 --> 00:01.000\ndos\n"
+LABELS = "0.0\t0.5\tuno\n0.5\t1.0\tdos\n"
+TSV = "start\tend\ttext\n0\t500\tuno\n500\t1000\tdos\n"
+JSON = json.dumps(
+    {
+        "segments": [
+            {"start": 0, "end": 0.5, "text": " uno"},
+            {"start": 0.5, "end": 1, "text": " dos"},
+        ]
+    }
+)
+
+
+def write_recording(folder: Path, stem: str = "talk", suffix: str = ".wav") -> Path:
+    """A second: half of it low, half of it high."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stem}{suffix}"
+    times = np.arange(8_000) / 16_000
+    tones = [0.3 * np.sin(2 * np.pi * pitch_in_hz * times) for pitch_in_hz in (200, 3000)]
+    soundfile.write(path, np.concatenate(tones), 16_000)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [(".srt", SRT), (".vtt", VTT), (".json", JSON), (".tsv", TSV), (".txt", LABELS)],
+)
+@pytest.mark.parametrize("name", ["talk", "talk.wav"])
+def test_each_cue_is_an_utterance(tmp_path: Path, preprocessor, suffix: str, text: str, name: str):
+    write_recording(tmp_path)
+    (tmp_path / f"{name}{suffix}").write_text(text)
+    source = load_source(str(tmp_path), split="train")
+    assert (source.kind, source.num_rows) == ("recordings", 2)
+    low, high = [preprocessor(row) for row in read_rows(source)]
+    assert [low["text"], high["text"]] == ["uno", "dos"]
+    assert low["duration"] == high["duration"] == 0.5
+    pitches = [example["features"].mean(dim=1).argmax() for example in (low, high)]
+    assert pitches[0] < 10 < 40 < pitches[1]
+    assert low["id"].endswith("talk.wav#0.0-0.5") and high["id"].endswith("talk.wav#0.5-1.0")
+
+
+def test_of_whisper_s_five_files_one_is_read(tmp_path: Path, preprocessor):
+    write_recording(tmp_path)
+    texts = {".srt": SRT, ".vtt": VTT, ".json": JSON, ".tsv": TSV, ".txt": "uno\ndos\n"}
+    for suffix, text in texts.items():
+        (tmp_path / f"talk{suffix}").write_text(text)
+    source = load_source(str(tmp_path), split="train")
+    assert [Path(file).name for file in source.data_files] == ["talk.json"]
+    assert outcomes(source, preprocessor) == ["uno", "dos"]
+
+
+def test_a_text_beside_a_clip_is_that_of_the_whole(tmp_path: Path, preprocessor):
+    write_recording(tmp_path)
+    (tmp_path / "talk.txt").write_text("\ufeffuno\r\ndos\r\n", encoding="utf-8")
+    (row,) = read_rows(load_source(str(tmp_path), split="train"))
+    example = preprocessor(row)
+    assert (row.segment, example["text"], example["duration"]) == (None, "uno dos", 1.0)
+
+
+def test_subfolders_named_as_splits_are_splits_others_are_not(tmp_path: Path, preprocessor):
+    for folder in ("train/anna", "dev", "test"):
+        write_recording(tmp_path / folder)
+        (tmp_path / folder / "talk.srt").write_text(SRT)
+    for split, expected in {"train": 2, "validation": 2, "test": 2, "train+test": 4}.items():
+        assert load_source(str(tmp_path), split=split).num_rows == expected
+    with pytest.raises(UserError, match="Found: .*validation"):
+        load_source(str(tmp_path), split="anna")
+
+
+def test_what_is_wrong_costs_its_own_cue_or_file(
+    tmp_path: Path, preprocessor, caplog: pytest.LogCaptureFixture
+):
+    for stem in ("a", "b", "c", "d", "e"):
+        write_recording(tmp_path, stem)
+    late = "3\n00:00:05,000 --> 00:00:06,000\nlate\n\n4\n00:00:00,100 --> 00:00:00,600\n\n"
+    (tmp_path / "a.srt").write_text(SRT + "\n" + late)
+    (tmp_path / "b.json").write_text("{")
+    (tmp_path / "c.srt").write_bytes("1\n00:00:00,000 --> 00:00:00,500\nseñal\n".encode("latin-1"))
+    (tmp_path / "d.srt").write_bytes(SRT.encode("utf-16"))
+    source = load_source(str(tmp_path), split="train")
+    rows = read_rows(source)
+    assert source.num_rows == len(rows) == 8
+    reasons = [
+        found.reason if isinstance(found := preprocessor(row), Rejection) else found["text"]
+        for row in rows
+    ]
+    of_a = ["uno", "dos", "segment_outside_audio", "text_empty"]
+    assert reasons == [*of_a, "row_unreadable", "row_unreadable", "uno", "dos"]
+    details = [row.rejection.detail for row in rows if row.rejection is not None]
+    assert "b.json, line 1: no JSON" in details[0] and "is not UTF-8" in details[1]
+    assert "1 recordings have no transcript beside them and are not read: e.wav" in caplog.text
+
+
+def test_overlapping_cues_keep_their_own_text_and_are_said(
+    tmp_path: Path, preprocessor, caplog: pytest.LogCaptureFixture
+):
+    write_recording(tmp_path)
+    text = SRT.replace("00:00:00,500 -->", "00:00:00,000 -->").replace("00,500", "00,900")
+    (tmp_path / "talk.srt").write_text(text)
+    assert outcomes(load_source(str(tmp_path), split="train"), preprocessor) == ["uno", "dos"]
+    assert "1 of 2 utterances overlap the one before" in caplog.text
+
+
+def test_tables_and_other_kinds_come_first(tmp_path: Path, preprocessor):
+    write_recording(tmp_path)
+    (tmp_path / "talk.json").write_text(JSON)
+    (tmp_path / "train.csv").write_text("path,sentence\ntalk.wav,tres\n")
+    assert outcomes(load_source(str(tmp_path), split="train"), preprocessor) == ["tres"]
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "talk.json").rename(tmp_path / "talk.srt")  # JSON would be a list to `datasets`
+    (tmp_path / "metadata.csv").write_text("file_name,text\ntalk.wav,tres\n")
+    assert outcomes(load_source(str(tmp_path), split="train"), preprocessor) == ["tres"]
+
+
+def test_each_recording_is_a_shard_and_reading_goes_on_within(tmp_path: Path):
+    for stem in ("a", "b", "c"):
+        write_recording(tmp_path, stem)
+        (tmp_path / f"{stem}.srt").write_text(SRT)
+    source = load_source(str(tmp_path), split="train")
+    assert len(source.shards()) == 3
+    texts = [row.id.rpartition("/")[2] for row in read_rows(source)]
+    assert texts == [f"{s}.wav#{span}" for s in "abc" for span in ("0.0-0.5", "0.5-1.0")]
+
+
+def test_clips_are_not_taken_for_transcripts(tmp_path: Path):
+    (tmp_path / "a.wav").write_bytes(make_clip())
+    (tmp_path / "readme.txt").write_text("no transcript")
+    with pytest.raises(UserError, match="text_column_name"):
+        load_source(str(tmp_path), split="train")
