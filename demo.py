@@ -59,7 +59,7 @@ Segment = tuple[float, float, str]  # start and end in seconds, words
 
 
 class UserError(ValueError):
-    """Something that the user can mend: one line on stderr with exit code 2, or one line on the
+    """Something that the user can fix: one line on stderr with exit code 2, or one line on the
     page."""
 
 

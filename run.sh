@@ -123,7 +123,7 @@ learn() {
   set_up requirements.txt
   local folder=$calling_dir/whisper-learn
   if [[ -d $folder/speech && -d $folder/model ]]; then
-    echo "going on in $folder (delete it to begin anew)"
+    echo "going on in $folder (delete it to start over)"
   else
     rm -rf "$folder/unfinished" "$folder/speech" "$folder/model" # of an interrupted start
     make_demonstration "$folder/unfinished" 2000 100

@@ -47,7 +47,6 @@ import logging
 import math
 import re
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -87,16 +86,17 @@ from speech_finetuning.model.loading import (
 from speech_finetuning.scoring.eval_sets import prepare_eval_sets
 from speech_finetuning.scoring.normalization import ScoringTarget, scoring_targets
 from speech_finetuning.scoring.scorecard import Scorecard
-from speech_finetuning.sharing.hub import base_licence, make_uploads
+from speech_finetuning.sharing.claim import Run, claim_run
+from speech_finetuning.sharing.hub import base_licence
 from speech_finetuning.sharing.model_card import CardWriter
 from speech_finetuning.sharing.reports import write_reports
-from speech_finetuning.sharing.run_info import claim_output_dir, collect_run_info, run_identity
-from speech_finetuning.sharing.uploads import HubUploads
+from speech_finetuning.sharing.run_info import collect_run_info
 from speech_finetuning.training.callbacks import early_stopping
-from speech_finetuning.training.checkpoints import find_checkpoint, pin_revisions
+from speech_finetuning.training.checkpoints import pin_revisions
 from speech_finetuning.training.compat import make_reproducible
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.progress import StreamProgress, resume_progress
+from speech_finetuning.training.settings import check_finished_run, training_settings
 from speech_finetuning.training.stages import final_scores, train, zero_shot_scores
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -547,16 +547,6 @@ def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adap
 
 # ------------------------------------------------------------------------------- the job ----
 @dataclass(kw_only=True)
-class Run:
-    """The output folder, and what it already has."""
-
-    output_dir: Path
-    identity: dict[str, Any]  # what makes two starts the same run
-    uploads: HubUploads | None  # None: nothing is pushed, or not by this process
-    checkpoint: Path | None  # to continue from
-
-
-@dataclass(kw_only=True)
 class Job:
     """What `run_job` needs: everything is opened, nothing is trained."""
 
@@ -569,34 +559,6 @@ class Job:
     def run_info(self) -> dict[str, Any]:
         """What is needed to understand and repeat the run."""
         return self.trainer.card_writer.run_info
-
-
-def claim_run(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    records: list[DataRecord],
-) -> Run:
-    """Proves that the folder and the Hub may be written, and finds the checkpoint to continue from.
-    Raises: UserError."""
-    output_dir = Path(training_args.output_dir)
-    identity = run_identity(model_args, records)
-    claim_output_dir(output_dir, identity)
-    # The main process may download last-checkpoint; the others then find it on disk.
-    with training_args.main_process_first(local=False):
-        uploads = retry_on_network_error(
-            make_uploads,
-            records,
-            training_args,
-            task="asking the Hub",
-            limit_in_seconds=data_args.max_network_wait_in_seconds,
-        )
-    training_args.push_to_hub = False  # from here on: the library's own push can hang for ever
-    checkpoint = None
-    if training_args.do_train:
-        checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    return Run(output_dir=output_dir, identity=identity, uploads=uploads, checkpoint=checkpoint)
 
 
 def load_inputs(
@@ -665,6 +627,13 @@ def make_train_collator(inputs: Inputs, data_args: DataArguments, seed: int) -> 
     )
 
 
+def all_flags(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> dict[str, Any]:
+    """Every flag with its value."""
+    return {**asdict(model_args), **asdict(data_args), **training_args.to_dict()}
+
+
 def make_card_writer(
     argv: list[str],
     model_args: ModelArguments,
@@ -679,7 +648,7 @@ def make_card_writer(
         name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
     info = collect_run_info(
         argv=argv,
-        arguments={**asdict(model_args), **asdict(data_args), **training_args.to_dict()},
+        arguments=all_flags(model_args, data_args, training_args),
         speech=inputs.speech,
         identity=run.identity,
         base_licence=base_licence(model_args.model_name_or_path) if run.uploads else None,
@@ -693,14 +662,20 @@ def make_card_writer(
 
 
 def resume_stream(
-    run: Run, data_args: DataArguments, training_args: TrainingArguments, inputs: Inputs
+    run: Run,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    inputs: Inputs,
+    settings: dict[str, Any],
 ) -> tuple[StreamProgress, SpeechStream]:
-    """What has been trained so far, and one exact order of rows from there on."""
+    """What has been trained so far, and one exact order of rows from there on. settings: those that
+    shape the weights."""
     progress = resume_progress(
         checkpoint=run.checkpoint,
         output_dir=run.output_dir,
         max_rejected_fraction=data_args.max_rejected_fraction,
         datasets=inputs.train_sets,
+        settings=settings,
         rank=training_args.process_index,
         world_size=training_args.world_size,
     )
@@ -733,7 +708,10 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
 
     inputs = load_inputs(model_args, data_args, training_args, records)
     resolve_arguments(training_args, inputs, has_adapters=model_args.lora_rank > 0)
-    progress, stream = resume_stream(run, data_args, training_args, inputs)
+    settings = training_settings(all_flags(model_args, data_args, training_args), records)
+    if run.checkpoint is not None:
+        check_finished_run(run.checkpoint, settings, data_args.early_stopping_patience)
+    progress, stream = resume_stream(run, data_args, training_args, inputs, settings)
     eval_sets = prepare_eval_sets(inputs.speech, data_args.num_decoding_threads, training_args)
 
     make_reproducible(training_args)
@@ -758,6 +736,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         train_window=data_args.train_window,
         full_window_fraction=data_args.full_window_fraction,
         max_train_time_in_hours=data_args.max_train_time_in_hours,
+        max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
     )
     # From here on every rank draws dropout and masks of its own.
     transformers.set_seed(training_args.seed + training_args.process_index)
@@ -797,7 +776,7 @@ def run_job(job: Job) -> dict[str, float]:
 
 def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict[str, float]:
     """Trains and scores as the command line says. Returns all metrics.
-    Raises: UserError for what the user can mend."""
+    Raises: UserError for what the user can fix."""
     argv = sys.argv[1:] if argv is None else argv
     _, data_args, training_args = parse_arguments(argv)
     limit_silence(data_args.max_network_wait_in_seconds)

@@ -30,6 +30,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 VOCABULARY = 51_866
 LORA_RANK = 32
 SIZES = {  # width, heads, encoder layers, decoder layers, mel bins
+    "tiny": (384, 6, 4, 4, 80),
     "small": (768, 12, 12, 12, 80),
     "medium": (1024, 16, 24, 24, 80),
     "large-v3": (1280, 20, 32, 32, 128),

@@ -8,9 +8,10 @@
     model     loading, languages, adapters, windows, generation: the checkpoint, its language, its window
     scoring   normalization, metrics, eval_sets, scores, score_table, scorecard, predictions:
               rows to numbers that cannot flatter
-    training  loss, progress, checkpoints, callbacks, meter, resumable, trainer, stages, reload_check, compat:
+    training  loss, settings, progress, checkpoints, callbacks, meter, resumable, trainer, stages,
+              reload_check, compat:
               Seq2SeqTrainer, the few overrides
-    sharing   uploads, upload_process, snapshot, public, hub, model_card, reports, run_info: what others see
+    sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, reports, run_info: what others see
     cli       early_exit, help, flags, source_flags, retired, translation, parsing, checks, devices,
               console, data_report, dry_run, demonstration, exit_status: what the terminal sees
 

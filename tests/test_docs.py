@@ -8,10 +8,14 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+from huggingface_hub.cli import hf
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import ExitCode
 from speech_finetuning.cli.parsing import FlagParser
 from speech_finetuning.cli.retired import RETIRED_RENAMED, RETIRED_WITHOUT_EFFECT
 
@@ -38,12 +42,15 @@ OTHER_PROGRAMS = (
     ".venv/bin/pip install faster-whisper",
     ".venv/bin/pip install -r requirements-demo.txt",
     ".venv/bin/pip install -r requirements-lora.txt",
+    "cd /workspace/whisper",
     "cmake",
     "code=0",
     "exit",
     "git clone",
+    'grep -v "^torch==" requirements.txt',
     "if [[ $code == 75",
     "mkdir",
+    "pip install --quiet -r others.txt",
     "python - whisper-small-es",
     "python whisper.cpp/models/convert-h5-to-ggml.py",
     "source .venv/bin/activate",
@@ -105,6 +112,7 @@ def check_training_flags(words: list[str]) -> None:
         if word.startswith("--"):
             assert word.removeprefix("--").split("=")[0] in script_flags(), word
     parsable = [word for word in words if word not in NEEDS_MORE_THAN_THIS_MACHINE]
+    parsable += ["--fp16", "False"]  # a recipe may have it in its file
     script.check_arguments(*script.parse_arguments(parsable)[1:])
 
 
@@ -129,6 +137,23 @@ def check_demo_flags(words: list[str]) -> None:
         assert f'"{flag}"' in source, flag
 
 
+def check_hf_command(words: list[str]) -> None:
+    """The installed `hf` knows the command; what a job runs is a command of this project."""
+    command: Any = hf.app
+    context = None
+    name = "hf"
+    words = words[1:]
+    while isinstance(command, click.Group):
+        context = click.Context(command, info_name=name, parent=context)
+        name, command, words = command.resolve_command(context, words)
+    parameters = command.make_context(name, words, parent=context).params
+    if name == "run":
+        assert re.fullmatch(r"\w+:[\d.]+", parameters["image"]), parameters["image"]
+        assert parameters["flavor"] and parameters["secrets"] == ["HF_TOKEN"]
+        *_, script_of_shell = parameters["command"]
+        assert check_command(script_of_shell.split("&&")[-1].replace("/code/", "").strip())
+
+
 def check_command(line: str) -> bool:
     """Whether the line is a command of this project, which is then checked; an unknown command
     fails."""
@@ -138,6 +163,9 @@ def check_command(line: str) -> bool:
         return True
     if words[:2] == ["bash", "run.sh"]:
         check_recipe(words[2:])
+        return True
+    if words[:1] == ["hf"]:
+        check_hf_command(words)
         return True
     if "demo.py" in words:
         check_demo_flags(words)
@@ -151,7 +179,7 @@ def check_command(line: str) -> bool:
 
 @pytest.fixture
 def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe.yaml that commands name, in the current directory."""
+    """The recipe.yaml and the recipes/ that commands name, in the current directory."""
     settings = {
         "model_name_or_path": "m",
         "dataset_name": "d",
@@ -160,6 +188,7 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "max_steps": 1,
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(settings))  # JSON is YAML as well
+    (tmp_path / "recipes").symlink_to(PROJECT / "recipes")
     monkeypatch.chdir(tmp_path)
 
 
@@ -212,7 +241,7 @@ def test_every_command_in_the_script_s_docstring_is_accepted():
 
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
 def test_flags_in_prose_exist(page: Path):
-    known = script_flags()
+    known = script_flags() | {"help"}  # argparse's own
     for flag in re.findall(r"`--(\w+)", page.read_text(encoding="utf-8")):
         assert flag in known, f"--{flag}"
 
@@ -291,7 +320,7 @@ def migration_table() -> str:
 
 
 def write_migration_table() -> None:
-    """Writes the table into its page anew: PYTHONPATH=. python tests/test_docs.py"""
+    """Writes the table into its page: PYTHONPATH=. python tests/test_docs.py"""
     first_line = migration_table().split("\n")[0]
     text = MIGRATION_PAGE.read_text(encoding="utf-8")
     text = re.sub(rf"^{re.escape(first_line)}\n(\|.*\n)+", migration_table(), text, flags=re.M)
@@ -320,25 +349,10 @@ def test_the_table_of_metrics_is_complete():
     assert set(re.findall(r"`(\w+)`", " ".join(cells))) == produced
 
 
-def exit_codes_in_the_code() -> set[int]:
-    """The numbers given to RunEnded, and those from 70 that exit_status.py has of its own."""
-    package = PROJECT / "speech_finetuning"
-    found = set()
-    for path in [PROJECT / SCRIPT_NAME, *package.glob("*/*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            is_call = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RunEnded"
-            if is_call and node.args and isinstance(node.args[0], ast.Constant):
-                found.add(node.args[0].value)
-            is_number = isinstance(node, ast.Constant) and type(node.value) is int
-            if path.name == "exit_status.py" and is_number and 70 <= node.value < 80:
-                found.add(node.value)
-    return found
-
-
 def test_the_table_of_exit_codes_is_complete():
     cells = table_cells(PROJECT / "docs" / "long-runs.md", "Exit codes")
     documented = {int(cell) for cell in cells if cell.isdigit()}
-    assert documented == {0, 1, 2} | exit_codes_in_the_code()
+    assert documented == {code.value for code in ExitCode}
 
 
 def heading_anchors(page: Path) -> set[str]:
@@ -419,3 +433,30 @@ def test_every_reason_of_a_rejection_is_explained():
     explained = [line.split(" | ")[0] for line in table.splitlines()[2:]]
     assert len(reasons) > 10
     assert set(re.findall(r"`(\w+)`", " ".join(explained))) == reasons
+
+
+ASKING = ("item", "tolist", "cpu", "numpy", "isfinite", "isnan", "isinf", "nonzero", "synchronize")
+
+
+def functions_that_ask(module: Path) -> set[tuple[str, str]]:
+    """(module, function) of every call that would fetch a value from the GPU."""
+    found = set()
+    name = f"{module.parent.name}/{module.name}"
+    for function in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        calls = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
+        if any(isinstance(call, ast.Attribute) and call.attr in ASKING for call in calls):
+            found.add((name, function.name))
+    return found
+
+
+def test_every_wait_for_the_gpu_is_listed_with_its_reason():
+    page = (PROJECT / "docs" / "gpu-waits.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+/\w+\.py)` \| `(\w+)` \| .+ \| .+ \| .+ \|$", page, re.M)
+    package = PROJECT / "speech_finetuning"
+    modules = [*package.glob("training/*.py"), *package.glob("model/*.py")]
+    asking = set().union(*map(functions_that_ask, modules))
+    assert len(asking) >= 4
+    assert set(listed) == asking
+    assert functions_that_ask(Path(script.__file__)) == set()

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fake_venv import make_venv
 
 import run_speech_recognition_seq2seq_streaming as script
 
@@ -43,15 +44,7 @@ def test_run_sh_refuses_an_old_python_in_one_line(tmp_path: Path):
 @pytest.mark.slow
 def test_smoke_recipe_from_another_directory(tmp_path: Path):
     """The same interpreter stands in for .venv, so that nothing is installed twice."""
-    import sys
-
-    stamp = subprocess.run(
-        ["cksum"], input=(PROJECT / "requirements.txt").read_bytes(), capture_output=True
-    ).stdout
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (tmp_path / "bin" / "python").chmod(0o755)
-    (tmp_path / ".requirements-1").write_bytes(stamp)
+    make_venv(tmp_path)
     result = subprocess.run(
         ["bash", PROJECT / "run.sh", "smoke", "--max_steps", "2", "--num_decoding_threads", "1"],
         capture_output=True,
@@ -78,19 +71,13 @@ def test_restart_starts_again_only_when_that_helps(
     tmp_path: Path, endings: str, code: int, starts: int
 ):
     """A stand-in for Python ends as told: with an exit code or, for "kill", by SIGKILL."""
-    (tmp_path / "bin").mkdir()
     (tmp_path / "endings").write_text(endings)
-    stand_in = tmp_path / "bin" / "python"
-    stand_in.write_text(
-        f"""#!/bin/bash
+    make_venv(
+        tmp_path,
+        python=f"""#!/bin/bash
         read -r now rest <{tmp_path}/endings; echo "$rest" >{tmp_path}/endings; echo start >>{tmp_path}/starts
-        [[ $now == kill ]] && kill -9 $$; exit "$now\""""
+        [[ $now == kill ]] && kill -9 $$; exit "$now\"""",
     )
-    stand_in.chmod(0o755)
-    stamp = subprocess.run(
-        ["cksum"], input=(PROJECT / "requirements.txt").read_bytes(), capture_output=True
-    ).stdout
-    (tmp_path / ".requirements-1").write_bytes(stamp)
     environment = {
         "PATH": "/usr/bin:/bin",
         "VENV": str(tmp_path),
@@ -109,13 +96,7 @@ def run_stand_in(
     folder: Path, lines: str, flags: list[str], **environment: str
 ) -> subprocess.CompletedProcess:
     """run.sh with a shell script in place of Python."""
-    (folder / "bin").mkdir(exist_ok=True)
-    (folder / "bin" / "python").write_text(f"#!/bin/bash\n{lines}\n")
-    (folder / "bin" / "python").chmod(0o755)
-    stamp = subprocess.run(
-        ["cksum"], input=(PROJECT / "requirements.txt").read_bytes(), capture_output=True
-    ).stdout
-    (folder / ".requirements-1").write_bytes(stamp)
+    make_venv(folder, python=f"#!/bin/bash\n{lines}\n")
     return subprocess.run(
         ["bash", PROJECT / "run.sh", *flags],
         env={"PATH": "/usr/bin:/bin", "VENV": str(folder), **environment},

@@ -1,12 +1,26 @@
-"""How a run ends early: mistakes that the user can mend, and what happens outside the run."""
+"""How a run ends early: mistakes that the user can fix, and what happens outside the run."""
 
+import enum
 import pickle
 from collections.abc import Callable
 from typing import Any
 
 
+class ExitCode(enum.IntEnum):
+    """How the program ends, for shells and schedulers (docs/long-runs.md); 128 + n: by signal n."""
+
+    DONE = 0
+    CRASHED = 1
+    REFUSED = 2
+    DIVERGED = 70
+    DISK_FULL = 73
+    OUT_OF_GPU_MEMORY = 74
+    TRY_AGAIN = 75
+    NOT_UPLOADED = 76
+
+
 class UserError(ValueError):
-    """Something that the user can mend, told in a line, with exit code 2. Several arguments are
+    """Something that the user can fix, told in a line, with exit code 2. Several arguments are
     several such things."""
 
     def __str__(self) -> str:
@@ -39,8 +53,8 @@ class Problems:
 
 
 class RunEnded(Exception):
-    """The run ends early for a reason outside it. `code` is its exit code, see
-    docs/long-runs.md."""
+    """The run ends early for a reason outside it. `code` is an ExitCode, or 128 + n after signal
+    n."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)

@@ -43,6 +43,15 @@ def write_text(path: Path, text: str, mode: str = "w") -> None:
         logger.warning("%s could not be written: %s", path, one_line(error))
 
 
+def is_folder_of_data(dataset_name: str | None, output_dir: str | Path) -> bool:
+    """Whether the output would lie among the data: in its folder, or in that of its table."""
+    if not dataset_name or not Path(dataset_name).exists():
+        return False
+    data = Path(dataset_name).resolve()
+    folder = data.parent if data.is_file() else data
+    return folder == Path(output_dir).resolve()
+
+
 def redacted(text: str) -> str:
     """The text without anything that looks like a token or like user:password@."""
     return re.sub(f"{TOKEN}|{USER_AND_PASSWORD}", "REDACTED", text)

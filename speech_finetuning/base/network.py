@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 # Has no public name in huggingface_hub 2.4.
 from huggingface_hub.utils._http import default_client_factory
 
-from speech_finetuning.base.errors import RunEnded, UserError, one_line
+from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_line
 from speech_finetuning.base.responses import check_response
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def as_user_error(*kinds: type[Exception], where: str, advice: str = "") -> Iter
 class Backoff:
     """Waits out network errors: 1, 2, 4 ... 60 s between tries, up to a limit.
 
-    The limit is of time without success; every success starts it anew (`reset`). One answer 403 is
+    The limit is of time without success; every success starts it again (`reset`). One answer 403 is
     waited out, too: the Hub's files lie on other servers, under addresses that expire, and the next
     try asks for a new one.
     """
@@ -200,7 +200,8 @@ class Backoff:
         reason = one_line(error)[:300]
         if left_in_seconds <= 0:
             minutes = self.limit_in_seconds / 60
-            raise RunEnded(75, f"{task}: no network for {minutes:g} minutes ({reason})") from error
+            ending = f"{task}: no network for {minutes:g} minutes ({reason})"
+            raise RunEnded(ExitCode.TRY_AGAIN, ending) from error
         pause_in_seconds = min(self.pause_in_seconds, left_in_seconds)
         logger.warning("%s: %s Trying again in %.0f s.", task, reason, pause_in_seconds)
         time.sleep(pause_in_seconds)

@@ -1,6 +1,7 @@
 """Rows that cannot be used: the reason, the counts, the list in rejected.jsonl."""
 
 import contextlib
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -45,10 +46,36 @@ def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -
     write_text(output_dir / "rejected.jsonl", "".join(lines), mode="a")
 
 
+def restart_listing(output_dir: Path, num_trained: int) -> None:
+    """Takes out of rejected.jsonl what this start will meet, and list, again.
+
+    num_trained: rejected training rows up to the checkpoint that the run goes on from; only their
+    lines stay. Whether the rows of other splits can be used by now, this start will say.
+    """
+    listing = output_dir / "rejected.jsonl"
+    if not listing.is_file():
+        return
+    with open(listing, encoding="utf-8", errors="replace") as file:
+        of_training = (line for line in file if split_of(line) == "train")
+        kept = list(itertools.islice(of_training, num_trained))
+    if kept:
+        write_text(listing, "".join(kept))
+    else:
+        listing.unlink()
+
+
+def split_of(line: str) -> str | None:
+    """None of a line that a kill has torn."""
+    try:
+        return json.loads(line)["split"]
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def list_new_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -> None:
     """Appends the rejections whose rows rejected.jsonl does not list yet.
 
-    A continued run prepares the same evaluation rows again.
+    Two scored splits may have rows in common.
     """
     listing = output_dir / "rejected.jsonl"
     listed: set[str] = set()

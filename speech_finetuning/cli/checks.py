@@ -7,9 +7,9 @@ all. They take what argparse has read, before it becomes dataclasses.
 import argparse
 import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import is_folder_of_data
 from speech_finetuning.cli.flags import word_problems
 
 FRACTIONS = ("max_rejected_fraction", "full_window_fraction", "timestamp_probability")
@@ -61,15 +61,6 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "--long_form needs --do_eval or --do_predict."
     if flags.dry_run and not flags.do_train:
         yield "--dry_run needs --do_train."
-
-
-def is_folder_of_data(dataset_name: str | None, output_dir: str) -> bool:
-    """Whether the output would lie among the data: in its folder, or in that of its table."""
-    if not dataset_name or not Path(dataset_name).exists():
-        return False
-    data = Path(dataset_name).resolve()
-    folder = data.parent if data.is_file() else data
-    return folder == Path(output_dir).resolve()
 
 
 def tracker_problems(flags: argparse.Namespace) -> Iterator[str]:

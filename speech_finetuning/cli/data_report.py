@@ -4,7 +4,7 @@ import logging
 import math
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +17,7 @@ from speech_finetuning.base.rejections import Rejection, describe_counts, list_r
 from speech_finetuning.base.threads import map_in_order
 from speech_finetuning.data.preprocessing import Example, SpeechDataset
 from speech_finetuning.data.stream import SpeechStream, read_pass
+from speech_finetuning.data.text import has_inner_apostrophe, spelled_letters
 from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
@@ -37,14 +38,19 @@ REMEDIES = {
 UPPER_CASE_SHARE = 0.9
 MIXED_CASE_SHARE = 0.001
 PUNCTUATION_SHARE = 0.2
+NUM_LETTERS = 3  # in the warning of letters that are written in two ways
+
+Spelling = tuple[str, str]  # (letter in Unicode's form NFC, the same as it is written)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRows:
-    """The first rows of one source, as they would be trained."""
+    """The first rows of one source, as they would be trained, and how their letters beyond ASCII
+    were written."""
 
-    examples: list[Example]
-    rejections: list[Rejection]
+    examples: list[Example] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    spellings: Counter[Spelling] = field(default_factory=Counter)
 
     @property
     def num_rows(self) -> int:
@@ -77,6 +83,7 @@ def report_data(
     durations: list[float] = []
     label_lengths: list[int] = []
     styles: dict[str, str] = {}
+    spellings: Counter[Spelling] = Counter()
     for dataset in stream.sets:
         name = dataset.source.record or dataset.source.name
         rows = prepare_rows(dataset, num_rows, stream.num_threads)
@@ -86,9 +93,11 @@ def report_data(
             refuse_source(dataset, rows, output_dir)
         styles[name] = describe_style([example["text"] for example in rows.examples])
         describe_rows(dataset, rows, styles[name])
+        spellings += rows.spellings
         durations += [example["duration"] for example in rows.examples]
         label_lengths += [len(example["labels"]) for example in rows.examples]
     warn_of_styles(styles)
+    warn_of_spellings(spellings)
     if curves is not None:
         with SummaryWriter(curves) as writer:
             writer.add_histogram("data/durations in s", np.array(durations), 0)
@@ -99,15 +108,15 @@ def prepare_rows(dataset: SpeechDataset, num_rows: int, num_threads: int) -> Pre
     """The first rows of a source, in its own order."""
     first_rows = replace(dataset, max_rows=num_rows)
     blocks = read_pass(first_rows, block_size=50)
-    untagged = ((None, row) for block in blocks for row in block.rows)
-    examples = []
-    rejections = []
-    for _, prepared in map_in_order(dataset.preprocessor, untagged, num_threads):
+    with_text = ((row.text, row) for block in blocks for row in block.rows)
+    rows = PreparedRows()
+    for text, prepared in map_in_order(dataset.preprocessor, with_text, num_threads):
         if isinstance(prepared, Rejection):
-            rejections.append(prepared)
+            rows.rejections.append(prepared)
         else:
-            examples.append(prepared)
-    return PreparedRows(examples=examples, rejections=rejections)
+            rows.examples.append(prepared)
+            rows.spellings.update(spelled_letters(text or ""))
+    return rows
 
 
 def refuse_source(dataset: SpeechDataset, rows: PreparedRows, output_dir: Path | None) -> None:
@@ -147,6 +156,13 @@ def describe_rows(dataset: SpeechDataset, rows: PreparedRows, style: str) -> Non
     logger.info("  clips: %s; transcripts: %s; first label:", describe_counts(rates), style)
     label = dataset.preprocessor.tokenizer.decode(rows.examples[0]["labels"])
     logger.info("  %s", printable(label))
+    num_with_apostrophe = sum(has_inner_apostrophe(row["text"]) for row in rows.examples)
+    if dataset.preprocessor.do_remove_punctuation and num_with_apostrophe:
+        logger.info(
+            "  %d transcripts have apostrophes inside words, which are letters: "
+            "--do_remove_punctuation leaves them.",
+            num_with_apostrophe,
+        )
 
 
 def histogram(name: str, values: list[float]) -> str:
@@ -197,6 +213,25 @@ def warn_of_styles(styles: dict[str, str]) -> None:
         logger.warning(
             "transcripts are in upper case: so will the model's be. --do_lower_case makes them "
             "lower case."
+        )
+
+
+def warn_of_spellings(spellings: Counter[Spelling]) -> None:
+    """Warns of letters that are written in several ways, such as ñ in one code point and in two."""
+    ways: dict[str, list[str]] = {}
+    for (letter, written), count in spellings.most_common():
+        codes = " ".join(f"U+{ord(character):04X}" for character in written)
+        ways.setdefault(letter, []).append(f"{codes} ({count} times)")
+    mixed = [
+        f"{letter}: {' and '.join(written)}" for letter, written in ways.items() if len(written) > 1
+    ]
+    if mixed:
+        more = f", and {len(mixed) - NUM_LETTERS} more" if len(mixed) > NUM_LETTERS else ""
+        logger.warning(
+            "transcripts write the same letters in several ways (%s%s). All are trained and scored "
+            "in one, Unicode's form NFC.",
+            printable("; ".join(mixed[:NUM_LETTERS])),
+            more,
         )
 
 

@@ -14,11 +14,12 @@ from typing import Any, cast
 
 import torch
 import transformers
+from transformers.trainer_utils import SaveStrategy
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.cli.data_report import report_data
-from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
+from speech_finetuning.data.audio import seconds_of_frames
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.sharing.hub import describe_access
@@ -60,6 +61,7 @@ def miniature_flags(
         "push_to_hub": False,
         "push_predictions": False,
         "eval_before_training": False,
+        "save_strategy": "steps",  # also of a run that saves only its model: it is sized
         "save_steps": 3,
         "eval_steps": 3,
         "logging_steps": 1,
@@ -114,7 +116,7 @@ def rehearse(
     rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
     # First a step whose utterances share no window, then, with --pack_utterances, two in which they
     # do.
-    window_in_seconds = trainer.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
+    window_in_seconds = seconds_of_frames(trainer.window_in_frames)
     longest = sample.longest
     alone = replace(longest, example=longest.content() | {"duration": window_in_seconds})
     rows = [alone] * rows_per_step + [longest] * 2 * rows_per_step
@@ -158,8 +160,9 @@ def check_disk(
     full_args: transformers.Seq2SeqTrainingArguments, num_steps: int, checkpoint_in_bytes: int
 ) -> Check:
     """Whether the checkpoints that are kept, one being written and the model fit on the disk."""
-    save_steps = steps_between(full_args.save_steps, num_steps)
-    num_kept = num_steps // save_steps
+    num_kept = 0
+    if full_args.save_strategy != SaveStrategy.NO:
+        num_kept = num_steps // steps_between(full_args.save_steps, num_steps)
     if full_args.save_total_limit:
         num_kept = min(num_kept, full_args.save_total_limit)
     assert full_args.output_dir is not None

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.errors import ExitCode, UserError
 from speech_finetuning.cli.checks import check_words
 from speech_finetuning.cli.exit_status import (
-    REFUSED_CODE,
     is_dry_run,
     report,
     write_exit_status,
@@ -46,9 +45,9 @@ def answer_early(argv: list[str], script: str) -> None:
         check_words(translate(with_config_file(argv)).words, parser)
     except UserError as error:
         reason = str(error)
-        if write_exit_status([] if is_dry_run(argv) else argv, REFUSED_CODE, reason):
-            report(REFUSED_CODE, reason)
-        sys.exit(REFUSED_CODE)
+        if write_exit_status([] if is_dry_run(argv) else argv, ExitCode.REFUSED, reason):
+            report(ExitCode.REFUSED, reason)
+        sys.exit(ExitCode.REFUSED)
 
 
 def answer(text: str) -> None:

@@ -14,12 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speech_finetuning.base.errors import RunEnded, UserError, one_line
+from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_line
 from speech_finetuning.base.files import redacted, write_json
 from speech_finetuning.base.shutdown import StopSignals, end_workers
 from speech_finetuning.cli.flags import find_group, find_value, values_of, with_config_file
 
-REFUSED_CODE = 2
 # run.sh names a file of its own in this variable, because torchrun swallows its children's codes.
 LAUNCHER_VARIABLE = "EXIT_STATUS_FILE"
 HALVE_THE_BATCH = (
@@ -39,12 +38,12 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
     """
     argv = sys.argv[1:] if argv is None else argv
     _start["time"] = time.time()
-    code = 1
+    code = ExitCode.CRASHED
     reason = "crashed"
     try:
         with StopSignals() as stop:
             main(argv, stop)
-        code = 0
+        code = ExitCode.DONE
         reason = "done"
     except Exception as error:
         ending = ending_of(error)
@@ -57,7 +56,7 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
         # A dry run leaves nothing, and ends with 0 or 2.
         is_first = write_exit_status([] if is_dry_run(argv) else argv, code, reason)
     if is_dry_run(argv) and 0 < code < 128:
-        code = REFUSED_CODE
+        code = ExitCode.REFUSED
     if code and is_first:
         report(code, reason)
     return code
@@ -70,15 +69,15 @@ def ending_of(error: Exception) -> RunEnded | None:
     if isinstance(error, RunEnded):
         return error
     if isinstance(error, UserError):
-        return RunEnded(REFUSED_CODE, str(error))
+        return RunEnded(ExitCode.REFUSED, str(error))
     if isinstance(error, torch.OutOfMemoryError):
-        return RunEnded(74, f"{HALVE_THE_BATCH} {one_line(error)[:200]}")
+        return RunEnded(ExitCode.OUT_OF_GPU_MEMORY, f"{HALVE_THE_BATCH} {one_line(error)[:200]}")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         advice = "Free some of it and start the same command again."
-        return RunEnded(73, f"the disk is full: {one_line(error)} {advice}")
+        return RunEnded(ExitCode.DISK_FULL, f"the disk is full: {one_line(error)} {advice}")
     is_of_processes = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
     if isinstance(error, RuntimeError) and is_of_processes:
-        return RunEnded(75, f"another process of this run has ended. {GO_ON}")
+        return RunEnded(ExitCode.TRY_AGAIN, f"another process of this run has ended. {GO_ON}")
     return None
 
 
@@ -147,7 +146,7 @@ def status_files(argv: list[str], code: int) -> list[Path]:
     output_dir = find_value(all_words(argv), "output_dir")
     if output_dir is not None and os.access(output_dir, os.W_OK) and Path(output_dir).is_dir():
         file = Path(output_dir) / "exit_status.json"
-        if not (code == REFUSED_CODE and is_of_earlier_start(file)):
+        if not (code == ExitCode.REFUSED and is_of_earlier_start(file)):
             files.append(file)
     return files
 

@@ -31,7 +31,7 @@ RETIRED_WITHOUT_EFFECT = {
     "logging_dir": "curves go to OUTPUT_DIR/runs, or to the environment variable "
     "TENSORBOARD_LOGGING_DIR",
     "overwrite_cache": "nothing is cached between runs",
-    "overwrite_output_dir": "a run continues from its newest checkpoint; to begin anew, choose a "
+    "overwrite_output_dir": "a run continues from its newest checkpoint; to start over, choose a "
     "new --output_dir",
     "save_safetensors": "they are always saved",
     "suppress_tokens": "the checkpoint's generation config decides",

@@ -39,6 +39,11 @@ UNRECOGNISED_FORMAT = 1  # libsndfile's number of this error
 BLOCK_IN_SECONDS = 30  # no minimum duration is longer
 
 
+def seconds_of_frames(num_frames: int) -> float:
+    """How long so many log-mel frames are, such as 30 s for a window of 3,000."""
+    return num_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
+
+
 def audio_file(data: bytes) -> int | BinaryIO:
     """The bytes as an open file; on Linux the descriptor of a file in memory.
 

@@ -157,7 +157,7 @@ def in_this_version(state: dict[str, Any]) -> dict[str, Any]:
     age = "an older" if version < VERSION else "a newer"
     raise UserError(
         f"the checkpoint's position in the data has the form of {age} version ({version}; this one "
-        f"reads 2 and {VERSION}). Finish the run with that version, or start anew in another "
+        f"reads 2 and {VERSION}). Finish the run with that version, or start over in another "
         f"--output_dir."
     )
 

@@ -16,6 +16,7 @@ from speech_finetuning.data.audio import (
     SAMPLE_RATE_IN_HZ,
     decode_audio,
     log_mel,
+    seconds_of_frames,
 )
 from speech_finetuning.data.cells import AudioCell
 from speech_finetuning.data.cuts import cut_out
@@ -57,7 +58,7 @@ class Preprocessor:
 
     def check_duration(self, seconds: float) -> None:
         """Raises: Rejection(audio_too_long, audio_too_short) outside the limits."""
-        window_in_seconds = self.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
+        window_in_seconds = seconds_of_frames(self.window_in_frames)
         longest = min(self.max_duration_in_seconds, window_in_seconds)
         if self.takes_long_clips:
             longest = math.inf

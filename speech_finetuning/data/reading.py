@@ -2,6 +2,7 @@
 
 import os
 import stat
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,6 +59,7 @@ def read_local_file(path: str) -> bytes:
     """
     for protocol in LOCAL_PROTOCOLS:
         path = path.removeprefix(protocol)
+    path = spelling_on_disk(path)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -73,6 +75,15 @@ def read_local_file(path: str) -> bytes:
         if is_network_error(error):
             raise
         raise unreadable(error) from error
+
+
+def spelling_on_disk(path: str) -> str:
+    """The path, or the same letters as the file has them: macOS writes names decomposed (NFD),
+    spreadsheets write them composed (NFC)."""
+    if path.isascii() or os.path.exists(path):
+        return path
+    spellings = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+    return next((spelling for spelling in spellings if os.path.exists(spelling)), path)
 
 
 def file_type(mode: int) -> str:
@@ -226,7 +237,7 @@ def read_patiently(value: str | dict[str, Any] | None, limit_in_seconds: float) 
 def reject_dead_address(address: str, error: Exception, num_errors_before: int) -> None:
     """Raises: Rejection if the address is at fault, and not the network or the whole Hub.
 
-    A 403 and a web page are asked for anew once: a signed address may have expired, or a proxy may
+    A 403 and a web page are asked for once more: a signed address may have expired, or a proxy may
     have answered in place of the server.
     """
     is_on_hub = address.startswith("hf://")

@@ -3,6 +3,7 @@
 import functools
 import re
 import unicodedata
+from collections.abc import Iterator
 
 import transformers
 
@@ -13,8 +14,9 @@ IGNORED_LABEL = -100  # torch's cross-entropy skips it
 # Written without spaces between words, so that only characters can be counted (table 13 of
 # Whisper's paper, and related languages).
 UNSPACED_LANGUAGES = ("zh", "yue", "ja", "th", "lo", "my", "km")
-# Invisible, and nothing that is said: zero-width space and no-break space, word joiner, soft
-# hyphen, marks of the writing direction.
+# For str.translate, of texts that are trained and of those that are scored: characters that nobody
+# sees or says. Zero-width space and no-break space, word joiner, soft hyphen, marks of the writing
+# direction. The zero-width joiners U+200C and U+200D stay: Persian and Hindi spell with them.
 INVISIBLE = dict.fromkeys(
     map(
         ord,
@@ -26,6 +28,11 @@ INVISIBLE = dict.fromkeys(
 JOINERS_OUTSIDE_WORDS = re.compile(
     r"(?<![\u0590-\U0010ffff])[\u200c\u200d]+|[\u200c\u200d]+(?=[A-Za-z\u00c0-\u02af])"
 )
+# All of them are typed for the same letter: ' ’ ʼ first, then ‘ ʻ (Hawaiian, Uzbek), the saltillo
+# in both cases, the fullwidth one, and the accents and the prime that keyboards offer.
+APOSTROPHES = re.compile("['\u2019\u02bc\u2018\u02bb\ua78b\ua78c\uff07`\u00b4\u2032]")
+# Vowels and finals of Hangul, which belong to the consonant before them although they are letters.
+HANGUL_ENDINGS = range(0x1160, 0x1200)
 # What a conversion puts in place of characters, and half of a pair of UTF-16, which no tokenizer
 # takes.
 LOST_CHARACTERS = re.compile("[\ufffd\ud800-\udfff]")
@@ -34,41 +41,78 @@ SPECIAL_TOKEN = re.compile(r"<\|[^\s|<>]{1,30}\|>")
 
 
 def normalize_text(text: str, do_lower_case: bool, do_remove_punctuation: bool) -> str:
-    """The transcript as it is trained: Unicode's form NFC, no invisible characters, white space
+    """The transcript as it is trained: no invisible characters, Unicode's form NFC, white space
     collapsed, and beyond that only what was asked for.
 
     One letter has one spelling then: decomposed text costs more tokens (Vietnamese 33 instead of
     27), and counts as an error against composed text.
     """
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text).translate(INVISIBLE)
-        text = JOINERS_OUTSIDE_WORDS.sub("", text)
+        text = JOINERS_OUTSIDE_WORDS.sub("", text.translate(INVISIBLE))
+        text = unicodedata.normalize("NFC", text)
     if do_lower_case:
         text = text.lower()
     if do_remove_punctuation:
-        text = "".join(without_punctuation(character) for character in text)
+        text = without_punctuation(text)
+    if not text.isascii():
+        # What stood between a letter and its mark may have gone.
+        text = unicodedata.normalize("NFC", text)
     return " ".join(text.split())
 
 
-def without_punctuation(character: str) -> str:
-    """The character itself, nothing, or the space that a dash stands for between words.
+def without_punctuation(text: str) -> str:
+    """The text without Unicode category P, in any script; a dash between words becomes a space.
 
-    Punctuation is Unicode category P, in any script. Letters, digits, combining marks (vowel signs)
-    and symbols stay, and so does what is inside brackets.
+    Letters, digits, combining marks (vowel signs) and symbols stay, and so does what is inside
+    brackets. An apostrophe inside a word (ka'aguy, don't) is a letter.
     """
-    category = unicodedata.category(character)
-    if category == "Pd":
-        return " "
-    return "" if category.startswith("P") else character
+    kept = []
+    for place, character in enumerate(text):
+        category = unicodedata.category(character)
+        if not category.startswith("P") or is_inner_apostrophe(text, place):
+            kept.append(character)
+        elif category == "Pd":
+            kept.append(" ")
+    return "".join(kept)
 
 
-def composition(text: str) -> str | None:
-    """ "composed" (NFC) or "decomposed"; None where there is no difference, as in English."""
+def is_inside_word(text: str, place: int) -> bool:
+    """Whether the character at `place` has a letter, mark or digit before it and a letter after."""
+    if place == 0 or place + 1 == len(text):
+        return False
+    before = unicodedata.category(text[place - 1])[0]
+    after = unicodedata.category(text[place + 1])[0]
+    return before in "LMN" and after == "L"
+
+
+def is_inner_apostrophe(text: str, place: int) -> bool:
+    return APOSTROPHES.match(text, place) is not None and is_inside_word(text, place)
+
+
+def has_inner_apostrophe(text: str) -> bool:
+    """Whether a word contains an apostrophe, as ka'aguy does; quotation marks do not count."""
+    return any(is_inside_word(text, match.start()) for match in APOSTROPHES.finditer(text))
+
+
+def spelled_letters(text: str) -> Iterator[tuple[str, str]]:
+    """(letter in Unicode's form NFC, the same as it is written) for every letter beyond ASCII.
+
+    A letter is a character with the marks that follow it.
+    """
     if text.isascii():
-        return None
-    if not unicodedata.is_normalized("NFC", text):
-        return "decomposed"
-    return None if unicodedata.is_normalized("NFD", text) else "composed"
+        return
+    start = 0
+    for place in range(1, len(text) + 1):
+        if place < len(text) and continues_letter(text[place]):
+            continue
+        written = text[start:place]
+        start = place
+        if not written.isascii():
+            yield unicodedata.normalize("NFC", written), written
+
+
+def continues_letter(character: str) -> bool:
+    return unicodedata.category(character).startswith("M") or ord(character) in HANGUL_ENDINGS
 
 
 @functools.lru_cache(maxsize=16)

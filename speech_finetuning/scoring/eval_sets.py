@@ -24,7 +24,7 @@ from speech_finetuning.data.stream import Block, read_pass
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 2  # rises when the same rows are prepared otherwise than before
+CACHE_VERSION = 3  # rises when the same rows are prepared otherwise than before
 ROWS_PER_BLOCK = 100
 ROWS_PER_WRITE = 16  # of unpadded features: some 10 MB
 NUM_EXAMPLES = 3  # of rejected rows, in an error

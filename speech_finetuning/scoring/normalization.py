@@ -1,5 +1,6 @@
 """How two texts are made comparable before their errors are counted."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -12,6 +13,13 @@ from transformers.models.whisper.english_normalizer import (
     EnglishTextNormalizer,
 )
 
+from speech_finetuning.data.text import (
+    APOSTROPHES,
+    INVISIBLE,
+    has_inner_apostrophe,
+    is_inside_word,
+)
+
 Normalizer = Callable[[str], str]
 
 ORTHO = "ortho"  # as written
@@ -19,22 +27,18 @@ NORM = "norm"  # by Whisper's own normaliser: what published scores are of
 NORM_MARKS = "norm_marks"  # the same, with vowel signs, tone marks and apostrophes inside words
 READINGS = (ORTHO, NORM, NORM_MARKS)
 
-# Soft hyphen, zero-width space, word joiner, byte order mark, and the marks of writing direction:
-# nobody can hear them. The zero-width joiners U+200C and U+200D stay: Persian and Hindi spell with
-# them.
-INVISIBLE = "\u00ad\u061c\u200b\u200e\u200f\u2060\ufeff\u202a\u202b\u202c\u202d\u202e"
-WITHOUT_INVISIBLE = dict.fromkeys(map(ord, INVISIBLE + "\u2066\u2067\u2068\u2069"))
-
-# All of them are typed for the same letter: ' ’ ʼ first, then ‘ ʻ (Hawaiian, Uzbek), the saltillo
-# in both cases, the fullwidth one, and the accents and the prime that keyboards offer.
-APOSTROPHES = re.compile("['\u2019\u02bc\u2018\u02bb\ua78b\ua78c\uff07`\u00b4\u2032]")
-
 # Where an apostrophe joins two words (l'été, dell'arte, i'r): two words are right there, and what
 # is published counts them so. English has a normaliser of its own, which expands "can't".
 LANGUAGES_WITH_ELISION = ("en", "ca", "cy", "fr", "ht", "it", "lb", "mt", "oc")
 
 # A name such as O'Higgins in a Spanish corpus must not cost the comparison with published scores.
 MIN_SHARE_OF_APOSTROPHES = 0.01  # of the references
+
+# In characters, some five times what can be said in 30 s. Whisper's normalisers take time that
+# grows with the square of a text (10,000 opening brackets: 0.7 s), and the English one raises
+# ValueError for a number of more than 4,300 digits.
+MAX_NORMALIZED_AT_ONCE = 2_000
+ENDS_OF_SENTENCES = re.compile("[.?!] |[\u3002\uff1f\u0964]")  # the last ones: 。？।
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,21 +84,7 @@ def collapse_spaces(text: str) -> str:
 
 def as_written(text: str) -> str:
     """One spelling of what looks the same: NFC, nothing invisible, single plain spaces."""
-    return collapse_spaces(unicodedata.normalize("NFC", text.translate(WITHOUT_INVISIBLE)))
-
-
-def is_inside_word(text: str, place: int) -> bool:
-    """Whether the character at `place` has a letter, mark or digit before it and a letter after."""
-    if place == 0 or place + 1 == len(text):
-        return False
-    before = unicodedata.category(text[place - 1])[0]
-    after = unicodedata.category(text[place + 1])[0]
-    return before in "LMN" and after == "L"
-
-
-def has_inner_apostrophe(text: str) -> bool:
-    """Whether a word contains an apostrophe, as ka'aguy does; quotation marks do not count."""
-    return any(is_inside_word(text, match.start()) for match in APOSTROPHES.finditer(text))
+    return collapse_spaces(unicodedata.normalize("NFC", text.translate(INVISIBLE)))
 
 
 def unify_apostrophes(text: str) -> str:
@@ -119,6 +109,32 @@ def keep_marks(text: str) -> str:
     return "".join(kept)
 
 
+def split_long_text(text: str) -> list[str]:
+    """The text itself, or of a long one parts of at most MAX_NORMALIZED_AT_ONCE characters: whole
+    sentences, where there are any, else whole words."""
+    parts = []
+    start = 0
+    while start < len(text):
+        part = text[start : start + MAX_NORMALIZED_AT_ONCE]
+        if start + len(part) < len(text):
+            ends = [match.end() for match in ENDS_OF_SENTENCES.finditer(part)]
+            end_of_word = part.rfind(" ") + 1
+            part = part[: ends[-1] if ends else end_of_word] or part
+        parts.append(part)
+        start += len(part)
+    return parts
+
+
+def normalize_in_parts(normalize: Normalizer, text: str) -> str:
+    """normalize(text), in time that grows with the length of the text and not with its square."""
+    normalized = []
+    for part in split_long_text(text):
+        normalized.append(normalize(part))
+        if unicodedata.category(part[-1])[0] in "ZP":  # else within a word
+            normalized.append(" ")
+    return "".join(normalized)
+
+
 def text_normalizers(
     text_language: str, tokenizer: transformers.WhisperTokenizer
 ) -> dict[str, Normalizer]:
@@ -126,7 +142,11 @@ def text_normalizers(
     whispers_own: Normalizer = BasicTextNormalizer()
     if text_language == "en":
         whispers_own = EnglishTextNormalizer(tokenizer.english_spelling_normalizer or {})
-    return {ORTHO: as_written, NORM: whispers_own, NORM_MARKS: MarksNormalizer()}
+    return {
+        ORTHO: as_written,
+        NORM: functools.partial(normalize_in_parts, whispers_own),
+        NORM_MARKS: functools.partial(normalize_in_parts, MarksNormalizer()),
+    }
 
 
 def read_text(text: str, normalize: Normalizer) -> str:

@@ -154,14 +154,27 @@ def list_checkpoint_files(repo_id: str, commit: str) -> list[RepoFile]:
         return []
 
 
+def has_weights(repo_id: str, commit: str) -> bool:
+    """Whether a repository holds a model, beside its folders."""
+    tree = huggingface_hub.HfApi().list_repo_tree(repo_id, revision=commit)
+    return any(entry.path.endswith((".safetensors", ".bin")) for entry in tree)
+
+
 def download_checkpoint(repo_id: str, output_dir: Path) -> None:
     """Makes the Hub's last-checkpoint (--hub_strategy checkpoint) the newest of output_dir.
-    Raises: UserError if there is no complete one."""
+
+    A repository without any model is that of a run which begins: one command then serves for the
+    first start and for all others, as a job needs that may be killed and started again elsewhere.
+    Raises: UserError if there is a model, but no complete checkpoint.
+    """
     with broken_answers_as_network_errors():
         commit = huggingface_hub.HfApi().model_info(repo_id).sha
         if commit is None:
             raise UnusableAnswer(f"an answer that names no commit of {repo_id}")
         files = list_checkpoint_files(repo_id, commit)
+        if not files and not has_weights(repo_id, commit):
+            logger.warning("hub: %s has no checkpoint yet: the run begins.", repo_id)
+            return
         size_in_gb = sum(file.size for file in files) / 1e9
         logger.info(
             "hub: fetching %s/last-checkpoint: %d files, %.2f GB", repo_id, len(files), size_in_gb

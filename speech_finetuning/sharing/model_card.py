@@ -30,19 +30,24 @@ SETTINGS = (
 
 
 def curve_table(history: list[dict[str, Any]]) -> str:
-    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation; nothing
-    before the first. history: the trainer's log."""
-    rows = []
+    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation, by step;
+    nothing before the first. history: the trainer's log."""
+    rows: dict[int, dict[str, Any]] = {}
     training_loss = ""  # not logged yet, or by another start of the run
-    for entry in history:
+    # A finished run that is scored anew has the step of its best weights at the end.
+    for entry in sorted(history, key=step_of_entry):
         if "loss" in entry:
             training_loss = f"{entry['loss']:.4g}"
         if "eval_wer" in entry:
             row = {"step": entry["step"], "loss": training_loss}
             for name in ("eval_loss", "eval_wer", "eval_cer"):
                 row[name] = f"{entry[name]:.4g}"
-            rows.append(row)
-    return make_markdown_table(rows)
+            rows[entry["step"]] = row
+    return make_markdown_table(list(rows.values()))
+
+
+def step_of_entry(entry: dict[str, Any]) -> int:
+    return entry["step"]
 
 
 def eval_results(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.files import redacted
+from speech_finetuning.base.files import is_folder_of_data, redacted
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.sharing.public import is_hub_name, public_identity
 
@@ -57,9 +57,16 @@ def run_identity(model_args: Any, records: list[Any]) -> dict[str, Any]:
     return model | {"data_mix": sources}
 
 
-def claim_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
+def claim_output_dir(output_dir: Path, identity: dict[str, Any], *, do_train: bool) -> None:
     """Makes sure that the folder, which may be './', holds no weights or checkpoints of another
-    run. Raises: UserError."""
+    run, and that the card of trained weights is not written over by the scores of others.
+    Raises: UserError."""
+    for name in hub_names_of(identity)[1:]:
+        if is_folder_of_data(name, output_dir):  # of a --data_mix: the flag was looked at before
+            raise UserError(
+                f"--output_dir {output_dir} is the folder of the data {name}, whose README would be "
+                "replaced. Choose another folder."
+            )
     patterns = ("checkpoint-*", "*.safetensors", "pytorch_model*.bin")
     weights = [path for pattern in patterns for path in output_dir.glob(pattern)]
     if not weights:
@@ -78,6 +85,12 @@ def claim_output_dir(output_dir: Path, identity: dict[str, Any]) -> None:
         raise UserError(
             f"--output_dir {output_dir} has {weights[0].name} of another run ({reason}). "
             "Choose another."
+        )
+    if not do_train:
+        raise UserError(
+            f"--output_dir {output_dir} has the trained {weights[0].name}, but without --do_train "
+            f"{identity['model_name_or_path']} is scored. To score the trained model: "
+            f"--model_name_or_path {output_dir} and another --output_dir."
         )
 
 

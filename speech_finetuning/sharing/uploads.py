@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from speech_finetuning.base.errors import RunEnded, one_line
+from speech_finetuning.base.errors import ExitCode, RunEnded, one_line
 from speech_finetuning.base.files import printable, redacted
 from speech_finetuning.sharing.snapshot import PROJECT, write_snapshot
 from speech_finetuning.sharing.upload_process import REFUSED
@@ -210,7 +210,7 @@ class HubUploads:
             if self.state is UploadState.FAILED:
                 num_refusals = num_refusals + 1 if self.was_refused else 0
                 if num_refusals >= MAX_REFUSALS or time.monotonic() > give_up_at:
-                    raise RunEnded(76, self.ending())
+                    raise RunEnded(ExitCode.NOT_UPLOADED, self.ending())
                 time.sleep(pause_in_seconds)
                 pause_in_seconds = min(2 * pause_in_seconds, LONGEST_PAUSE_IN_SECONDS)
                 self.state = UploadState.READY

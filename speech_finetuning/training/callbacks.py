@@ -10,7 +10,7 @@ import transformers
 from accelerate.utils import gather_object
 from transformers.integrations.integration_utils import TensorBoardCallback, default_logdir
 
-from speech_finetuning.base.errors import RunEnded
+from speech_finetuning.base.errors import ExitCode, RunEnded
 from speech_finetuning.base.files import write_json
 from speech_finetuning.scoring.predictions import log_examples, write_predictions
 from speech_finetuning.scoring.scorecard import Scorecard
@@ -67,7 +67,7 @@ class SkipBrokenSteps(transformers.TrainerCallback):
         """Lists the rows of the skipped steps. Raises: RunEnded(70)."""
         write_json(listing, gather_object(self.suspicious_rows))
         reason = f"the loss was not finite in {self.num_in_a_row} steps in a row, see {listing}"
-        raise RunEnded(70, f"{reason}. Lower --learning_rate.")
+        raise RunEnded(ExitCode.DIVERGED, f"{reason}. Lower --learning_rate.")
 
 
 class TensorBoardCurves(TensorBoardCallback):

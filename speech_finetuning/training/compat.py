@@ -14,6 +14,7 @@ from typing import Any, cast
 import datasets.config
 import torch
 import transformers
+from transformers import masking_utils
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 
@@ -121,7 +122,7 @@ PRIVATE_NAMES = (
         path="transformers.trainer_callback:EarlyStoppingCallback.state",
         parameters=("self",),
         used_in="training.stages",
-        why="the names under `attributes` in trainer_state.json are those that are set anew",
+        why="the names under `attributes` in trainer_state.json are those that are set again",
         ends="restored callbacks keeping the arguments of now",
     ),
     # ---- the loop
@@ -144,6 +145,13 @@ PRIVATE_NAMES = (
         used_in="training.callbacks",
         why="set at the start of training only: scores before it would go to ./runs",
         ends="on_log finding the folder itself",
+    ),
+    PrivateName(
+        path="transformers.masking_utils:find_packed_sequence_indices",
+        parameters=("position_ids",),
+        used_in="training.compat",
+        why="asks the GPU in every forward pass whether rows are packed, see unpacked_rows",
+        ends="a mask that does not depend on values on the GPU",
     ),
     PrivateName(
         path="torch._dynamo.config:allow_unspec_int_on_nn_module",
@@ -235,6 +243,37 @@ PRIVATE_NAMES = (
         ends="a public name",
     ),
     PrivateName(
+        path="datasets.packaged_modules.parquet.parquet:ParquetConfig.columns",
+        used_in="data.builders",
+        why="set after the builder is made: only then are the names of its columns known",
+        seen_in="datasets 5.2",
+        ends="files that may differ in columns which are not read",
+    ),
+    PrivateName(
+        path="datasets.packaged_modules.folder_based_builder.folder_based_builder:"
+        "FolderBasedBuilderConfig.decode_num_threads",
+        used_in="data.builders",
+        why="must be 0, else audio folders on the Hub are decoded despite casts",
+        seen_in="datasets 5.2",
+        ends="casts being followed",
+    ),
+    PrivateName(
+        path="datasets.data_files:DataFilesList.origin_metadata",
+        is_set_in="__init__",
+        used_in="data.builders",
+        why="a list of the same files under other names keeps its hash",
+        seen_in="datasets 5.2",
+        ends="folders whose names contain wildcards",
+    ),
+    PrivateName(
+        path="huggingface_hub.utils._http:default_client_factory",
+        parameters=(),
+        used_in="base.network",
+        why="its client, to which time-outs and the checks of responses are added",
+        seen_in="huggingface_hub 2.4",
+        ends="a public name, or time-outs for all requests",
+    ),
+    PrivateName(
         path="argparse:ArgumentParser._option_string_actions",
         is_set_in="argparse:_ActionsContainer.__init__",
         used_in="cli.flags, cli.help",
@@ -294,6 +333,29 @@ def scoring_untrained_model(trainer: transformers.Trainer) -> Iterator[None]:
             prepared_models.clear()
 
 
+def no_packed_sequences(position_ids: torch.Tensor) -> None:
+    """In place of find_packed_sequence_indices: what it finds in rows of one text each."""
+
+
+@contextlib.contextmanager
+def unpacked_rows(is_compiled: bool) -> Iterator[None]:
+    """Spares a forward pass its question whether rows are packed sequences, which they never are.
+
+    transformers (5.24, masking_utils.py:761) asks by `.all()` of a tensor on the GPU: the CPU then
+    waits until all work in the queue is done, in every micro-batch, and cannot prepare the next.
+    A compiled model does not ask.
+    """
+    if is_compiled:
+        yield
+        return
+    original = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = no_packed_sequences
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = original
+
+
 @contextlib.contextmanager
 def saving_in(trainer: transformers.Trainer, folder: Path) -> Iterator[None]:
     """Has the trainer write checkpoint-N into this folder instead of --output_dir; args.output_dir
@@ -324,7 +386,7 @@ def restore_early_stopping(
     """Gives the early stopping of this run, if it has one, the count of the checkpoint.
 
     The library's own restore_callback_states_from_checkpoint (transformers 5.24, trainer.py:4047)
-    would build it anew with its *old* arguments, so that a changed --early_stopping_patience were
+    would build it again with its *old* arguments, so that a changed --early_stopping_patience were
     ignored. Without either it would begin to count at 0.
     """
     callback = trainer.pop_callback(transformers.EarlyStoppingCallback)

@@ -35,4 +35,5 @@ class TokenWeightedLoss:
         num_tokens = num_items_in_batch
         if num_tokens is None:
             num_tokens = labels.ne(IGNORED_LABEL).sum()
-        return total / torch.as_tensor(num_tokens, device=total.device).clamp(min=1)
+        # A number that is not on the GPU stays where it is: the copy would wait for the GPU.
+        return total / torch.as_tensor(num_tokens).clamp(min=1)

@@ -2,14 +2,13 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.rejections import describe_counts, list_rejections
+from speech_finetuning.base.rejections import describe_counts, list_rejections, restart_listing
 from speech_finetuning.data.items import RejectedRow
 from speech_finetuning.data.positions import (
     VERSION,
@@ -35,6 +34,7 @@ class StreamProgress:
     max_rejected_fraction: float
     pass_rows: dict[str, int | None]  # rows of a pass of each source, None until they are known
     revisions: dict[str, str | None] = field(default_factory=dict)  # of each source on the Hub
+    settings: dict[str, Any] = field(default_factory=dict)  # see training.settings
     share: RankShare = ONE_RANK
     position: StreamPosition | None = None  # None: the beginning
     num_rows: int = 0  # rejected ones included
@@ -116,7 +116,7 @@ class StreamProgress:
             reasons += f", and {self.num_lost_rows} rows behind them in damaged files"
         raise UserError(
             f"{found} ({reasons}), more than --max_rejected_fraction "
-            f"{self.max_rejected_fraction:g}. See {self.output_dir / 'rejected.jsonl'}; mend them "
+            f"{self.max_rejected_fraction:g}. See {self.output_dir / 'rejected.jsonl'}; fix them "
             f"or raise the limit."
         )
 
@@ -208,6 +208,7 @@ class StreamProgress:
             "damaged_files": self.damaged_files,
             "rejected_bytes": listing.stat().st_size if listing.exists() else 0,
             "revisions": self.revisions,
+            "settings": self.settings,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -230,10 +231,8 @@ class StreamProgress:
             StreamPosition.from_json(state["position"]),
             [StreamPosition.from_json(position) for position in state["rank_positions"]],
         )
-        listing = self.output_dir / "rejected.jsonl"
-        num_bytes = state["rejected_bytes"]
-        if self.share.rank == 0 and listing.exists() and listing.stat().st_size > num_bytes:
-            os.truncate(listing, num_bytes)
+        if self.share.rank == 0:
+            restart_listing(self.output_dir, num_trained=self.rejected.total())
 
     def restore_position(
         self, position: StreamPosition, rank_positions: list[StreamPosition]
@@ -257,6 +256,7 @@ def resume_progress(
     output_dir: Path,
     max_rejected_fraction: float,
     datasets: tuple[SpeechDataset, ...],
+    settings: dict[str, Any],
     rank: int,
     world_size: int,
 ) -> StreamProgress:
@@ -267,13 +267,17 @@ def resume_progress(
         max_rejected_fraction=max_rejected_fraction,
         pass_rows={dataset.source.record: dataset.rows_per_pass() for dataset in datasets},
         revisions={dataset.source.record: dataset.source.revision for dataset in datasets},
+        settings=settings,
         share=RankShare(
             rank=rank,
             world_size=world_size,
             is_sharded_by_rank=can_shard_by_rank(datasets, world_size),
         ),
     )
-    if checkpoint is not None:
+    if checkpoint is None:
+        if rank == 0:
+            restart_listing(output_dir, num_trained=0)
+    else:
         state = (checkpoint / "stream_state.json").read_text(encoding="utf-8")
         progress.restore(json.loads(state))
     return progress

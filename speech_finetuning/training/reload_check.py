@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 import transformers
 
-from speech_finetuning.base.errors import RunEnded
-from speech_finetuning.data.audio import HOP_LENGTH_IN_SAMPLES, SAMPLE_RATE_IN_HZ
+from speech_finetuning.base.errors import ExitCode, RunEnded
+from speech_finetuning.data.audio import seconds_of_frames
 from speech_finetuning.model.generation import generate_ids
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -33,7 +33,7 @@ def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
         return
     if found != expected:
         raise RunEnded(
-            1,
+            ExitCode.CRASHED,
             f"the saved model transcribes {len(rows)} clips differently: {found[:1]} instead of "
             f"{expected[:1]}. Do not use {folder}; its newest checkpoint has the trained weights.",
         )
@@ -45,7 +45,7 @@ def shortest_clips(trainer: SpeechTrainer) -> list[dict[str, Any]]:
     assert trainer.eval_dataset is not None
     num_rows = len(trainer.eval_dataset)
     first = max(0, num_rows - NUM_RELOADED_CLIPS)
-    window_in_seconds = trainer.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
+    window_in_seconds = seconds_of_frames(trainer.window_in_frames)
     rows = cast(list[dict[str, Any]], trainer.eval_dataset.select(range(first, num_rows)))
     return [row for row in rows if row["duration"] <= window_in_seconds]
 

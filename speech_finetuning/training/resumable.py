@@ -157,7 +157,7 @@ class ResumableTrainer(transformers.Seq2SeqTrainer):
             logger.info("learning rate: %g now, %g in the checkpoint", rate, scheduler.base_lrs[0])
         scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
         scheduler.last_epoch -= 1
-        scheduler.step()  # computes the present rate anew
+        scheduler.step()  # recomputes the present rate
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
         # Likewise with --eval_steps, --save_steps and --logging_steps, which the checkpoint's state

@@ -8,7 +8,7 @@ from typing import Any
 
 import transformers
 
-from speech_finetuning.base.errors import RunEnded, UserError, one_line
+from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_line
 from speech_finetuning.base.files import write_json
 from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.training.checkpoints import (
@@ -19,6 +19,7 @@ from speech_finetuning.training.checkpoints import (
 )
 from speech_finetuning.training.compat import restore_early_stopping
 from speech_finetuning.training.reload_check import check_reload
+from speech_finetuning.training.settings import is_finished
 from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
@@ -31,10 +32,8 @@ def train(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
         check_sharding_flags(trainer.args, checkpoint)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         stopper = restore_early_stopping(trainer, state["stateful_callbacks"])
-        has_stopped_early = stopper is not None and (
-            stopper.early_stopping_patience_counter >= stopper.early_stopping_patience
-        )
-        if has_stopped_early or state["global_step"] >= trainer.args.max_steps:
+        patience = None if stopper is None else stopper.early_stopping_patience
+        if is_finished(state, trainer.args.max_steps, patience):
             check_was_trained(trainer, state["global_step"])
             return load_finished_run(trainer, checkpoint, state)
         trainer.checkpoint_to_resume = str(checkpoint)
@@ -58,13 +57,15 @@ def check_sharding_flags(args: transformers.Seq2SeqTrainingArguments, checkpoint
 def load_finished_run(
     trainer: SpeechTrainer, checkpoint: Path, state: dict[str, Any]
 ) -> dict[str, float]:
-    """Loads and saves the model of a run with nothing left to train. Returns the figures of its
-    training."""
+    """Loads and saves the model of a run with nothing left to train, whose log goes on with it.
+    Returns the figures of its training."""
     # The library would train one more step (transformers 5.24, trainer.py, _run_epoch).
     logger.info("%s is the end of a training: nothing is left to train.", checkpoint)
-    if trainer.args.load_best_model_at_end and state["best_model_checkpoint"]:
-        checkpoint = Path(state["best_model_checkpoint"])
+    best = best_checkpoint(checkpoint, state)
+    if trainer.args.load_best_model_at_end and best is not None:
+        checkpoint = best
     trainer._load_from_checkpoint(str(checkpoint))
+    restore_log(trainer.state, state, step_of(checkpoint))
     trainer.is_deepspeed_enabled = False  # there is no engine, and the model stays whole
     save_final_model(trainer)
     record = trainer.progress.output_dir / "all_results.json"
@@ -72,6 +73,29 @@ def load_finished_run(
         return {}
     results = json.loads(record.read_text(encoding="utf-8"))
     return {name: value for name, value in results.items() if name.startswith("train_")}
+
+
+def best_checkpoint(checkpoint: Path, state: dict[str, Any]) -> Path | None:
+    """The run's best checkpoint, also if its folder has been moved; None if there is none."""
+    name = state["best_model_checkpoint"]
+    if name is None:
+        return None
+    places = (Path(name), checkpoint.parent / Path(name).name)
+    return next((place for place in places if place.is_dir()), None)
+
+
+def restore_log(state: transformers.TrainerState, saved: dict[str, Any], step: int) -> None:
+    """The log of a finished run, for its card: without the scores of the weights of this step,
+    which this start will measure."""
+    state.global_step = step
+    state.log_history = [
+        entry
+        for entry in saved["log_history"]
+        if not ("eval_loss" in entry and entry["step"] == step)
+    ]
+    state.best_metric = saved["best_metric"]
+    state.best_global_step = saved["best_global_step"]
+    state.best_model_checkpoint = saved["best_model_checkpoint"]
 
 
 def train_and_save(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str, float]:
@@ -102,9 +126,9 @@ def check_was_trained(trainer: SpeechTrainer, num_steps: int) -> None:
     one, whose weights may be damaged."""
     if num_steps > 0 and trainer.progress.num_skipped_steps >= num_steps:
         raise RunEnded(
-            70,
+            ExitCode.DIVERGED,
             f"the loss was not finite in any of the {num_steps} steps: nothing has been trained. "
-            "Fetch the model anew, its weights may be damaged, or lower --learning_rate.",
+            "Download the model again, its weights may be damaged, or lower --learning_rate.",
         )
 
 
@@ -114,7 +138,8 @@ def save_final_model(trainer: SpeechTrainer) -> None:
     checkpoint = f"checkpoint-{trainer.state.global_step}"
     error = try_to_save(checkpoint, trainer.save_model) or trainer.save_error
     if error is not None:
-        raise RunEnded(73, f"the trained model could not be saved: {one_line(error)}")
+        reason = f"the trained model could not be saved: {one_line(error)}"
+        raise RunEnded(ExitCode.DISK_FULL, reason)
 
 
 def save_at_the_end(trainer: SpeechTrainer) -> None:

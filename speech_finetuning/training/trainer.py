@@ -1,5 +1,6 @@
 """Seq2SeqTrainer and the few overrides."""
 
+import functools
 import itertools
 import logging
 import math
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.modeling_outputs import BaseModelOutput
 
-from speech_finetuning.base.errors import RunEnded, portable
+from speech_finetuning.base.errors import ExitCode, RunEnded, portable
+from speech_finetuning.base.network import limit_silence
 from speech_finetuning.base.shutdown import StopSignals, ignore_signals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, pad_features
@@ -33,7 +35,9 @@ from speech_finetuning.training.callbacks import (
 )
 from speech_finetuning.training.compat import (
     compile_windows_of_any_length,
+    leave_retrying_to_us,
     scoring_untrained_model,
+    unpacked_rows,
 )
 from speech_finetuning.training.meter import (
     MAX_DATA_WAIT_FRACTION,
@@ -66,6 +70,7 @@ class SpeechTrainer(ResumableTrainer):
         train_window: Literal["full", "longest"] = "full",
         full_window_fraction: float = 0.1,
         max_train_time_in_hours: float | None = None,
+        max_network_wait_in_seconds: float = 0.0,
         **trainer_arguments: Any,
     ) -> None:
         super().__init__(
@@ -77,6 +82,7 @@ class SpeechTrainer(ResumableTrainer):
         )
         self.eval_collator = eval_collator
         self.deadline = time.monotonic() + 3600 * (max_train_time_in_hours or math.inf)
+        self.max_network_wait_in_seconds = max_network_wait_in_seconds
         self.window_in_frames = FRAMES_PER_POSITION * self.model.config.max_source_positions
         self.train_window = TrainingWindow(
             full_window_in_frames=self.window_in_frames,
@@ -107,7 +113,7 @@ class SpeechTrainer(ResumableTrainer):
             num_workers=num_workers,
             prefetch_factor=(self.args.dataloader_prefetch_factor or 4) if num_workers else None,
             pin_memory=self.args.dataloader_pin_memory,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=functools.partial(start_worker, self.max_network_wait_in_seconds),
         )
 
     def get_eval_dataloader(self, rows: datasets.Dataset) -> DataLoader:
@@ -137,6 +143,10 @@ class SpeechTrainer(ResumableTrainer):
             num_rows=sum(info.num_rows for info in infos) * self.args.world_size,
             rejections=rejections,
         )
+        if self.args.world_size == 1:
+            # Nothing is gathered: on the GPU the number of target tokens would only make the CPU
+            # wait for it (transformers 5.24, _get_num_items_in_batch).
+            device = torch.device("cpu")
         return super().get_batch_samples(iter(batches), num_batches, device)
 
     def fetch_batches(
@@ -148,7 +158,7 @@ class SpeechTrainer(ResumableTrainer):
         try:
             self.stop.check()
             if time.monotonic() > self.deadline:
-                raise RunEnded(75, "--max_train_time_in_hours is over")
+                raise RunEnded(ExitCode.TRY_AGAIN, "--max_train_time_in_hours is over")
             if self.uploads is not None:
                 self.uploads.poll()
             batches = list(itertools.islice(epoch_iterator, num_batches))
@@ -214,8 +224,8 @@ class SpeechTrainer(ResumableTrainer):
             "labels": inputs["labels"].to(device, non_blocking=True),
             "decoder_input_ids": inputs["decoder_input_ids"].to(device, non_blocking=True),
         }
-        # Around the backward pass as well: it may compute activations anew.
-        with encoder_window(self.model, window):
+        # Around the backward pass as well: it may recompute activations.
+        with encoder_window(self.model, window), unpacked_rows(self.args.torch_compile):
             loss = super().training_step(model, batch, num_items_in_batch)
         self.broken_steps.add(loss, info.ids)
         self.progress.audio_in_seconds += info.audio_in_seconds * self.args.world_size
@@ -243,7 +253,7 @@ class SpeechTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def training_figures(self) -> dict[str, float]:
-        """Rows, rejections, speed and uploads since the last line of the log, which begins anew."""
+        """Rows, rejections, speed and uploads since the last line of the log; all counts start again."""
         elapsed = self.meter.elapsed_in_seconds()
         speed = self.meter.figures(elapsed, self.accelerator)
         figures = self.progress.figures() | speed
@@ -376,3 +386,11 @@ class SpeechTrainer(ResumableTrainer):
         )
         nothing = torch.zeros(len(ids), device=self.args.device)
         return ids, nothing, nothing.long()
+
+
+def start_worker(max_network_wait_in_seconds: float, worker_id: int) -> None:
+    """First thing in the reading worker, which is spawned on macOS and Windows: such a process has
+    inherited no setting of this one."""
+    ignore_signals(worker_id)
+    limit_silence(max_network_wait_in_seconds)
+    leave_retrying_to_us()

@@ -1,10 +1,14 @@
 """Mistakes that are told all at once."""
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
-from speech_finetuning.base.errors import Problems, UserError
+from speech_finetuning.base.errors import ExitCode, Problems, RunEnded, UserError
+
+PROJECT = Path(__file__).parents[2]
 
 
 def fail(*messages: str) -> None:
@@ -33,3 +37,15 @@ def test_a_flag_that_is_wrong_about_one_thing_is_told_once():
 
 def test_without_problems_nothing_is_raised():
     Problems().raise_if_any()
+
+
+def test_an_exit_code_has_one_name_and_a_line_in_the_documentation():
+    for module in PROJECT.glob("speech_finetuning/*/*.py"):
+        assert not re.search(r"RunEnded\(\s*\d+,", module.read_text("utf-8")), module
+    told = re.findall(r"^\| (\d+) \|", (PROJECT / "docs/long-runs.md").read_text("utf-8"), re.M)
+    assert sorted(map(int, told)) == sorted(ExitCode)
+
+
+def test_an_ending_crosses_a_process_border():
+    ending = pickle.loads(pickle.dumps(RunEnded(ExitCode.DISK_FULL, "full")))
+    assert (ending.code, ending.reason) == (73, "full")

@@ -1,15 +1,20 @@
 """The data report, and sources that cannot be used at all."""
 
 import json
+import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
-from speech_finetuning.cli.data_report import describe_style
+from speech_finetuning.cli.data_report import describe_style, report_data
 from speech_finetuning.cli.exit_status import exit_code_of
+from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.sources import load_source
+from speech_finetuning.data.stream import SpeechStream
 
 TRAINING = "--do_train --max_steps 1".split()
 
@@ -103,3 +108,45 @@ def test_everything_wrong_about_the_data_is_told_at_once(
 )
 def test_the_style_of_transcripts(texts: list[str], style: str):
     assert describe_style(texts) == style
+
+
+def report(
+    texts: list[str],
+    preprocessor: Preprocessor,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> list[str]:
+    """The lines of the report on a table of these transcripts."""
+    folder.mkdir()
+    (folder / "clip.flac").write_bytes(demonstration.make_rows(1, seed=0)[0][0])
+    lines = ["path\ttext", *(f"clip.flac\t{text}" for text in texts)]
+    (folder / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    dataset = SpeechDataset(load_source(str(folder), split="train"), preprocessor)
+    stream = SpeechStream(sets=(dataset,), seed=0, block_size=10, micro_batch_size=1, num_threads=1)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        report_data(stream, 10, None, None)
+    return caplog.messages
+
+
+def test_letters_that_are_written_in_two_ways_are_warned_about_once(
+    preprocessor: Preprocessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    lines = report(["año ñu", "an\u0303o", "uno"], preprocessor, tmp_path / "mixed", caplog)
+    (warning,) = [line for line in lines if "several ways" in line]
+    assert "(ñ: U+00F1 (2 times) and U+006E U+0303 (1 times))" in warning
+    for number, texts in enumerate((["año", "ñu"], ["an\u0303o", "n\u0303u"], ["uno", "dos"])):
+        lines = report(texts, preprocessor, tmp_path / str(number), caplog)
+        assert not [line for line in lines if "several ways" in line]
+
+
+def test_punctuation_that_is_removed_spares_apostrophes_and_says_so(
+    preprocessor: Preprocessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    texts = ["ka'aguy, uno", "ka\u2019aguy", "ka\u02bcaguy", "'uno'"]
+    without = replace(preprocessor, do_remove_punctuation=True)
+    lines = report(texts, without, tmp_path / "without", caplog)
+    (line,) = [line for line in lines if "apostrophes" in line]
+    assert line.strip().startswith("3 transcripts have apostrophes inside words")
+    lines = report(texts, preprocessor, tmp_path / "with", caplog)
+    assert not [line for line in lines if "apostrophes" in line]

@@ -207,3 +207,12 @@ def test_what_ends_the_stream_ends_the_dry_run():
     with pytest.raises(PermissionError, match="keep out"):
         take_sample(rows, 64)
     assert take_sample(rows, 1).num_usable_rows == 1
+
+
+def test_a_run_that_saves_no_checkpoints_is_tried_with_one(
+    flags: list[str], caplog: pytest.LogCaptureFixture
+):
+    """Else nothing would be known of what its model takes."""
+    words = "--dry_run --do_train --max_steps 4000 --save_strategy no".split()
+    assert exit_code_of(script.main, [*flags, *words]) == 0
+    assert table(caplog.text)["disk"][0] == "ok"

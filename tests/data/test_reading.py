@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,19 @@ def test_a_local_file_is_read_by_any_of_its_names(tmp_path: Path):
     assert read_audio({"path": "elsewhere.wav", "bytes": CLIP}) == CLIP
     (tmp_path / "link.flac").symlink_to(path)
     assert read_audio(str(tmp_path / "link.flac")) == CLIP
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_is_found_in_either_spelling_of_its_letters(tmp_path: Path, form: str):
+    """A zip from a Mac has decomposed names, its list composed ones."""
+    name = "canción/año.flac"
+    place = tmp_path / unicodedata.normalize(form, name)
+    place.parent.mkdir()
+    place.write_bytes(CLIP)
+    for other in ("NFC", "NFD"):
+        assert read_audio(str(tmp_path / unicodedata.normalize(other, name))) == CLIP
+    with pytest.raises(Rejection, match="audio_missing"):
+        read_audio(str(tmp_path / "canción/otro año.flac"))
 
 
 def test_nothing_but_regular_files_is_read(tmp_path: Path):

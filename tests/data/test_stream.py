@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -31,6 +33,7 @@ from speech_finetuning.data.stream import (
     read_pass,
     shard_order,
 )
+from speech_finetuning.training.trainer import start_worker
 
 
 def load(folder: Path, split: str = "train", record: str = "") -> SpeechSource:
@@ -118,13 +121,28 @@ def test_order_is_independent_of_threads_workers_and_ranks(
     assert len(set(expected)) == 23
 
 
+def start_and_check(worker_id: int) -> None:
+    """A spawned worker has inherited nothing: no server is waited for without end, nor twice."""
+    start_worker(5.0, worker_id)
+    client = huggingface_hub.get_session()
+    request = client.build_request("GET", "https://huggingface.co", timeout=None)
+    client.event_hooks["request"][-1](request)  # the library's own refuses to work offline
+    assert set(request.extensions["timeout"].values()) == {5.0}
+    assert datasets.config.STREAMING_READ_MAX_RETRIES == 1
+
+
 @pytest.mark.slow
 def test_the_stream_runs_under_spawn(speech: Path, preprocessor):
     stream = make_stream(load(speech), preprocessor)
     assert take(pickle.loads(pickle.dumps(stream)), 5) == take(stream, 5)
     collator = script.TrainCollator(decoder_start_token_id=1, pad_token_id=2, n_mels=80)
     loader = torch.utils.data.DataLoader(
-        stream, batch_size=2, collate_fn=collator, num_workers=1, multiprocessing_context="spawn"
+        stream,
+        batch_size=2,
+        collate_fn=collator,
+        num_workers=1,
+        multiprocessing_context="spawn",
+        worker_init_fn=start_and_check,
     )
     info = next(iter(loader))["step_info"]
     assert info.num_rows == 2 and info.error is None and info.position.row == 2

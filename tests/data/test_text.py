@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from speech_finetuning.base.rejections import Rejection
-from speech_finetuning.data.text import composition, encode_text, normalize_text
+from speech_finetuning.data.text import encode_text, normalize_text, spelled_letters
 
 
 def test_labels_have_the_prefix_once_and_fit_exactly(preprocessor):
@@ -26,7 +26,10 @@ def test_labels_have_the_prefix_once_and_fit_exactly(preprocessor):
     ("text", "expected"),
     [
         ("Hello, world! (yes) [no] «sí» ¿qué?", "Hello world yes no sí qué"),
-        ("don't stop", "dont stop"),
+        ("don't stop", "don't stop"),
+        ("'uno' dos' \u2018tres\u2019 los '90", "uno dos tres los 90"),
+        ("ka'aguy, ka\u2019aguy; ka\u02bcaguy.", "ka'aguy ka\u2019aguy ka\u02bcaguy"),
+        ("g\u0303ua'u \u2019", "g\u0303ua'u"),
         ("well-known fact — truly", "well known fact truly"),
         ("नमस्ते, दुनिया!", "नमस्ते दुनिया"),
         ("สวัสดี ครับ", "สวัสดี ครับ"),
@@ -64,9 +67,27 @@ def test_every_spelling_of_a_letter_is_trained_as_one():
         composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
         assert normalize_text(decomposed, False, False) == composed
         assert normalize_text(composed, False, False) == composed
-    assert composition("uno") is None
-    assert composition("n\u0303") == "decomposed"
-    assert composition("ñ") == "composed"
+
+
+@pytest.mark.parametrize("between", ["\u200b", "\u00ad", "\u200d", "."])
+def test_a_letter_and_its_mark_join_over_what_is_removed(between: str):
+    assert normalize_text(f"cafe{between}\u0301", False, True) == "café"
+    assert normalize_text(f"CAFE{between}\u0301", True, True) == "café"
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("uno dos", []),
+        ("año n\u0303", [("ñ", "ñ"), ("ñ", "n\u0303")]),
+        ("Vie\u0323\u0302t Vi\u00ea\u0323t", [("ệ", "e\u0323\u0302"), ("ệ", "\u00ea\u0323")]),
+        ("\ud55c", [("한", "한")]),
+        ("\u1112\u1161\u11ab", [("한", "\u1112\u1161\u11ab")]),
+        ("\u0301", [("\u0301", "\u0301")]),
+    ],
+)
+def test_how_letters_beyond_ascii_are_spelled(text: str, spelled: list[tuple[str, str]]):
+    assert list(spelled_letters(text)) == spelled
 
 
 @pytest.mark.parametrize(

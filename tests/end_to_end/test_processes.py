@@ -18,6 +18,7 @@ import pytest
 import ranks
 import torch
 import transformers
+from fake_venv import make_venv
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
@@ -500,13 +501,7 @@ def test_what_a_sharded_training_cannot_do_is_refused(sharded: dict, name: str, 
 @pytest.fixture
 def run_sh(tmp_path: Path) -> dict[str, str]:
     """The environment of a run.sh that finds this interpreter instead of making .venv."""
-    stamp = subprocess.run(
-        ["cksum"], input=(PROJECT / "requirements.txt").read_bytes(), capture_output=True
-    ).stdout
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (tmp_path / "bin" / "python").chmod(0o755)
-    (tmp_path / ".requirements-1").write_bytes(stamp)
+    make_venv(tmp_path)
     return os.environ | {
         "VENV": str(tmp_path),
         "NUM_PROCESSES": "2",

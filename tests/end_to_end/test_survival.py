@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base import network
-from speech_finetuning.base.errors import RunEnded
+from speech_finetuning.base.errors import RunEnded, UserError
 from speech_finetuning.base.network import is_network_error, retry_on_network_error
 from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
@@ -287,13 +287,26 @@ def test_an_output_dir_that_vanishes_costs_only_what_was_in_it(
     )
 
 
-def test_a_finished_run_keeps_the_best_model_and_its_figures(train: Callable, flags: list[str]):
+def test_a_finished_run_keeps_the_best_model_its_figures_and_its_curve(
+    train: Callable, flags: list[str]
+):
     more = (
-        "--do_train --do_eval --max_steps 6 --save_steps 2 --eval_steps 2 --load_best_model_at_end"
+        "--do_train --do_eval --max_steps 6 --save_steps 2 --eval_steps 2 --load_best_model_at_end "
+        "--learning_rate 1e-3"
     )
     metrics = train(more)
     best = load_file(output(flags) / "model.safetensors")
+    card = output(flags) / "README.md"
+    curve = curve_of(card)
+    assert [row[0] for row in curve] == ["2", "4", "6"]
     again = train(more)
+    assert curve_of(card) == curve
+    before = card.read_bytes(), (output(flags) / "run_info.json").read_bytes()
+    with pytest.raises(UserError, match="--learning_rate was 0.001, is now 0.0005"):
+        train(f"{more} --learning_rate 5e-4")
+    with pytest.raises(UserError, match="but without --do_train"):
+        train("--do_eval")
+    assert before == (card.read_bytes(), (output(flags) / "run_info.json").read_bytes())
     assert all(
         torch.equal(best[name], tensor)
         for name, tensor in load_file(output(flags) / "model.safetensors").items()
@@ -302,6 +315,13 @@ def test_a_finished_run_keeps_the_best_model_and_its_figures(train: Callable, fl
         again["eval_wer"] == metrics["eval_wer"]
         and again["train_rows"] == metrics["train_rows"] == 24
     )
+
+
+def curve_of(card: Path) -> list[list[str]]:
+    """The table of steps on a model card, without its header."""
+    _, _, table = card.read_text(encoding="utf-8").partition("| step |")
+    lines = table.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_a_run_that_stopped_early_is_finished(train: Callable, flags: list[str]):
@@ -624,6 +644,29 @@ def test_network_faults_lose_and_double_nothing(
         assert len(met) == fault["times"], f"{name}: {len(met)} faults were met"
         assert losses(tmp_path / name / "out") == losses(tmp_path / "whole" / "out"), name
         assert same_weights(tmp_path / name / "out", tmp_path / "whole" / "out"), name
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_data_that_it_began_with(
+    hub: Hub, hub_forks: ForkServer, flags: list[str], train: Callable, tmp_path: Path
+):
+    """Between two starts the branch moves on to other data."""
+    hub.remove_faults()
+    common = "--do_train --lr_scheduler_type constant --warmup_steps 0 --shuffle_buffer_size 10"
+    train(f"{common} --max_steps 12 --output_dir {tmp_path / 'whole'}")  # the same rows, from disk
+    hub.add_repo("dataset", "alice/moves", hub.files("dataset", "alice/speech"))
+    log = tmp_path / "log"
+    words = [*flags, *common.split(), "--dataset_name", "alice/moves", "--max_steps"]
+    process = hub_forks.start([*words, "4"], log=log)
+    assert process.wait(100) == 0, log.read_text()[-3000:]
+    other = tmp_path / "other" / "train-00000-of-00001.parquet"
+    demonstration.write_parquet(other, demonstration.make_rows(40, seed=8))
+    hub.add_commit("dataset", "alice/moves", other.parent, replace=True)
+    process = hub_forks.start([*words, "12"], log=log)
+    assert process.wait(100) == 0, log.read_text()[-3000:]
+    assert "alice/moves has changed on the Hub since this run began" in log.read_text()
+    assert losses(output(flags)) == losses(tmp_path / "whole")
+    assert same_weights(output(flags), tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -200,6 +200,8 @@ def test_missing_clips_are_named_with_the_path_that_was_tried_and_read_once_they
     for path in elsewhere.iterdir():
         path.rename(folder / path.name)
     assert train(flags)["eval_num_rows"] == 3
+    listing = (tmp_path / "output" / "rejected.jsonl").read_text(encoding="utf-8")
+    assert listing.count("audio_missing") == 0 and listing.count("text_empty") == 1
 
 
 def test_every_field_that_can_change_the_rows_is_in_the_key_of_the_cache():

@@ -147,7 +147,17 @@ def test_the_best_checkpoint_that_stayed_elsewhere_is_forgotten(
     )
 
 
-@pytest.mark.parametrize("files", [{}, {"last-checkpoint/model.safetensors": b"half"}])
+def test_a_repository_without_a_model_is_where_a_run_begins(hub: HubWithClients, tmp_path: Path):
+    hub.add_repo("model", REPO, {"README.md": b"mine", "runs/events": b"curves"})
+    lines = ask(hub, tmp_path, 9, "download_checkpoint", REPO, "out")
+    assert lines[-1] == "result: None", lines
+    assert f"hub: {REPO} has no checkpoint yet: the run begins." in "".join(lines)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "files", [{"model.safetensors": b"a"}, {"last-checkpoint/model.safetensors": b"half"}]
+)
 def test_a_checkpoint_that_is_not_there_is_one_line(
     hub: HubWithClients, tmp_path: Path, files: dict
 ):

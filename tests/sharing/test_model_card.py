@@ -99,6 +99,18 @@ def test_the_curve_has_a_line_for_every_evaluation():
     assert rows == ["|0||3|90|80|", "|2|2|1.5|50|20.12|", "|4|1|1.25|40|10|"]
 
 
+def test_scores_that_were_measured_anew_are_in_their_place_in_the_curve():
+    """As of a finished run, whose best step is not its last."""
+    history = [
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": 1.0},
+        {"step": 2, "eval_loss": 1.5, "eval_wer": 50.0, "eval_cer": 20.0},
+        {"step": 1, "eval_loss": 1.25, "eval_wer": 40.0, "eval_cer": 10.0},
+    ]
+    rows = [line.replace(" ", "") for line in curve_table(history).splitlines()[2:]]
+    assert rows == ["|1|2|1.25|40|10|", "|2|1|1.5|50|20|"]
+
+
 def test_scores_of_several_sets_are_told_apart():
     source = make_info()["data"]["eval"][0]
     data = {"eval": [source | {"record": name} for name in ("one", "two")]}

@@ -69,7 +69,8 @@ def test_the_list_says_where_it_is_used(private: PrivateName):
 
 
 def test_every_private_name_that_is_used_is_listed():
-    """Names that begin with an underscore and that we do not define ourselves."""
+    """Names that begin with an underscore and that we do not define ourselves, and what comes from
+    a module whose name begins with one."""
     listed = {part for private in PRIVATE_NAMES for part in re.split(r"[:.]", private.path)}
     listed.add("_exit")  # of os, documented
     unlisted = []
@@ -77,6 +78,11 @@ def test_every_private_name_that_is_used_is_listed():
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
         defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        for node in imports:
+            if re.search(r"(^|\.)_[a-z]", node.module or ""):
+                names = {alias.name for alias in node.names} - listed
+                unlisted += [f"{path.name}: {name} of {node.module}" for name in sorted(names)]
         for name in used - defined - listed:
             if name.startswith("_") and not name.startswith("__"):
                 unlisted.append(f"{path.name}: {name}")

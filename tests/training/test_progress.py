@@ -19,7 +19,7 @@ from speech_finetuning.data.positions import (
     StreamPosition,
 )
 from speech_finetuning.data.stream import RankShare
-from speech_finetuning.training.progress import StreamProgress
+from speech_finetuning.training.progress import StreamProgress, resume_progress
 
 
 def make_progress(folder: Path, **changes: Any) -> StreamProgress:
@@ -140,7 +140,8 @@ def test_a_checkpoint_of_an_older_version_says_so(tmp_path: Path):
 
 
 def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
-    progress = make_progress(tmp_path, revisions={"": "abc"})
+    known = {"revisions": {"": "abc"}, "settings": {"--learning_rate": 1e-3}}
+    progress = make_progress(tmp_path, **known)
     progress.update(position=position_at(8), num_rows=8, rejections=make_rejections(2))
     progress.num_skipped_steps = 1
     progress.audio_in_seconds = 12.5
@@ -148,7 +149,7 @@ def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
     state = json.loads(json.dumps(progress.state(micro_batch_size=4, positions=[])))
     progress.update(position=position_at(16), num_rows=8, rejections=make_rejections(3))
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 5
-    restored = make_progress(tmp_path, revisions={"": "abc"})
+    restored = make_progress(tmp_path, **known)
     restored.restore(state)
     # Rows that were listed after the checkpoint will be met, and listed, again.
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
@@ -161,6 +162,24 @@ def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
     }
     assert restored.num_skipped_steps == 1
     assert restored.state(micro_batch_size=4, positions=[]) == state
+
+
+def test_a_fresh_start_forgets_what_an_earlier_one_listed(tmp_path: Path):
+    make_progress(tmp_path).update(
+        position=position_at(8), num_rows=8, rejections=make_rejections(2)
+    )
+    for rank in (1, 0):
+        assert (tmp_path / "rejected.jsonl").exists()
+        resume_progress(
+            checkpoint=None,
+            output_dir=tmp_path,
+            max_rejected_fraction=0.5,
+            datasets=(),
+            settings={},
+            rank=rank,
+            world_size=2,
+        )
+    assert not (tmp_path / "rejected.jsonl").exists()
 
 
 def test_only_the_first_rank_lists_rejections(tmp_path: Path):
