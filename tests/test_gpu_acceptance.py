@@ -27,6 +27,7 @@ def states(report: Path) -> dict[str, str]:
     return {cells[0].removeprefix("| "): cells[1] for cells in rows}
 
 
+@pytest.mark.slow  # some seventeen trainings, each a start of the script
 def test_every_check_passes_on_a_cpu(acceptance, tmp_path: Path):
     report = tmp_path / "report.md"
     words = ["--device", "cpu", "--folder", str(tmp_path), "--report", str(report)]
