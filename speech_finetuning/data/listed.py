@@ -1,5 +1,6 @@
 """Rows that lists name: clips of their own, or segments of recordings, alone or with neighbours."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from speech_finetuning.data.cells import AudioCell, path_of
 from speech_finetuning.data.columns import OpenedSplit, SpeechColumns
 from speech_finetuning.data.segments import TOLERANCE_IN_SECONDS, Segment, length_in_seconds
 from speech_finetuning.data.text import LOST_CHARACTERS, SPECIAL_TOKEN
+
+logger = logging.getLogger(__name__)
 
 CLIP = "clip"  # the one column of a list's dataset
 # Between neighbours. In a longer pause something may be said that the list leaves out.
@@ -103,7 +106,15 @@ def open_lists(
     num_rows: without limits. limits: None: every segment is a row of its own.
     """
     if limits is not None:
+        num_utterances = num_rows
         num_rows = sum(1 for _ in read_lists(lists, limits))
+        if num_rows < num_utterances:
+            logger.info(
+                "%s utterances in %s rows: neighbours of one recording share a window "
+                "(--pack_utterances, --timestamp_probability).",
+                f"{num_utterances:,}",
+                f"{num_rows:,}",
+            )
     dataset = datasets.IterableDataset.from_generator(
         read_lists,
         gen_kwargs={"lists": lists, "limits": limits},

@@ -218,6 +218,13 @@ def open_parts(
 ) -> list[OpenedSplit]:
     """Every part of a split; their columns have the same names. Raises: UserError."""
     opened = []
+    has_no_columns = found.kind in (kaldi.KIND, recordings.KIND)
+    if has_no_columns and (wanted.audio or wanted.text):
+        logger.warning(
+            "--audio_column_name and --text_column_name have no effect: the files of %s have no "
+            "columns to choose from.",
+            "Kaldi" if found.kind == kaldi.KIND else "recordings with transcripts",
+        )
     for part in parts:
         if found.lists is not None and found.kind == "audiofolder":
             one = open_metadata(found.lists[part], wanted, limits)
@@ -234,7 +241,7 @@ def open_parts(
             assert found.builder is not None
             one = open_split(found.builder, part, wanted)
         opened.append(one)
-        if found.kind not in (kaldi.KIND, recordings.KIND):  # whose columns have no names
+        if not has_no_columns:
             wanted = replace(wanted, audio=one.columns.audio, text=one.columns.text)
     return opened
 

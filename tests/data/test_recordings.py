@@ -1,6 +1,8 @@
 """Recordings with a transcript beside each: found, cut, rejected one by one, in a stable order."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ from rows import make_clip, outcomes, read_rows
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.listed import WindowLimits
+from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.sources import load_source
+from speech_finetuning.data.stream import SpeechStream
 
 SRT = "1\n00:00:00,000 --> 00:00:00,500\nuno\n\n2\n00:00:00,500 --> 00:00:01,000\ndos\n"
 VTT = "WEBVTT\n\n00:00.000 --> 00:00.500\nuno\n\n00:00.500 --> 00:01.000\ndos\n"
@@ -135,6 +140,42 @@ def test_each_recording_is_a_shard_and_reading_goes_on_within(tmp_path: Path):
     assert len(source.shards()) == 3
     texts = [row.id.rpartition("/")[2] for row in read_rows(source)]
     assert texts == [f"{s}.wav#{span}" for s in "abc" for span in ("0.0-0.5", "0.5-1.0")]
+
+
+@pytest.mark.parametrize("has_windows", [False, True])
+def test_the_order_is_exact_and_continues_anywhere(tmp_path: Path, preprocessor, has_windows: bool):
+    for stem, count in {"a": 3, "b": 5, "c": 1, "d": 4}.items():
+        samples = np.random.default_rng(0).normal(0, 0.1, 16_000 * count)
+        soundfile.write(tmp_path / f"{stem}.wav", samples, 16_000)
+        labels = [f"{second}.0\t{second}.9\t{stem}{second}" for second in range(count)]
+        (tmp_path / f"{stem}.txt").write_text("\n".join(labels))
+    limits = WindowLimits(seconds=2.5, num_tokens=60) if has_windows else None
+    source = load_source(str(tmp_path), split="train", window_limits=limits)
+    assert source.num_rows == (8 if has_windows else 13)
+    stream = SpeechStream(
+        sets=(SpeechDataset(source, preprocessor),),
+        seed=1,
+        block_size=3,
+        micro_batch_size=2,
+        num_threads=2,
+    )
+    items = list(itertools.islice(stream, 30))
+    ids = [item.content()["id"] for item in items]
+    passes = [ids[: source.num_rows], ids[source.num_rows : 2 * source.num_rows]]
+    assert sorted(passes[0]) == sorted(passes[1]) and passes[0] != passes[1]
+    assert len(set(passes[0])) == source.num_rows
+    for seen in range(1, 25, 4):
+        rest = itertools.islice(replace(stream, position=items[seen - 1].position), 5)
+        assert [item.content()["id"] for item in rest] == ids[seen : seen + 5]
+
+
+def test_columns_that_are_not_there_to_choose_have_no_effect(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    write_recording(tmp_path)
+    (tmp_path / "talk.srt").write_text(SRT)
+    source = load_source(str(tmp_path), split="train", text_column="sentence")
+    assert source.num_rows == 2 and "--text_column_name have no effect" in caplog.text
 
 
 def test_clips_are_not_taken_for_transcripts(tmp_path: Path):
