@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.columns import OpenedSplit, SpeechColumns
 from speech_finetuning.data.listed import ListedClip, WindowLimits, open_lists
@@ -28,6 +30,7 @@ SPLITS_OF_FOLDERS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 OTHER_KINDS = (".parquet", ".arrow", ".tar")  # folders with such files are read in another way
+LANGUAGE = re.compile(r"\.[A-Za-z]{2,3}(-[A-Za-z0-9]+)*")
 MAX_OVERLAP_IN_SECONDS = 0.5  # of cues, before it is said
 MAX_NAMES = 3  # of files, in a message
 
@@ -36,6 +39,7 @@ def find_recordings(name: str, config_name: str | None) -> dict[str, list[str]]:
     """{split: [transcript]} of a folder with recordings and their transcripts, or {}.
 
     Subfolders that are named as splits (train, dev, ...) are splits; all else is `train`.
+    Raises: UserError for a recording with transcripts in several languages.
     """
     folder = Path(name)
     if config_name and (folder / config_name).is_dir():
@@ -51,21 +55,18 @@ def find_recordings(name: str, config_name: str | None) -> dict[str, list[str]]:
                 return {}
         parts = Path(place).relative_to(folder).parts
         split = SPLITS_OF_FOLDERS.get(parts[0].lower(), "train") if parts else "train"
-        there = set(names)
-        for file in sorted(names):
-            if not is_audio_name(file):
-                continue
-            transcript = transcript_beside(there, file)
-            if transcript is not None:
-                found.setdefault(split, []).append(os.path.join(place, transcript))
-            else:
-                without_transcript.append(file)
+        pairs = pair_up(names)
+        without_transcript += [file for file in names if is_audio_name(file) and file not in pairs]
+        transcripts = dict.fromkeys(pairs[file] for file in sorted(pairs))
+        if transcripts:
+            paths = [os.path.join(place, transcript) for transcript in transcripts]
+            found.setdefault(split, []).extend(paths)
     if found and without_transcript:
         logger.warning(
             "%s: %d recordings have no transcript beside them and are not read: %s.",
             name,
             len(without_transcript),
-            shortened(without_transcript),
+            shortened(sorted(without_transcript)),
         )
     return found
 
@@ -74,39 +75,64 @@ def is_audio_name(file: str) -> bool:
     return file.lower().endswith(AUDIO_SUFFIXES) and not file.startswith(".")
 
 
-def transcript_beside(there: set[str], recording: str) -> str | None:
-    """talk.srt or talk.wav.srt (whisper.cpp) among the names that are there."""
-    stem = os.path.splitext(recording)[0]
-    for suffix in TRANSCRIPT_SUFFIXES:
-        for candidate in (stem + suffix, recording + suffix):
-            if candidate in there:
-                return candidate
-    return None
+def pair_up(names: list[str]) -> dict[str, str]:
+    """{recording: its transcript} of the names in a folder: talk.srt, talk.wav.srt (whisper.cpp),
+    or talk.en.srt (yt-dlp). Raises: UserError for several languages."""
+    transcripts: dict[str, list[str]] = {}  # by what stands before their suffix
+    languages: dict[str, dict[str, list[str]]] = {}  # by what stands before the language, too
+    for name in names:
+        base, suffix = os.path.splitext(name)
+        if suffix.lower() not in TRANSCRIPT_SUFFIXES:
+            continue
+        transcripts.setdefault(base, []).append(name)
+        stem, language = os.path.splitext(base)
+        if LANGUAGE.fullmatch(language):
+            languages.setdefault(stem, {}).setdefault(language[1:], []).append(name)
+    pairs = {}
+    for name in filter(is_audio_name, names):
+        stem = os.path.splitext(name)[0]
+        found = transcripts.get(stem, []) + transcripts.get(name, [])
+        in_languages = languages.get(stem, {})
+        if not found and len(in_languages) > 1:
+            raise UserError(
+                f"{name}: has transcripts in several languages, {', '.join(sorted(in_languages))}. "
+                f"Leave one of them, or rename it to {stem}.srt, with its own suffix."
+            )
+        found = found or [file for files in in_languages.values() for file in files]
+        if found:
+            pairs[name] = min(found, key=rank_of_transcript)
+    return pairs
 
 
-def recording_beside(transcript: str, there: set[str]) -> str | None:
-    """The path of the recording that the transcript belongs to. there: names in its folder."""
-    folder, file = os.path.split(transcript)
-    stem = os.path.splitext(file)[0]
-    if is_audio_name(stem) and stem in there:
-        return os.path.join(folder, stem)
-    for name in sorted(there):
-        if is_audio_name(name) and os.path.splitext(name)[0] == stem:
-            return os.path.join(folder, name)
-    return None
+def rank_of_transcript(name: str) -> tuple[int, str]:
+    suffix = os.path.splitext(name)[1].lower()
+    return TRANSCRIPT_SUFFIXES.index(suffix), name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """A transcript beside a recording. Pickles."""
+    """A transcript, and the recording beside it. Pickles."""
 
     path: str
+    recording: str
 
     def clips(self) -> Iterator[ListedClip]:
-        there = set(os.listdir(os.path.dirname(self.path) or "."))
-        recording = recording_beside(self.path, there)
         for cue in read_cues(self.path):
-            yield clip_of_cue(self.path, recording, cue)
+            yield clip_of_cue(self.path, self.recording, cue)
+
+
+def with_recordings(paths: list[str]) -> list[Transcript]:
+    """Of two recordings with the same transcript the first, as talk.mp3 and talk.wav."""
+    recordings: dict[str, dict[str, str]] = {}  # of each folder by transcript
+    found = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in recordings:
+            pairs = pair_up(os.listdir(folder or os.curdir))
+            recordings[folder] = {pairs[file]: file for file in sorted(pairs, reverse=True)}
+        recording = os.path.join(folder, recordings[folder][name])
+        found.append(Transcript(path=path, recording=recording))
+    return found
 
 
 def open_recordings(
@@ -116,7 +142,7 @@ def open_recordings(
 
     name: of the split, in the log. limits: see `open_lists`.
     """
-    suffixes = Counter(os.path.splitext(path)[1] for path in transcripts)
+    suffixes = Counter(os.path.splitext(path)[1].lower() for path in transcripts)
     num_rows = 0
     overlapping = 0
     for transcript in transcripts:
@@ -133,8 +159,7 @@ def open_recordings(
             MAX_OVERLAP_IN_SECONDS,
         )
     columns = SpeechColumns(audio="recording", text=", ".join(sorted(suffixes)))
-    lists = [Transcript(path=path) for path in transcripts]
-    return open_lists(lists, columns, num_rows, limits)
+    return open_lists(with_recordings(transcripts), columns, num_rows, limits)
 
 
 def read_cues(transcript: str) -> list[Cue]:
@@ -152,13 +177,10 @@ def read_cues(transcript: str) -> list[Cue]:
     return [Cue(line=1, problem=problem)]
 
 
-def clip_of_cue(transcript: str, recording: str | None, cue: Cue) -> ListedClip:
+def clip_of_cue(transcript: str, recording: str, cue: Cue) -> ListedClip:
     place = f"{os.path.basename(transcript)}, line {cue.line}"
-    problem = cue.problem
-    if problem is None and recording is None:
-        problem = "there is no recording of this name any more"
-    if problem is not None:
-        return ListedClip(place=place, problem=f"{transcript}, line {cue.line}: {problem}.")
+    if cue.problem is not None:
+        return ListedClip(place=place, problem=f"{transcript}, line {cue.line}: {cue.problem}.")
     segment = None
     if cue.start_in_seconds is not None:
         duration = None

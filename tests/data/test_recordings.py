@@ -69,6 +69,32 @@ def test_of_whisper_s_five_files_one_is_read(tmp_path: Path, preprocessor):
     assert outcomes(source, preprocessor) == ["uno", "dos"]
 
 
+@pytest.mark.parametrize("name", ["talk.SRT", "talk.en.srt", "talk.en-orig.srt", "talk.wav.srt"])
+def test_transcripts_as_other_programs_name_them(tmp_path: Path, preprocessor, name: str):
+    write_recording(tmp_path)
+    (tmp_path / name).write_text(SRT)
+    assert outcomes(load_source(str(tmp_path), split="train"), preprocessor) == ["uno", "dos"]
+
+
+def test_transcripts_in_several_languages_are_asked_for(tmp_path: Path, preprocessor):
+    write_recording(tmp_path)
+    for language in ("en", "es"):
+        (tmp_path / f"talk.{language}.srt").write_text(SRT)
+    with pytest.raises(UserError, match=r"talk.wav: .* several languages, en, es. Leave one"):
+        load_source(str(tmp_path), split="train")
+    (tmp_path / "talk.vtt").write_text(VTT)
+    assert outcomes(load_source(str(tmp_path), split="train"), preprocessor) == ["uno", "dos"]
+
+
+def test_two_recordings_with_one_transcript_are_read_once(tmp_path: Path, preprocessor):
+    write_recording(tmp_path)
+    write_recording(tmp_path, suffix=".flac")
+    (tmp_path / "talk.srt").write_text(SRT)
+    source = load_source(str(tmp_path), split="train")
+    assert source.num_rows == 2 and outcomes(source, preprocessor) == ["uno", "dos"]
+    assert "talk.flac" in read_rows(source)[0].id
+
+
 def test_a_text_beside_a_clip_is_that_of_the_whole(tmp_path: Path, preprocessor):
     write_recording(tmp_path)
     (tmp_path / "talk.txt").write_text("\ufeffuno\r\ndos\r\n", encoding="utf-8")
