@@ -1,12 +1,14 @@
 """Rows that cannot be used: the reason, the counts, the list in rejected.jsonl."""
 
 import contextlib
-import itertools
 import json
 from collections import Counter
 from pathlib import Path
 
 from speech_finetuning.base.files import json_line, write_text
+
+TRAIN = "train"
+DATA_REPORT = "data report"
 
 
 class Rejection(Exception):
@@ -30,10 +32,8 @@ def describe_counts(counts: Counter) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
 
 
-def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -> None:
-    """Appends rejected rows to rejected.jsonl, one line each; without any, it stays."""
-    if not rejections:
-        return
+def rejection_lines(split: str, rejections: list[Rejection]) -> str:
+    """As rejected.jsonl has them."""
     lines = []
     for rejection in rejections:
         line = {
@@ -43,21 +43,36 @@ def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -
             "detail": rejection.detail,
         }
         lines.append(json_line(line))
-    write_text(output_dir / "rejected.jsonl", "".join(lines), mode="a")
+    return "".join(lines)
 
 
-def restart_listing(output_dir: Path, num_trained: int) -> None:
+def list_rejections(output_dir: Path, split: str, rejections: list[Rejection]) -> None:
+    """Appends rejected rows to rejected.jsonl, one line each; without any, it stays.
+
+    split: where they were met: TRAIN, DATA_REPORT, or the scored split.
+    """
+    if rejections:
+        write_text(output_dir / "rejected.jsonl", rejection_lines(split, rejections), mode="a")
+
+
+def restart_listing(output_dir: Path, num_trained: int | None) -> None:
     """Takes out of rejected.jsonl what this start will meet, and list, again.
 
-    num_trained: rejected training rows up to the checkpoint that the run goes on from; only their
-    lines stay. Whether the rows of other splits can be used by now, this start will say.
+    num_trained: rejected training rows up to the checkpoint that the run goes on from, whose lines
+    stay, as do those of its data report; None: it begins. Whether the rows of scored splits can be
+    used by now, this start will say.
     """
     listing = output_dir / "rejected.jsonl"
     if not listing.is_file():
         return
-    with open(listing, encoding="utf-8", errors="replace") as file:
-        of_training = (line for line in file if split_of(line) == "train")
-        kept = list(itertools.islice(of_training, num_trained))
+    kept = []
+    if num_trained is not None:
+        with open(listing, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                split = split_of(line)
+                num_trained -= split == TRAIN
+                if split == DATA_REPORT or (split == TRAIN and num_trained >= 0):
+                    kept.append(line)
     if kept:
         write_text(listing, "".join(kept))
     else:

@@ -13,7 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import printable
-from speech_finetuning.base.rejections import Rejection, describe_counts, list_rejections
+from speech_finetuning.base.rejections import (
+    DATA_REPORT,
+    Rejection,
+    describe_counts,
+    list_rejections,
+)
 from speech_finetuning.base.threads import map_in_order
 from speech_finetuning.data.preprocessing import Example, SpeechDataset
 from speech_finetuning.data.stream import SpeechStream, read_pass
@@ -77,7 +82,7 @@ def report_data(
     """Prepares the first rows of every training source and logs what they are like; warns where
     sources differ. The threads end here, before any loader forks.
 
-    curves: folder for TensorBoard's histograms; output_dir: for rejected.jsonl, if the run ends.
+    curves: folder for TensorBoard's histograms; output_dir: for rejected.jsonl.
     Raises: UserError if none of a source's rows can be used.
     """
     durations: list[float] = []
@@ -87,8 +92,7 @@ def report_data(
     for dataset in stream.sets:
         name = dataset.source.record or dataset.source.name
         rows = prepare_rows(dataset, num_rows, stream.num_threads)
-        reasons = describe_counts(rows.count_reasons())
-        logger.info("data report: first %d rows of %s, rejected: %s", rows.num_rows, name, reasons)
+        log_rejections(name, rows, output_dir)
         if not rows.examples:
             refuse_source(dataset, rows, output_dir)
         styles[name] = describe_style([example["text"] for example in rows.examples])
@@ -119,6 +123,25 @@ def prepare_rows(dataset: SpeechDataset, num_rows: int, num_threads: int) -> Pre
     return rows
 
 
+def log_rejections(name: str, rows: PreparedRows, output_dir: Path | None) -> None:
+    """Says how many of the first rows of a source cannot be used, and lists them all: training may
+    meet only some of them."""
+    if not rows.rejections:
+        logger.info("data report: first %d rows of %s, rejected: none", rows.num_rows, name)
+        return
+    place = ""
+    if output_dir is not None:
+        list_rejections(output_dir, DATA_REPORT, rows.rejections)
+        place = f"; see {output_dir / 'rejected.jsonl'}"
+    logger.warning(
+        "data report: first %d rows of %s, rejected: %s%s",
+        rows.num_rows,
+        name,
+        describe_counts(rows.count_reasons()),
+        place,
+    )
+
+
 def refuse_source(dataset: SpeechDataset, rows: PreparedRows, output_dir: Path | None) -> None:
     """Raises: UserError with the reasons, three rows and the remedy; all are in rejected.jsonl."""
     source = dataset.source
@@ -137,7 +160,6 @@ def refuse_source(dataset: SpeechDataset, rows: PreparedRows, output_dir: Path |
     if remedy is not None:
         lines.append(remedy)
     if output_dir is not None:
-        list_rejections(output_dir, source.split, rows.rejections)
         lines.append(f"All of them: {output_dir / 'rejected.jsonl'}")
         lines.append("If later rows are better: --data_report_samples 0 leaves this test out.")
     raise UserError("\n".join(lines))

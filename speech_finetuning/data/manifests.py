@@ -182,6 +182,8 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     )
     rows = list(itertools.islice(read_table(path, form), NUM_ROWS_TO_INSPECT))
     names = list(form.names) or names_of_json(rows)
+    if not names and rows:
+        raise UserError(f"{path}, line {rows[0].line}: {rows[0].problem}.")
     names = choose_existing_audio(path, names, rows, wanted)
     columns = find_columns(
         names,

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.rejections import describe_counts, list_rejections, restart_listing
+from speech_finetuning.base.rejections import (
+    TRAIN,
+    describe_counts,
+    list_rejections,
+    rejection_lines,
+    restart_listing,
+)
 from speech_finetuning.data.items import RejectedRow
 from speech_finetuning.data.positions import (
     VERSION,
@@ -41,6 +47,7 @@ class StreamProgress:
     rejected: Counter[str] = field(default_factory=Counter)  # rows by reason
     num_lost_rows: int = 0  # behind a rejection that stands for the rest of a damaged file
     damaged_files: dict[str, int] = field(default_factory=dict)  # rows lost in a pass of each
+    rejected_bytes: int = 0  # of their lines in rejected.jsonl, which earlier versions cut there
     rejected_in_pass: Counter[SourcePass] = field(default_factory=Counter)  # rows
     num_skipped_steps: int = 0  # steps whose loss was not finite
     audio_in_seconds: float = 0.0  # trained on, repeated passes included
@@ -58,7 +65,8 @@ class StreamProgress:
             self.count_rejection(rejected)
         if self.share.rank == 0:
             listed = [rejected.rejection for rejected in rejections]
-            list_rejections(self.output_dir, "train", listed)
+            list_rejections(self.output_dir, TRAIN, listed)
+            self.rejected_bytes += len(rejection_lines(TRAIN, listed).encode())
         if rows_before < self.rows_before_check() <= self.rows_met():
             self.check_rejections()
         if self.rows_before_check() <= self.rows_met():
@@ -188,7 +196,6 @@ class StreamProgress:
             rows_to_skip = micro_batch_size * (self.share.world_size - 1)
             position = replace(self.position, rows_to_skip=rows_to_skip)
             rank_positions = []
-        listing = self.output_dir / "rejected.jsonl"
         return {
             "version": VERSION,
             "position": position.to_json(),
@@ -206,7 +213,7 @@ class StreamProgress:
                 for this_pass, count in sorted(self.rejected_in_pass.items())
             ],
             "damaged_files": self.damaged_files,
-            "rejected_bytes": listing.stat().st_size if listing.exists() else 0,
+            "rejected_bytes": self.rejected_bytes,
             "revisions": self.revisions,
             "settings": self.settings,
         }
@@ -222,6 +229,7 @@ class StreamProgress:
         self.audio_in_seconds = counts["audio_in_seconds"]
         self.time_in_seconds = counts["time_in_seconds"]
         self.rejected = Counter(state["rejected"])
+        self.rejected_bytes = state["rejected_bytes"]
         self.rejected_in_pass = Counter()
         for entry in state["rejected_in_pass"]:
             this_pass = SourcePass(source=entry["source"], pass_number=entry["pass_number"])
@@ -276,7 +284,7 @@ def resume_progress(
     )
     if checkpoint is None:
         if rank == 0:
-            restart_listing(output_dir, num_trained=0)
+            restart_listing(output_dir, num_trained=None)
     else:
         state = (checkpoint / "stream_state.json").read_text(encoding="utf-8")
         progress.restore(json.loads(state))

@@ -140,6 +140,22 @@ def test_letters_that_are_written_in_two_ways_are_warned_about_once(
         assert not [line for line in lines if "several ways" in line]
 
 
+def test_bad_rows_are_warned_about_and_all_listed(
+    flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Also those that training does not meet, and each once where it was met."""
+    data = write_table(tmp_path / "data", ["clip.flac"] * 11 + ["no.flac"] * 5)
+    (data / "clip.flac").write_bytes(demonstration.make_rows(1, seed=0)[0][0])
+    with caplog.at_level(logging.INFO):
+        script.main([*flags, *TRAINING, "--dataset_name", str(data)])
+    (record,) = [record for record in caplog.records if "data report" in record.message]
+    listing = tmp_path / "output" / "rejected.jsonl"
+    assert record.levelname == "WARNING"
+    assert record.message.endswith(f"rejected: 5 audio_missing; see {listing}")
+    splits = [json.loads(line)["split"] for line in listing.read_text().splitlines()]
+    assert splits.count("data report") == 5 and set(splits) <= {"data report", "train"}
+
+
 def test_punctuation_that_is_removed_spares_apostrophes_and_says_so(
     preprocessor: Preprocessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

@@ -227,6 +227,12 @@ def test_a_row_with_objects_in_it_is_a_row(tmp_path: Path, preprocessor):
     assert outcomes(load_source(path, split="train"), preprocessor) == ["uno"]
 
 
+def test_a_file_without_any_json_says_so(tmp_path: Path):
+    path = write_list(tmp_path, ["path,sentence", "clips/0.wav,uno"], "train.jsonl")
+    with pytest.raises(UserError, match=r"train.jsonl, line 1: no JSON: Expecting value"):
+        load_source(path, split="train")
+
+
 def test_lines_that_are_no_json_object_are_rejected_with_their_number(tmp_path: Path, preprocessor):
     lines = ['{"path": "clips/0.wav", "sentence": "uno"}', "", '{"path": "cl', "[]", "[" * 5000]
     path = write_list(tmp_path, lines, "train.jsonl")

@@ -162,7 +162,9 @@ def test_rejections_are_listed_once_after_a_resume(
     for name in ("checkpoint-4", "checkpoint-6"):
         (output(flags) / name).rename(tmp_path / name)
     train(common)
-    assert listing.read_text() == once and len(once.splitlines()) == 6
+    assert listing.read_text() == once
+    splits = [json.loads(line)["split"] for line in once.splitlines()]
+    assert splits == ["data report"] * 6 + ["train"] * 6
 
 
 class BrokenLoss(TokenWeightedLoss):
