@@ -30,6 +30,8 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +43,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests" / "suppor
 import torch
 import transformers
 from fp16_on_cpu import fp16_on_cpu
+from waits import fetched_in
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.shutdown import StopSignals
@@ -51,6 +54,7 @@ from speech_finetuning.training.checkpoints import is_complete
 from speech_finetuning.training.trainer import SpeechTrainer
 
 STEP_OF_SIGNAL = 2
+MEASURED_STEPS = 4  # by check_waits
 ROWS_PER_STEP = 4
 SCORED_ROWS = 8
 MAX_NEW_TOKENS = 12
@@ -443,6 +447,36 @@ def check_reload(bench: Bench) -> str:
     return found[0].partition("loaded afresh, ")[2]
 
 
+def waits_on_gpu(function: Callable[[], Run]) -> Counter[str]:
+    """{file and line: how often} of what makes the CPU wait for the GPU, by torch's own count."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Counter(
+        f"{Path(warning.filename).name}:{warning.lineno}"
+        for warning in caught
+        if "synchronizing" in str(warning.message)
+    )
+
+
+def check_waits(bench: Bench) -> str:
+    """What more steps ask of the GPU: one question for each, whatever the accumulation."""
+    counts = []
+    for num_steps in (2, 2 + MEASURED_STEPS):
+        changes = {"max_steps": num_steps, "logging_steps": 1000, "gradient_accumulation_steps": 3}
+        function = functools.partial(bench.start, f"quiet-{num_steps}", fp16=True, **changes)
+        counts.append(waits_on_gpu(function) if bench.is_gpu else fetched_in(function))
+    few, many = counts
+    found = many - few
+    places = ", ".join(f"{place} {count}" for place, count in found.most_common(5))
+    expect(0 < found.total() <= MEASURED_STEPS, f"in {MEASURED_STEPS} steps: {places}")
+    return f"{found.total()} in {MEASURED_STEPS} steps of 3 micro-batches: {places}"
+
+
 def check_forecast(bench: Bench) -> str:
     """The hours that a dry run foretells for a long training, against the rate of the
     reference."""
@@ -517,6 +551,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "SIGTERM within a step": check_signal,
     "ids of scoring": check_ids,
     "the saved model": check_reload,
+    "waits for the GPU": check_waits,
     "the forecast of a dry run": check_forecast,
     **{
         f"memory: {model}, {batch} rows, checkpointing {'on' if is_on else 'off'}": (
