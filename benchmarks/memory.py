@@ -3,20 +3,18 @@
     python benchmarks/memory.py
 
 torch's fake tensors run Whisper's forward pass under bfloat16 autocast (float16 takes as much) and
-the bytes that it saves for the backward pass are counted, once for one and once for two rows of 30
-s:
-the difference is a row's.
-Prints the table of docs/memory.md. Counted for the peak, GB of 10^9 bytes:
+the bytes that it saves for the backward pass are counted, once for one and once for two rows of
+30 s: the difference is a row's. Prints the table of docs/memory.md. Counted for the peak, in GB of
+10^9 bytes:
+
 - a parameter: 4 for its weight, 4 for its gradient, 8 for AdamW's two averages (with --optim
-adafactor next to none),
-  and 2 for the half-precision copy that autocast keeps;
+  adafactor next to none), and 2 for the half-precision copy that autocast keeps;
 - a row: what the forward pass saves; with gradient checkpointing also one layer, which is computed
-again;
+  again;
 - a target token: 16 for each entry of the vocabulary (the logits in half precision, as float, and
-their gradients);
+  their gradients);
 - with --lora_rank a parameter takes its weight and the copy (6), one of the adapters 18; what the
-adapters save for
-  the backward pass is left out, which checkpointing bounds to one layer's;
+  adapters save for the backward pass is left out, which checkpointing bounds to one layer's;
 - 1 for CUDA itself and for what the allocator loses between blocks.
 """
 
@@ -28,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 VOCABULARY = 51_866
+CUDA_IN_GB = 1  # CUDA itself, and what the allocator loses between blocks
 LORA_RANK = 32
 SIZES = {  # width, heads, encoder layers, decoder layers, mel bins
     "tiny": (384, 6, 4, 4, 80),
@@ -135,7 +134,7 @@ def peak_in_gb(
     of_parameters = {"adamw": 18 * parameters, "adafactor": 10 * parameters}
     of_parameters["lora"] = 6 * parameters + 18 * adapter_parameters(name)
     return (
-        1
+        CUDA_IN_GB
         + (of_parameters[optimiser] + num_rows * row_bytes(name, num_tokens, with_checkpointing))
         / 1e9
     )
