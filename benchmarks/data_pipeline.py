@@ -9,20 +9,17 @@ only, `pip install --no-deps torchcodec==0.13.0` and the FFmpeg libraries. The c
 of 4 to 8 s, mp3 at 48 kHz, the same bytes as 8 parquet files, one audio folder and one tar.
 
 Every contestant runs in a process of its own that imports the same modules; they take turns,
-`--repetitions` times.
-One pass warms up, the next one is timed. "First batch" counts from opening the source, with the
-processor loaded.
-CPU time and memory are those of the process and its DataLoader workers; "others" is what all other
-processes (for HTTP the Hub too) and the hypervisor took of the machine's cores meanwhile: a row
-with much of it says little.
+`--repetitions` times. One pass warms up, the next one is timed. "First batch" counts from opening
+the source, with the processor loaded. CPU time and memory are those of the process and its
+DataLoader workers; "others" is what all other processes (for HTTP the Hub too) and the hypervisor
+took of the machine's cores meanwhile: a row with much of it says little.
+
 "bare" loops over decode, resample and log-mel on bytes in memory. "2022" is the event's way on
-today's
-libraries:
-`datasets` decodes, the extractor pads to 30 s, torch formatting, then shuffle(500). Its batches
-come padded to 30 s; the stream's are padded on the training device, which is not timed here.
-"without worker" has no DataLoader process, so that two threads have two cores; else the worker's
-own thread, its reader, its queue and this process need them too.
-torch uses one thread everywhere, batches have 16 rows.
+today's libraries: `datasets` decodes, the extractor pads to 30 s, torch formatting, then
+shuffle(500). Its batches come padded to 30 s; the stream's are padded on the training device, which
+is not timed here. "without worker" has no DataLoader process, so that two threads have two cores;
+else the worker's own thread, its reader, its queue and this process need them too. torch uses one
+thread everywhere, batches have 16 rows.
 """
 
 import argparse

@@ -1,22 +1,22 @@
 """The script's evaluation against Seq2SeqTrainer's own: speed, memory, and whether both hear the
 same tokens.
 
-    python benchmarks/evaluation.py [--model M --dataset_name D --eval_split_name test] [--rows 64]
-    [--repetitions 5] python benchmarks/evaluation.py --memory
+    python benchmarks/evaluation.py [--model M --dataset_name D --eval_split_name test]
+        [--rows 64] [--repetitions 5]
+    python benchmarks/evaluation.py --memory
 
 Without --model it makes a random toy with a window of 4 s and speech for it; flags that it does not
 know go to the script (--language es, --do_lower_case). Every contestant runs in a process of its
 own and evaluates twice, "first" and "later"; they take turns, `--repetitions` times. Loading model
 and libraries is not timed.
 
-ours          run_speech_recognition_seq2seq_streaming.py, built by its own main(). "First" includes
-the preparation of
-              the rows from an empty cache, "later" finds them there.
-re-streaming  transformers' Seq2SeqTrainer as the usual streaming recipe has it: an iterable dataset
-whose rows are
-              decoded, turned into features padded to 30 s and tokenised again in every evaluation.
-in memory     the same trainer over rows that it keeps prepared in memory; "first" includes their
-preparation.
+ours          run_speech_recognition_seq2seq_streaming.py, built by its own main(). "First"
+              includes the preparation of the rows from an empty cache, "later" finds them there.
+re-streaming  transformers' Seq2SeqTrainer as the usual streaming recipe has it: an iterable
+              dataset whose rows are decoded, turned into features padded to 30 s and tokenised
+              again in every evaluation.
+in memory     the same trainer over rows that it keeps prepared in memory; "first" includes
+              their preparation.
 
 All read the same undecoded rows with the same reader and decoder (soundfile), have the same model,
 float32, batch size and cap on new tokens, and compute a score: the recipe WER of normalised text,

@@ -3,12 +3,12 @@ wait, in one table.
 
     python benchmarks/gpu_training.py [--only small large-v3] [--repetitions 3] [--folder SCRATCH]
     python benchmarks/gpu_training.py --device cpu      # the same in miniature, to try it out
-    python benchmarks/gpu_training.py --check           # the FLOP formula against torch's own
-    counter
+    python benchmarks/gpu_training.py --check           # the FLOP formula against torch's counter
 
 Nothing is downloaded. The models have Whisper's geometries and random weights (8 GB in --folder for
 all of them), the data are synthetic mp3 at 48 kHz in local parquet: clips of 25 to 30 s with about
 100 tokens, and of 3 to 6 s with 20.
+
 Each row of the table is the script with its own flags in a process of its own; rows take turns.
 Figures are those of the script's log (`samples_per_second`, `audio_hours_per_hour`,
 `data_wait_fraction`) without its first lines; what is left out is saving. Utilisation is

@@ -5,11 +5,9 @@ and 64 GPUs.
 
 Training: a small random Whisper on synthetic speech, every process on a core of its own (trainer,
 reader and decoder share it), the same batch per device; one process has the machine's other core
-idle beside it.
-"1 + 1" are two runs at the same time that know nothing of each other: what this machine can do at
-most.
-Contestants take turns.
-The figure is the `samples_per_second` of the log, of all processes together, after the first lines.
+idle beside it. "1 + 1" are two runs at the same time that know nothing of each other: what this
+machine can do at most. Contestants take turns. The figure is the `samples_per_second` of the log,
+of all processes together, after the first lines.
 
 Reading: the 640 mp3 clips of data_pipeline.py (needs espeak-ng and sox) in 8 parquet files, read
 undecoded as one rank of 8 does: once all files, every eighth row kept, and once its own file only.

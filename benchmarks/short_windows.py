@@ -2,17 +2,15 @@
 equal time, on real short speech; and what long-form transcription makes of a minute of it before
 and after.
 
-    python benchmarks/short_windows.py --model MODEL --dataset_name DATA --record results.jsonl
-    --seeds 1 2 3 python benchmarks/short_windows.py --model MODEL --dataset_name DATA --record
-    speed.jsonl --speed python benchmarks/short_windows.py --record results.jsonl speed.jsonl
-    --table
+    python benchmarks/short_windows.py --model MODEL --dataset_name DATA --record results.jsonl \\
+        --seeds 1 2 3
+    python benchmarks/short_windows.py --model MODEL --dataset_name DATA --record speed.jsonl --speed
+    python benchmarks/short_windows.py --record results.jsonl speed.jsonl --table
 
 Each run is the script itself in a process of its own, scored on the test split at 30 s whatever it
-trained with.
-A step takes --batch_size utterances, packed or not, so that equal steps have seen as many of them.
---speed measures the rates alone, in short runs that take turns; without it the table takes those of
-the training runs.
-The minute-long files of --long_form are test clips end to end.
+trained with. A step takes --batch_size utterances, packed or not, so that equal steps have seen as
+many of them. --speed measures the rates alone, in short runs that take turns; without it the table
+takes those of the training runs. The minute-long files of --long_form are test clips end to end.
 """
 
 import argparse

@@ -2,19 +2,18 @@
 
     python tests/support/ranks.py JOBS.json
 
-A job is {"words": flags, "log": path} and, if wanted, "world_size" (2), "signal" [rank, number,
-text]:
-sent to this rank alone when the log holds the text, "bad_rank": its data ends in a UserError after
-10 rows,
-"full_rank":
-its disk is full at the first checkpoint, "copy" [[from, to], ...]: beforehand, "cores" [[number,
-...],
-...]:
-those of each rank, and "is_sharded": true for --fsdp, see `shard_on_cpus`. Ranks are forks of this
-process, which has done the imports, so that a start costs a second; without a launcher nobody ends
-the ranks that one has
-left:
-they must do it themselves.
+A job is {"words": flags, "log": path} and, if wanted,
+
+    "world_size"   2 by default
+    "signal"       [rank, number, text]: sent to this rank alone when the log contains the text
+    "bad_rank"     its data ends in a UserError after 10 rows
+    "full_rank"    its disk is full at the first checkpoint
+    "copy"         [[from, to], ...]: beforehand
+    "cores"        [[number, ...], ...]: those of each rank
+    "is_sharded"   true for --fsdp, see `shard_on_cpus`
+
+Ranks are forks of this process, which has done the imports, so that a start costs a second. Without
+a launcher nobody ends the ranks that one has left: they must do it themselves.
 """
 
 import errno
