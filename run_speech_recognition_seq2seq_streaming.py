@@ -518,7 +518,8 @@ def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adap
     """Fills in what depends on the model and the data: learning rate, steps, the best model's
     metric. Raises: UserError if rows must be counted and cannot be."""
     check_adapters(training_args, has_adapters)
-    config, languages = inputs.config, inputs.languages
+    config = inputs.config
+    languages = inputs.languages
     if not training_args.learning_rate:
         training_args.learning_rate = choose_learning_rate(config, has_adapters)
     if inputs.train_sets and training_args.max_steps <= 0:
@@ -749,7 +750,9 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
 def run_job(job: Job) -> dict[str, float]:
     """Reports on the data, scores, trains, scores, reports and uploads, each if it is wanted.
     Returns all metrics."""
-    trainer, run, training_args = job.trainer, job.run, job.trainer.args
+    trainer = job.trainer
+    training_args = trainer.args
+    run = job.run
     metrics: dict[str, float] = {}
     if trainer.is_world_process_zero():
         forget_earlier_ending(run.output_dir)

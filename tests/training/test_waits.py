@@ -19,7 +19,7 @@ def fetched(train: Train, output: Path, num_steps: int, more: str) -> Counter[st
     return fetched_in(train, f"{words} --output_dir {output} {more}")
 
 
-@pytest.mark.parametrize("more", ["", "--train_window longest", "--fp16"])
+@pytest.mark.parametrize("more", ["", "--fp16 --train_window longest"])
 def test_a_step_fetches_one_value(train: Train, tmp_path: Path, more: str):
     """What four more steps fetch, so that the start and the end of a run do not count."""
     with fp16_on_cpu():
