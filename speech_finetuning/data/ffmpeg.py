@@ -135,7 +135,7 @@ def frames_from(
     first, second = beginning
     container.seek(round(start_in_seconds * MICROSECONDS))
     frames = container.decode(stream)
-    next(frames, None)  # decoders need it for the next one
+    next(frames, None)  # perhaps only a part of a frame, or made of nothing before it
     position = None
     for frame in frames:
         if position is None and frame.time is not None:

@@ -124,7 +124,7 @@ def test_paths_in_parquet_are_found_too(tmp_path: Path, preprocessor):
 def test_columns_within_columns_of_parquet(tmp_path: Path, preprocessor):
     clip = {"bytes": make_clip(), "path": "a.wav"}
     rows = [{"talk": {"audio": clip, "n": 1}, "said": {"es": "uno", "en": "one"}}]
-    feature = {"audio": datasets.Audio(decode=False), "n": datasets.Value("int64")}
+    feature = {"audio": datasets.Audio(), "n": datasets.Value("int64")}
     folder = write_parquet(tmp_path / "d", rows, talk=feature)
     with pytest.raises(UserError, match=r"Found: talk, said, talk.audio, talk.n, said.es"):
         load_source(folder, split="train", text_column="said.de")

@@ -193,6 +193,13 @@ def test_a_segment_outside_its_recording_costs_no_neighbour(talk: Path, preproce
     assert row.id.endswith("talk.flac#1.0-4.98")
 
 
+def test_an_end_beyond_the_recording_costs_no_neighbour(talk: Path, preprocessor):
+    lines = ["path,start,end,text", "talk.flac,8.0,9.5,uno", "talk.flac,9.6,10.5,dos"]
+    (talk / "train.csv").write_text("\n".join(lines))
+    source = load_source(str(talk), split="train", window_limits=preprocessor.window_limits())
+    assert outcomes(source, preprocessor) == ["uno", "segment_outside_audio"]
+
+
 def test_times_follow_the_speed(talk: Path, preprocessor):
     source = load_source(str(talk), split="train", window_limits=preprocessor.window_limits())
     row = read_rows(source)[0]
