@@ -4,25 +4,25 @@
 to hear them.
 
     pip install -r requirements.txt -r requirements-demo.txt
-    python demo.py --model whisper-small-es
-    python demo.py --model whisper-small-es --base_model openai/whisper-small
+    python demo.py whisper-small-es
+    python demo.py whisper-small-es --base_model openai/whisper-small
 
-The way of one clip: read_audio -> extract_features -> transcribe (long-form generation with the
-model's own timestamps if it predicts them, else windows cut at pauses) -> segments_as_html. The
+What transcribes is speech_finetuning/model/transcription.py, as in `bash run.sh transcribe`. The
 page is served on this machine only (--share puts it on the internet), reports nothing, and loads
 nothing from the internet if the models are folders.
 """
 
 import argparse
+import base64
+import difflib
 import html
 import importlib.util
-import itertools
 import json
-import math
 import os
+import re
 import sys
-import urllib.parse
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,91 +36,41 @@ os.environ |= {
 }
 
 import huggingface_hub
-import numpy as np
-import soundfile
-import soxr
 import torch
 import transformers
-from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers.models.whisper.english_normalizer import (
+    BasicTextNormalizer,
+    EnglishTextNormalizer,
+)
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-SAMPLE_RATE_IN_HZ = 16_000  # every Whisper checkpoint was trained on 16 kHz
-HOP_LENGTH_IN_SAMPLES = 160  # 10 ms between two log-mel frames
-FRAMES_PER_POSITION = 2  # the encoder's second convolution halves the frames
-PAUSE_IN_SAMPLES = 800  # 50 ms, the shortest pause between two words
-SILENT_PEAK = 1e-3  # 60 dB below full scale: a muted microphone, not a quiet voice
-MIN_TIMESTAMP_SHARE = 0.01  # see predicts_timestamps
-DETECT = "detect"  # in place of a language code
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.cli.subtitles import as_srt, as_text
+from speech_finetuning.data.long_audio import read_recording
+from speech_finetuning.model.recogniser import (
+    DETECT,
+    Recogniser,
+    default_language,
+    load_recogniser,
+)
+from speech_finetuning.model.transcription import Segment, Transcript, transcribe
+from speech_finetuning.scoring.metrics import count_words
 
-# Plays the clip from the time that the button carries; player and buttons appear together.
-PLAY = "const player = document.getElementById('player'); player.currentTime = this.dataset.start; player.play()"
-
-Segment = tuple[float, float, str]  # start and end in seconds, words
-
-
-class UserError(ValueError):
-    """Something that the user can fix: one line on stderr with exit code 2, or one line on the
-    page."""
-
-
-@dataclass
-class Recogniser:
-    """A loaded checkpoint, what it has tokens for ([] if English-only), and what its encoder hears
-    at once."""
-
-    name: str
-    model: WhisperForConditionalGeneration
-    processor: WhisperProcessor
-    languages: list[str]
-    tasks: list[str]
-    window_in_samples: int  # 30 s in OpenAI's checkpoints
+# Plays the clip from the time that the button carries, in the player above.
+PLAY = (
+    "const player = document.querySelector('#speech audio'); "
+    "player.currentTime = this.dataset.start; player.play()"
+)
+TASKS = {"transcribe": "what is said", "translate": "an English translation"}
+NUM_EXAMPLES = 4
+OUTPUTS_PER_MODEL = 5  # text, a line about it, segments, two files
 
 
 # ------------------------------------------------------------------------------------ models ----
-def check_folder(flag: str, name: str) -> None:
-    """Raises UserError if name is neither a folder with a model nor like a Hub id."""
-    folder = Path(name)
-    like_hub_id = not folder.exists() and name.count("/") < 2 and name[0] not in "./~"
-    if (folder / "config.json").is_file() or like_hub_id:
-        return
-    names = sorted(path.name for path in folder.glob("*")) or [
-        "a file" if folder.is_file() else "nothing"
-    ]
-    found = f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-    saved = sorted(folder.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
-    advice = saved[-1].parent if saved else "OUTPUT_DIR (the one of training)"
-    raise UserError(
-        f"{flag} {name}: no folder with a config.json, found {found}. Next: python demo.py {flag} {advice}"
-    )
-
-
 def load(flag: str, name: str) -> Recogniser:
-    """The checkpoint on the GPU in float16, or else on the CPU in float32. No code of a model
-    repository is ever run.
-    Raises: UserError if it is not there, is damaged, or is no Whisper model."""
-    check_folder(flag, name)
+    """The checkpoint, after a line on the terminal. Raises: UserError."""
     print(f"loading {name} ...")
-    try:
-        kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
-        if kind != "whisper":
-            raise UserError(f"Whisper is needed, found a {kind} model.")
-        processor = WhisperProcessor.from_pretrained(name)
-        device, dtype = (
-            ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-        )
-        model = WhisperForConditionalGeneration.from_pretrained(name, dtype=dtype).to(device).eval()
-    except Exception as error:  # whatever the library says about files that are missing, damaged or of another kind
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        advice = "" if Path(name).is_dir() else ", or, if the model is private: hf auth login"
-        raise UserError(
-            f"{flag} {name}: {text} Next: python demo.py {flag} OUTPUT_DIR{advice}"
-        ) from error
-    languages = sorted(
-        token.strip("<|>") for token in getattr(model.generation_config, "lang_to_id", None) or {}
-    )
-    tasks = sorted(getattr(model.generation_config, "task_to_id", None) or {})
-    window = model.config.max_source_positions * FRAMES_PER_POSITION * HOP_LENGTH_IN_SAMPLES
-    return Recogniser(name, model, processor, languages, tasks, window)
+    return load_recogniser(flag, name)
 
 
 def base_model_of(name: str) -> str | None:
@@ -161,206 +111,109 @@ def load_recognisers(model: str, base_model: str | None) -> list[Recogniser]:
         return recognisers
 
 
-def default_language(recogniser: Recogniser) -> str:
-    """The language that the model was told in training, else detection."""
-    language = (
-        (getattr(recogniser.model.generation_config, "language", None) or DETECT)
-        .lower()
-        .strip("<|>")
-    )
-    code = TO_LANGUAGE_CODE.get(language, language)
-    return code if code in recogniser.languages else DETECT
-
-
-# ------------------------------------------------------------------------------------- audio ----
-def read_audio(path: str | None) -> np.ndarray:
+# ------------------------------------------------------------------------------ transcription ----
+def read_audio(path: str | None) -> Any:
     """A file as (n_samples,) float32, mono, 16 kHz. Raises: UserError if there is none, or nothing
     to hear in it."""
     if not path:
         raise UserError(
             "No audio yet: choose a file, or press Record and Stop; then press Transcribe again."
         )
-    try:
-        waveform, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        advice = "wav, flac, ogg, opus and mp3 are read; anything else first: ffmpeg -i IN -ar 16000 -ac 1 OUT.flac"
-        raise UserError(
-            f"Not readable as audio (libsndfile: {error.error_string}) {advice}"
-        ) from error
-    mono = waveform.mean(axis=1)
-    if len(mono) == 0 or not np.isfinite(mono).all():
-        raise UserError(
-            "No sound in this file: it holds no samples, or numbers that are not finite. Choose another."
-        )
-    if is_silent(mono):
-        raise UserError(
-            "Only silence in this clip. If it was recorded here: is the right microphone chosen, unmuted?"
-        )
-    if sampling_rate != SAMPLE_RATE_IN_HZ:
-        mono = soxr.resample(mono, sampling_rate, SAMPLE_RATE_IN_HZ)
-    return np.ascontiguousarray(mono, dtype=np.float32)
+    return read_recording(path)
 
 
-def is_silent(waveform: np.ndarray) -> bool:
-    """Whether (n_samples,) is flat: a constant offset, as cheap microphones have, is no sound."""
-    return float(np.abs(waveform - waveform.mean()).max()) < SILENT_PEAK
+def hear(recogniser: Recogniser, waveform: Any, language: str, task: str) -> Transcript:
+    """The words of (n_samples,) at 16 kHz."""
+    (found,) = transcribe(recogniser, [waveform], language=language, task=task)
+    return found
 
 
-def cut_at_pauses(waveform: np.ndarray, window: int) -> list[tuple[int, int]]:
-    """(start, end) samples of consecutive pieces of at most window samples, each cut at the
-    quietest place of the window's last quarter, so that few words are cut in two. waveform:
-    (n_samples,)."""
-    cuts = [0]
-    while len(waveform) - cuts[-1] > window:
-        first = cuts[-1] + 3 * window // 4
-        last_quarter = waveform[first : cuts[-1] + window]
-        blocks = last_quarter[: len(last_quarter) // PAUSE_IN_SAMPLES * PAUSE_IN_SAMPLES].reshape(
-            -1, PAUSE_IN_SAMPLES
-        )
-        cuts.append(
-            first
-            + int(np.square(blocks).mean(axis=1).argmin()) * PAUSE_IN_SAMPLES
-            + PAUSE_IN_SAMPLES // 2
-        )
-    return list(itertools.pairwise([*cuts, len(waveform)]))
+def describe(found: Transcript) -> str:
+    """One line about how the words were found."""
+    language = LANGUAGES.get(found.language, found.language).title()
+    if not found.segments:
+        return f"No words heard ({language})."
+    if found.has_model_times:
+        return f"{language}. Click a time to hear it."
+    return f"{language}, in pieces of up to 30 seconds, cut at pauses. Click a time to hear it."
 
 
-def extract_features(recogniser: Recogniser, waveform: np.ndarray) -> torch.Tensor:
-    """Log-mel spectrogram (1, n_mels, n_frames) of the whole clip, at least a window long, for the
-    model's device."""
-    length = {
-        "padding": "max_length",
-        "max_length": recogniser.window_in_samples,
-        "truncation": False,
-    }
-    extractor = recogniser.processor.feature_extractor
-    features = extractor(
-        waveform, sampling_rate=SAMPLE_RATE_IN_HZ, return_tensors="pt", **length
-    ).input_features
-    return features.to(recogniser.model.device, recogniser.model.dtype)
-
-
-# ----------------------------------------------------------------------------- transcription ----
-def choose_prompt(
-    recogniser: Recogniser, window: torch.Tensor, language: str, task: str
-) -> dict[str, str]:
-    """`generate`'s language and task, as far as this model has them; a language that it lacks is
-    detected in the clip's first window, (1, n_mels, n_frames)."""
-    prompt = {"task": task} if task in recogniser.tasks else {}
-    if recogniser.languages and language not in recogniser.languages:
-        tokens = {
-            token_id: token
-            for token, token_id in recogniser.model.generation_config.lang_to_id.items()
-        }
-        language = tokens[recogniser.model.detect_language(window).item()].strip("<|>")
-    return {"language": language, **prompt} if recogniser.languages else prompt
-
-
-@torch.no_grad()
-def predicts_timestamps(
-    recogniser: Recogniser, window: torch.Tensor, prompt: dict[str, str]
-) -> bool:
-    """Whether this model may begin with a timestamp instead of <|notimestamps|>. Fine-tuning
-    without timestamps unlearns them: a tiny model with 1 % WER gave them 0.1 %, and dropped half of
-    the words when made to use them.
-    window: (1, n_mels, n_frames)."""
-    config = recogniser.model.generation_config
-    without = getattr(config, "no_timestamps_token_id", None)
-    if without is None:
-        return False
-    tokens = [config.decoder_start_token_id]
-    tokens += [config.lang_to_id[f"<|{prompt['language']}|>"]] if "language" in prompt else []
-    tokens += [config.task_to_id[prompt["task"]]] if "task" in prompt else []
-    decoder_input_ids = torch.tensor([tokens], device=window.device)
-    logits = recogniser.model(input_features=window, decoder_input_ids=decoder_input_ids).logits[
-        0, -1
-    ]
-    share = (
-        logits[without:].float().softmax(dim=-1)
-    )  # the timestamps follow to the end of the vocabulary
-    return 1 - share[0].item() >= MIN_TIMESTAMP_SHARE
-
-
-def transcribe_with_timestamps(
-    recogniser: Recogniser,
-    features: torch.Tensor,
-    duration_in_seconds: float,
-    prompt: dict[str, str],
-) -> list[Segment] | None:
-    """The library's long-form generation: the model says where a segment ends, and goes on
-    listening there.
-    None if the times cannot be true. features: (1, n_mels, n_frames)."""
-    window, limit = recogniser.window_in_samples / SAMPLE_RATE_IN_HZ, duration_in_seconds
-    # Called before each window. It bounds their number: an end at 0.02 s would move the model on by
-    # only 0.02 s.
-    calls = iter(range(4 * math.ceil(limit / window) + 4))
-    options = {
-        "return_timestamps": True,
-        "return_segments": True,
-        "monitor_progress": lambda progress: next(calls),
-    }
-    try:
-        found = recogniser.model.generate(input_features=features, **options, **prompt)["segments"][
-            0
-        ]
-    except StopIteration:
-        return None
-    decode = partial(recogniser.processor.tokenizer.decode, skip_special_tokens=True)
-    pieces = [
-        (float(part["start"]), float(part["end"]), decode(part["tokens"].tolist()).strip())
-        for part in found
-    ]
-    if not are_plausible(pieces, window):
-        return None
-    # The last window is filled up with silence, in which segments may end or even begin.
-    return [(start, min(end, limit), text) for start, end, text in pieces if text and start < limit]
-
-
-def are_plausible(segments: list[Segment], window_in_seconds: float) -> bool:
-    """Whether the segments are in order, and none is longer than what the model hears at once."""
-    starts = [start for start, _, _ in segments]
-    return starts == sorted(starts) and all(
-        0 <= end - start <= window_in_seconds + 0.02 for start, end, _ in segments
+def compare(said: str, found: Transcript) -> str:
+    """How many words are wrong, by what was really said; empty if nobody has typed that."""
+    is_english = found.language == "en"
+    normalize = EnglishTextNormalizer({}) if is_english else BasicTextNormalizer()
+    reference = " ".join(normalize(said).split())
+    if not reference:
+        return ""
+    counts = count_words(reference, " ".join(normalize(found.text).split()))
+    words = "word" if counts.num_reference_words == 1 else "words"
+    return (
+        f"**{counts.num_errors} of {counts.num_reference_words} {words} wrong** "
+        f"(word error rate {counts.wer:.1f} %)"
     )
 
 
-def transcribe_windows(
-    recogniser: Recogniser, waveform: np.ndarray, prompt: dict[str, str]
-) -> list[Segment]:
-    """One segment for each window, decoded as models are scored in training. waveform:
-    (n_samples,)."""
-    segments = []
-    for start, end in cut_at_pauses(waveform, recogniser.window_in_samples):
-        if is_silent(waveform[start:end]):
-            continue  # Whisper invents words for silence
-        features = extract_features(recogniser, waveform[start:end])
-        tokens = recogniser.model.generate(
-            input_features=features, return_timestamps=False, **prompt
-        )[0].tolist()
-        text = recogniser.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        segments += [(start / SAMPLE_RATE_IN_HZ, end / SAMPLE_RATE_IN_HZ, text)] if text else []
-    return segments
+# ------------------------------------------------------------------------- what the folder tells ----
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON file of the model's folder; {} if there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
-def transcribe(
-    recogniser: Recogniser, waveform: np.ndarray, language: str, task: str
-) -> tuple[list[Segment], str]:
-    """The words of (n_samples,) at 16 kHz, and one line about how they were found."""
-    features = extract_features(recogniser, waveform)
-    window = features[:, :, : recogniser.window_in_samples // HOP_LENGTH_IN_SAMPLES]
-    prompt = choose_prompt(recogniser, window, language, task)
-    segments, times = None, "the model's own"
-    if predicts_timestamps(recogniser, window, prompt):
-        segments = transcribe_with_timestamps(
-            recogniser, features, len(waveform) / SAMPLE_RATE_IN_HZ, prompt
+def introduce(recogniser: Recogniser, base: str | None) -> str:
+    """A title and one sentence, in Markdown: the model, its language, and how good it is."""
+    folder = Path(recogniser.name)
+    name = folder.resolve().name if folder.is_dir() else recogniser.name
+    language = default_language(recogniser)
+    title = f"# {plain(name)}"
+    if language != DETECT:
+        title += f" · {LANGUAGES.get(language, language).title()}"
+    sentence = "Speech to text"
+    if base:
+        sentence += f" by {plain(Path(base).name)}, trained further"
+    scores = read_record(folder / "all_results.json")
+    for role in ("test", "eval"):
+        wer = scores.get(f"{role}_wer")
+        if isinstance(wer, int | float):
+            sentence += f": {wer:.1f} of 100 words are wrong"
+            before = scores.get({"eval": "zero_shot_wer", "test": "untouched_test_wer"}[role])
+            if isinstance(before, int | float):
+                sentence += f" (before training {before:.1f})"
+            sentence += f", measured on {int(scores.get(f'{role}_num_rows', 0)):,} recordings"
+            break
+    return f"{title}\n\n{sentence}. Record or choose a file, and press Transcribe."
+
+
+def plain(text: str) -> str:
+    """Somebody's words within Markdown."""
+    return html.escape(re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split())), quote=False)
+
+
+def examples_of(name: str, folder: Path) -> list[list[str]]:
+    """[file, what is said] of a few evaluation clips that the model's report.html has, the easiest
+    first; written to `folder`."""
+    report = Path(name) / "report.html"
+    try:
+        page = report.read_text(encoding="utf-8")
+        (text,) = re.findall(
+            r'<script type="application/json" id="tables">(.*?)</script>', page, re.S
         )
-    if segments is None:
-        segments, times = (
-            transcribe_windows(recogniser, waveform, prompt),
-            "whole windows (this model does not predict them)",
-        )
-    note = f"language: {prompt.get('language', 'en')}, times: {times}"
-    return segments, note if segments else f"No words heard ({note})."
+        found = []
+        for place, clip in json.loads(text)[0]["clips"].items():
+            row = json.loads(text)[0]["rows"][int(place)]
+            if clip["audio"] and row[3] is not None:
+                found.append((row[3], row[8] or row[5], clip["audio"]))
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return []
+    examples = []
+    for number, (_, said, audio) in enumerate(sorted(found)[:NUM_EXAMPLES], 1):
+        path = folder / f"example-{number}.mp3"
+        path.write_bytes(base64.b64decode(audio))
+        examples.append([str(path), said])
+    return examples
 
 
 # -------------------------------------------------------------------------------------- page ----
@@ -370,76 +223,169 @@ def clock(seconds: float) -> str:
     return f"{tenths // 600}:{tenths // 10 % 60:02}.{tenths % 10}"
 
 
-def segments_as_html(segments: list[Segment]) -> str:
-    """One paragraph for each segment: a button that plays it, and its words."""
-    row = '<p><button class="segment" data-start="{}" onclick="{}"><u>{} - {}</u></button> {}</p>'
-    rows = [
-        row.format(start, PLAY, clock(start), clock(end), html.escape(text))
-        for start, end, text in segments
-    ]
+def segments_as_html(segments: list[Segment], other: str | None = None) -> str:
+    """One paragraph for each segment: a button that plays it, and its words. other: the other
+    model's text; what it has not is marked."""
+    marks = marked_words(" ".join(text for _, _, text in segments), other)
+    row = (
+        '<p dir="auto"><button class="segment" data-start="{}" onclick="{}"><u>{} - {}</u></button>'
+        " {}</p>"
+    )
+    rows = []
+    for start, end, text in segments:
+        words = []
+        for word in text.split():
+            escaped = html.escape(word)
+            words.append(f"<mark>{escaped}</mark>" if next(marks) else escaped)
+        rows.append(row.format(start, PLAY, clock(start), clock(end), " ".join(words)))
     return "".join(rows)
 
 
-def answer(recognisers: list[Recogniser], path: str | None, language: str, task: str) -> list[str]:
-    """What the page shows for a clip: a message, the player, then a transcript, a note and segments
-    for each model."""
+def marked_words(text: str, other: str | None) -> Iterator[bool]:
+    """Of each word, whether the other text has another one in its place, or none."""
+    words = text.split()
+    if other is None:
+        return iter([False] * len(words))
+    operations = difflib.SequenceMatcher(
+        None, [bare(word) for word in other.split()], [bare(word) for word in words], autojunk=False
+    ).get_opcodes()
+    marks = []
+    for kind, _, _, first, last in operations:
+        marks += [kind != "equal"] * (last - first)
+    return iter(marks)
+
+
+def bare(word: str) -> str:
+    """Capitals and punctuation are no difference."""
+    return re.sub(r"^\W+|\W+$", "", word.lower()) or word
+
+
+def answer(
+    recognisers: list[Recogniser], path: str | None, language: str, task: str, said: str
+) -> list[Any]:
+    """What the page shows for a clip: a message, then for each model its transcript, a line about
+    it, its segments and two files."""
+    num_outputs = len(recognisers) * OUTPUTS_PER_MODEL
     try:
         waveform = read_audio(path)
-        results = [transcribe(recogniser, waveform, language, task) for recogniser in recognisers]
-    except (UserError, torch.OutOfMemoryError) as error:
-        return [str(error), *[""] * (1 + 3 * len(recognisers))]
-    player = (
-        f'<audio id="player" controls src="gradio_api/file={urllib.parse.quote(path)}"></audio>'
-    )
-    shown = [
-        ("\n".join(part[2] for part in segments), note, segments_as_html(segments))
-        for segments, note in results
-    ]
-    return ["", player, *itertools.chain.from_iterable(shown)]
+        found = [hear(recogniser, waveform, language, task) for recogniser in recognisers]
+    except UserError as error:
+        return [plain(str(error)), *nothing(num_outputs)]
+    except torch.OutOfMemoryError:
+        message = "Not enough GPU memory for this clip: choose a shorter one."
+        return [message, *nothing(num_outputs)]
+    shown: list[Any] = [""]
+    for number, transcript in enumerate(found):
+        others = [each.text for place, each in enumerate(found) if place != number]
+        other = others[0] if others else None
+        notes = [describe(transcript), compare(said, transcript)]
+        shown += [
+            "\n".join(text for _, _, text in transcript.segments),
+            "  \n".join(note for note in notes if note),
+            segments_as_html(transcript.segments, other),
+            *files_of(transcript, Path(str(path)).stem),
+        ]
+    return shown
 
 
-def build_page(recognisers: list[Recogniser]) -> Any:
-    """The gradio.Blocks; what can be chosen is what the first model has."""
+def nothing(number: int) -> list[Any]:
+    """What clears so many outputs."""
+    return [None if place % OUTPUTS_PER_MODEL > 2 else "" for place in range(number)]
+
+
+def files_of(transcript: Transcript, stem: str) -> list[str | None]:
+    """The transcript as .txt and .srt, to be downloaded."""
+    if not transcript.segments:
+        return [None, None]
+    folder = Path(tempfile.mkdtemp(prefix="whisper-demo-"))
+    paths = []
+    for suffix, text in ((".txt", as_text(transcript)), (".srt", as_srt(transcript))):
+        path = folder / f"{stem}{suffix}"
+        path.write_text(text, encoding="utf-8")
+        paths.append(str(path))
+    return paths
+
+
+def build_page(recognisers: list[Recogniser], folder: Path) -> Any:
+    """The gradio.Blocks; what can be chosen is what the first model has. folder: for examples."""
     import gradio  # here, because it is optional and slow to import
 
-    codes, tasks = recognisers[0].languages, recognisers[0].tasks or ["transcribe"]
-    names = [
-        ("detect", DETECT),
-        *[(f"{LANGUAGES.get(code, code)} ({code})", code) for code in codes],
-    ]
+    first = recognisers[0]
+    names = [("find out by itself", DETECT)]
+    names += [(f"{LANGUAGES.get(code, code).title()} ({code})", code) for code in first.languages]
+    tasks = [(TASKS[task], task) for task in first.tasks or ["transcribe"] if task in TASKS]
+    base = recognisers[1].name if len(recognisers) > 1 else base_model_of(first.name)
+    examples = examples_of(first.name, folder)
     # Uploads and recordings are deleted when they are an hour old.
-    with gradio.Blocks(title="Whisper", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        sources = {"sources": ["upload", "microphone"], "buttons": ["download"]}
-        audio = gradio.Audio(**sources, type="filepath", label="Speech", elem_id="speech")
-        with gradio.Row(visible=bool(codes)):
+    with gradio.Blocks(
+        title=f"{Path(first.name).name}: speech to text",
+        analytics_enabled=False,
+        delete_cache=(600, 3600),
+    ) as page:
+        gradio.Markdown(introduce(first, base), elem_id="title")
+        audio = gradio.Audio(
+            sources=["upload", "microphone"],
+            type="filepath",
+            label="Speech",
+            elem_id="speech",
+            waveform_options=gradio.WaveformOptions(show_recording_waveform=False),
+        )
+        with gradio.Row():
             language = gradio.Dropdown(
-                names, value=default_language(recognisers[0]), label="Language"
+                names,
+                value=default_language(first),
+                label="Spoken language",
+                visible=bool(first.languages),
             )
-            task = gradio.Radio(tasks, value="transcribe", label="Task (translate: into English)")
+            task = gradio.Radio(
+                tasks, value="transcribe", label="Write", visible=len(first.tasks) > 1
+            )
+        said = gradio.Textbox(
+            label="What was really said (if you type it, wrong words are counted)",
+            elem_id="said",
+            lines=1,
+        )
+        if examples:
+            gradio.Examples(
+                examples, [audio, said], label="Recordings to try, not used in training"
+            )
         button = gradio.Button("Transcribe", variant="primary", elem_id="transcribe")
-        outputs = [gradio.Markdown(elem_id="message"), gradio.HTML()]
+        outputs = [gradio.Markdown(elem_id="message")]
         with gradio.Row():
             for index, recogniser in enumerate(recognisers):
                 with gradio.Column(elem_id=f"model-{index}"):
-                    label = f"{'base model: ' * bool(index)}{recogniser.name}"
-                    outputs.append(
-                        gradio.Textbox(label=label, lines=3, buttons=["copy"], interactive=False)
-                    )
-                    outputs += [gradio.Markdown(), gradio.HTML()]
+                    outputs += model_outputs(gradio, recogniser, is_base=index > 0)
         # A new clip must not stand beside the old one's words.
-        audio.change(lambda: [""] * len(outputs), outputs=outputs)
-        button.click(partial(answer, recognisers), [audio, language, task], outputs)
+        audio.change(partial(nothing_at_all, len(recognisers)), outputs=outputs)
+        button.click(partial(answer, recognisers), [audio, language, task, said], outputs)
     return page
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Loads the models and serves the page until Ctrl-C."""
+def nothing_at_all(num_models: int) -> list[Any]:
+    return ["", *nothing(num_models * OUTPUTS_PER_MODEL)]
+
+
+def model_outputs(gradio: Any, recogniser: Recogniser, *, is_base: bool) -> list[Any]:
+    """Where one model's answer stands: text, a line about it, segments, two files."""
+    name = Path(recogniser.name).name
+    label = f"{name}, before training" if is_base else name
+    outputs = [gradio.Textbox(label=label, lines=3, buttons=["copy"], interactive=False)]
+    outputs += [gradio.Markdown(), gradio.HTML()]
+    with gradio.Row():
+        for kind in ("text", "subtitles"):
+            outputs.append(gradio.DownloadButton(f"Download as {kind}", size="sm"))
+    return outputs
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument(
-        "--model",
-        required=True,
+        "name",
+        metavar="MODEL",
+        nargs="?",
         help="fine-tuned Whisper: the --output_dir of training or a Hub id",
     )
+    parser.add_argument("--model", help="the same, with a flag")
     parser.add_argument(
         "--base_model", help="shown beside it; default: what the model's card names; none: nothing"
     )
@@ -447,7 +393,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--share", action="store_true", help="a public address as well, through gradio's servers"
     )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Loads the models and serves the page until Ctrl-C."""
+    parser = make_parser()
     args = parser.parse_args(argv)
+    model = args.model or args.name
+    if model is None:
+        parser.error("which model? Name the --output_dir of a training, or a Hub id")
     transformers.logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()  # it tries five times and says so five times
     try:
@@ -455,10 +410,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 "gradio is not installed. Next: python -m pip install -r requirements-demo.txt"
             )
-        page = build_page(load_recognisers(args.model, args.base_model))
-        page.launch(
-            server_name="127.0.0.1", server_port=args.port, share=args.share, footer_links=[]
-        )
+        with tempfile.TemporaryDirectory(prefix="whisper-demo-") as folder:
+            page = build_page(load_recognisers(model, args.base_model), Path(folder))
+            page.launch(
+                server_name="127.0.0.1", server_port=args.port, share=args.share, footer_links=[]
+            )
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,11 @@
 #                                   in a new folder below /tmp
 #   bash run.sh learn               a few minutes on two cores in which a tiny model really learns;
 #                                   in ./whisper-learn, and goes on there if it was interrupted
-#   bash run.sh demo --model MODEL  a page in the browser to speak to a model: a folder or a Hub id
+#   bash run.sh demo MODEL          a page in the browser to speak to a model: a folder or a Hub id
+#   bash run.sh transcribe MODEL FILE...
+#                                   text or subtitles of audio files, or of folders of them
+#   bash run.sh export MODEL --to ctranslate2
+#                                   the model for faster-whisper, or (--to ggml) for whisper.cpp
 #   bash run.sh test                the tests
 #   bash run.sh help                this
 # The script's own flags: bash run.sh --help.
@@ -144,16 +148,22 @@ learn() {
 }
 
 demo() {
-  local word has_model=""
-  for word in "$@"; do
-    if [[ $word == --model || $word == --model=* ]]; then has_model=1; fi
-  done
-  if [[ -z $has_model ]]; then
-    echo "error: which model? Use: bash run.sh demo --model FOLDER (or a Hub id, such as openai/whisper-tiny)" >&2
+  if (($# == 0)); then
+    echo "error: which model? Use: bash run.sh demo FOLDER (or a Hub id, such as openai/whisper-tiny)" >&2
     exit 2
   fi
   set_up requirements.txt requirements-demo.txt
   exec "$python" "$project_dir/demo.py" "$@"
+}
+
+transcribe() {
+  set_up requirements.txt
+  PYTHONPATH="$project_dir" exec "$python" -P -m speech_finetuning.cli.transcribe "$@"
+}
+
+export_model() {
+  set_up requirements.txt requirements-export.txt
+  PYTHONPATH="$project_dir" exec "$python" -P -m speech_finetuning.cli.export "$@"
 }
 
 # The comment at the beginning of this file.
@@ -207,8 +217,10 @@ case "${1:-}" in
   smoke) shift; smoke "$@" ;;
   learn) shift; learn "$@" ;;
   demo) shift; demo "$@" ;;
+  transcribe) shift; transcribe "$@" ;;
+  export) shift; export_model "$@" ;;
   test) shift; run_tests "$@" ;;
   help | -h) print_help ;;
   "" | --*) recipe "$@" ;;
-  *) echo "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|demo|test|help] [--flag value ...]" >&2; exit 2 ;;
+  *) echo "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|demo|transcribe|export|test|help] [--flag value ...]" >&2; exit 2 ;;
 esac

@@ -11,6 +11,7 @@
 #     "jiwer>=4.0,<5",
 #     "soundfile>=0.13,<1",
 #     "librosa>=0.11,<1",
+#     "matplotlib>=3.9,<4",
 #     "av>=18,<19",
 #     "soxr>=1,<2",
 #     "tensorboard>=2.19,<3",
@@ -89,6 +90,7 @@ from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.sharing.claim import Run, claim_run
 from speech_finetuning.sharing.hub import base_licence
 from speech_finetuning.sharing.model_card import CardWriter
+from speech_finetuning.sharing.report_page import ReportPage
 from speech_finetuning.sharing.reports import write_reports
 from speech_finetuning.sharing.run_info import collect_run_info
 from speech_finetuning.training.callbacks import early_stopping
@@ -133,6 +135,9 @@ class SourceArguments:
     predict_split_name: str = HfArg(default="test", help="Split that --do_predict transcribes.")
     audio_column_name: str | None = HfArg(default=None, help="Audio column; default: usual names.")
     text_column_name: str | None = HfArg(default=None, help="Text column; default: usual names.")
+    group_column_name: str | None = HfArg(
+        default=None, help="The speaker, say: report.html tells error rates apart by it."
+    )
     max_duration_in_seconds: float = HfArg(
         default=30.0, help="Rejects longer clips; beyond 30 s always."
     )
@@ -177,6 +182,9 @@ class DataArguments(SourceArguments):
     )
     max_train_time_in_hours: float | None = HfArg(
         default=None, help="Saves and stops with exit code 75 after this time."
+    )
+    report_clips: int = HfArg(
+        default=60, help="Rows with sound and picture in report.html, at most; 0: none."
     )
     eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first.")
     long_form: bool = HfArg(default=False, help="Also scores clips of more than 30 s.")
@@ -386,6 +394,7 @@ def open_dataset(
         revision=record.revision,
         allow_audio_urls=record.allow_audio_urls,
         window_limits=preprocessor.window_limits() if has_windows else None,
+        group_column=None if role == "train" else record.group_column_name,
     )
     return SpeechDataset(
         source=source,
@@ -739,6 +748,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         max_train_time_in_hours=data_args.max_train_time_in_hours,
         max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
     )
+    trainer.add_callback(ReportPage(trainer, inputs.speech, data_args))
     # From here on every rank draws dropout and masks of its own.
     transformers.set_seed(training_args.seed + training_args.process_index)
     describe_run(
@@ -760,7 +770,7 @@ def run_job(job: Job) -> dict[str, float]:
         if training_args.do_train and run.checkpoint is None:
             report_training_data(trainer, job.data_args.data_report_samples)
     if job.data_args.eval_before_training:
-        metrics |= zero_shot_scores(trainer, run.output_dir, run.checkpoint)
+        metrics |= zero_shot_scores(trainer, run.checkpoint, job.final_sets.get("test"))
     trainer.card_writer.early_metrics = dict(metrics)
     if training_args.do_train:
         metrics |= train(trainer, run.checkpoint)

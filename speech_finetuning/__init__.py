@@ -1,19 +1,23 @@
 """What has to hold whatever the training script changes. Floors, each imports only what stands to its left:
 
     base      errors, rejections, files, responses, network, threads, shutdown: knows no speech
-    data      audio, containers, signatures, ffmpeg, cuts, reading, addresses, text, segments, tables,
+    data      audio, containers, signatures, ffmpeg, long_audio, cuts, reading, addresses, text, segments, tables,
               columns, guessing, features, cells, listed, manifests, subtitles, recordings, kaldi, saved,
               footers, builders, dataset_names, tars, sources, shards,
               preprocessing, positions, items, stream, packing, batches: bytes to examples
-    model     loading, languages, adapters, windows, generation: the checkpoint, its language, its window
-    scoring   normalization, metrics, eval_sets, scores, score_table, scorecard, predictions:
+    model     loading, languages, adapters, windows, generation, recogniser, transcription:
+              the checkpoint, its language, its window
+    scoring   normalization, metrics, eval_sets, scores, score_table, scorecard,
+              alignment, predictions:
               rows to numbers that cannot flatter
     training  loss, settings, progress, checkpoints, callbacks, meter, resumable, trainer, stages,
               reload_check, compat:
               Seq2SeqTrainer, the few overrides
-    sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, reports, run_info: what others see
+    sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, examples, reports, run_info,
+              report_page, report_rows, report_clips, report_charts: what others see
     cli       early_exit, help, flags, source_flags, retired, translation, parsing, checks, devices,
-              console, data_report, dry_run, demonstration, exit_status: what the terminal sees
+              console, data_report, dry_run, demonstration, exit_status,
+              transcribe, subtitles, export: what the terminal sees
 
 The script run_speech_recognition_seq2seq_streaming.py stands on all of them; nothing here imports it.
 """

@@ -16,8 +16,8 @@ NAME = "run_speech_recognition_seq2seq_streaming.py"
     ("words", "message"),
     [
         ("dance", "unknown recipe 'dance'"),
-        ("-x", "Use: bash run.sh [smoke|learn|demo|test|help]"),
-        ("demo", "which model? Use: bash run.sh demo --model FOLDER"),
+        ("-x", "Use: bash run.sh [smoke|learn|demo|transcribe|export|test|help]"),
+        ("demo", "which model? Use: bash run.sh demo FOLDER"),
     ],
 )
 def test_run_sh_refuses_what_it_does_not_know(words: str, message: str):
@@ -156,8 +156,16 @@ def test_run_sh_help_names_every_recipe_and_the_folders():
     result = subprocess.run(
         ["bash", PROJECT / "run.sh", "help"], capture_output=True, text=True, check=True
     )
-    for recipe in ("smoke", "learn", "demo --model MODEL", "test", "help"):
-        assert f"  bash run.sh {recipe} " in result.stdout
+    for recipe in (
+        "smoke",
+        "learn",
+        "demo MODEL",
+        "transcribe MODEL FILE...",
+        "export MODEL --to ctranslate2",
+        "test",
+        "help",
+    ):
+        assert f"  bash run.sh {recipe}" in result.stdout
     assert "./whisper-learn" in result.stdout and "#" not in result.stdout
 
 

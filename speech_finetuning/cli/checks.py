@@ -59,6 +59,8 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "pass --max_steps or --num_train_epochs, not both."
     if flags.long_form and not (flags.do_eval or flags.do_predict):
         yield "--long_form needs --do_eval or --do_predict."
+    if flags.group_column_name and not (flags.do_eval or flags.test_split_name):
+        yield "--group_column_name needs --do_eval or --test_split_name: it groups scored rows."
     if flags.dry_run and not flags.do_train:
         yield "--dry_run needs --do_train."
 
@@ -111,6 +113,8 @@ def number_problems(flags: argparse.Namespace) -> Iterator[str]:
     longest = flags.max_duration_in_seconds
     if shortest >= longest:
         yield f"--min_duration_in_seconds {shortest} is not below the longest, {longest}."
+    if flags.report_clips < 0:
+        yield "--report_clips must be at least 0 (0: no sound and no pictures in report.html)."
     if flags.shuffle_buffer_size < 1:
         yield "--shuffle_buffer_size must be at least 1 (1 keeps the files' order)."
     if flags.num_decoding_threads is not None and flags.num_decoding_threads < 1:

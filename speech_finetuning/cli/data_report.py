@@ -6,13 +6,13 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.files import printable
+from speech_finetuning.base.files import json_line, printable, write_text
 from speech_finetuning.base.rejections import (
     DATA_REPORT,
     Rejection,
@@ -82,13 +82,15 @@ def report_data(
     """Prepares the first rows of every training source and logs what they are like; warns where
     sources differ. The threads end here, before any loader forks.
 
-    curves: folder for TensorBoard's histograms; output_dir: for rejected.jsonl.
+    curves: folder for TensorBoard's histograms; output_dir: for data_report.jsonl, which report.html
+    shows, and for rejected.jsonl.
     Raises: UserError if none of a source's rows can be used.
     """
     durations: list[float] = []
     label_lengths: list[int] = []
     styles: dict[str, str] = {}
     spellings: Counter[Spelling] = Counter()
+    lines = []
     for dataset in stream.sets:
         name = dataset.source.record or dataset.source.name
         rows = prepare_rows(dataset, num_rows, stream.num_threads)
@@ -98,10 +100,13 @@ def report_data(
         styles[name] = describe_style([example["text"] for example in rows.examples])
         describe_rows(dataset, rows, styles[name])
         spellings += rows.spellings
+        lines.append(json_line(figures_of(dataset, rows)))
         durations += [example["duration"] for example in rows.examples]
         label_lengths += [len(example["labels"]) for example in rows.examples]
     warn_of_styles(styles)
     warn_of_spellings(spellings)
+    if output_dir is not None:
+        write_text(output_dir / "data_report.jsonl", "".join(lines))
     if curves is not None:
         with SummaryWriter(curves) as writer:
             writer.add_histogram("data/durations in s", np.array(durations), 0)
@@ -163,6 +168,23 @@ def refuse_source(dataset: SpeechDataset, rows: PreparedRows, output_dir: Path |
         lines.append(f"All of them: {output_dir / 'rejected.jsonl'}")
         lines.append("If later rows are better: --data_report_samples 0 leaves this test out.")
     raise UserError("\n".join(lines))
+
+
+def figures_of(dataset: SpeechDataset, rows: PreparedRows) -> dict[str, Any]:
+    """A line of data_report.jsonl: durations in seconds and label lengths of the rows that were
+    looked at; num_rows and hours of a pass, None if they are not known."""
+    durations = [round(row["duration"], 2) for row in rows.examples]
+    num_rows = dataset.rows_per_pass()
+    hours = None
+    if num_rows is not None:
+        hours = round(num_rows * sum(durations) / rows.num_rows / 3600, 3)
+    return {
+        "name": dataset.source.record or dataset.source.name,
+        "num_rows": num_rows,
+        "hours": hours,
+        "durations": durations,
+        "tokens": [len(row["labels"]) for row in rows.examples],
+    }
 
 
 def describe_rows(dataset: SpeechDataset, rows: PreparedRows, style: str) -> None:

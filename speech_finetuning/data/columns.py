@@ -63,6 +63,7 @@ class WantedColumns:
     audio: str | None = None
     text: str | None = None
     text_required: bool = True  # False: rows may lack a text, to be transcribed only
+    group: str | None = None  # None: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +84,17 @@ class SpeechColumns:
 
     text: None if there is none. sampling_rate: where the audio is a list of samples, else None.
     segments: where the audio of a row is a recording with several utterances, else None.
+    group: what scores are told apart by, the speaker, say; else None.
     """
 
     audio: str
     text: str | None
     sampling_rate: str | None = None
     segments: SegmentColumns | None = None
+    group: str | None = None
 
     def names(self) -> list[str]:
-        names = [self.audio, self.text, self.sampling_rate]
+        names = [self.audio, self.text, self.sampling_rate, self.group]
         of_segments = [] if self.segments is None else self.segments.names()
         # A column may be read for two reasons.
         return list(dict.fromkeys([*filter(None, names), *of_segments]))
@@ -155,7 +158,18 @@ def find_columns(
     if problems:
         raise UserError(*problems)
     assert audio is not None
-    return SpeechColumns(audio=audio, text=text)
+    return SpeechColumns(audio=audio, text=text, group=find_group(found, wanted.group, place))
+
+
+def find_group(found: list[str], wanted: str | None, place: str) -> str | None:
+    """The column that scores are told apart by, if one is named. Raises: UserError if it is not
+    there."""
+    if wanted is None:
+        return None
+    group = find_name(found, wanted, ())
+    if group is None:
+        raise UserError(missing_column("--group_column_name", wanted, found, place, ""))
+    return group
 
 
 def find_name(found: list[str], wanted: str | None, usual: tuple[str, ...]) -> str | None:
@@ -180,6 +194,11 @@ def find_nested(found: list[str], usual: tuple[str, ...]) -> str | None:
         if len(nested) == 1:
             return nested[0]
     return None
+
+
+def group_of(value: Any) -> str | None:
+    """What a cell of the group column says, as text."""
+    return None if value in (None, "") else str(value)
 
 
 def find_segment_columns(found: list[str]) -> SegmentColumns | None:

@@ -72,6 +72,7 @@ class ListedClip:
     segment: Segment | None = None
     window: SpeechWindow | None = None
     problem: str | None = None
+    group: str | None = None  # of --group_column_name
 
     def start(self) -> float:
         """In seconds, of a clip with a segment."""

@@ -31,6 +31,7 @@ from speech_finetuning.data.columns import (
     find_columns,
     find_name,
     find_segment_columns,
+    group_of,
 )
 from speech_finetuning.data.guessing import cell_at, nested_names
 from speech_finetuning.data.listed import ListedClip, WindowLimits, open_lists
@@ -97,6 +98,7 @@ class Manifest:
         problem = row.problem
         place = f"{'entry' if self.form.is_array else 'line'} {row.line}"
         text = self.columns.text
+        group = self.columns.group
         try:
             if problem is None:
                 return ListedClip(
@@ -104,6 +106,7 @@ class Manifest:
                     audio=audio_of(cell_at(row.cells, self.columns.audio), self.place),
                     text=text_of(None if text is None else cell_at(row.cells, text)),
                     segment=segment_of(row.cells, self.segments),
+                    group=None if group is None else group_of(cell_at(row.cells, group)),
                 )
         except Rejection as error:
             problem = error.detail

@@ -32,6 +32,7 @@ class Example(TypedDict):
     """A row that is ready for a batch. A dict, because evaluation sets keep such rows in Arrow."""
 
     id: NotRequired[str]
+    group: NotRequired[str]  # of --group_column_name
     features: torch.Tensor  # log-mel of the real frames, (n_mels, n_frames) float32
     labels: list[int]  # token ids with prefix and end, see `encode_text`
     text: str  # as trained
@@ -161,7 +162,10 @@ class Preprocessor:
             return row.rejection
         try:
             example = self.prepare(row.audio, row.text, speed, row.segment, row.window)
-            return {"id": row.id, **example}
+            example["id"] = row.id
+            if row.group is not None:
+                example["group"] = row.group
+            return example
         except Rejection as rejection:
             return Rejection(rejection.reason, rejection.detail, row.id)
 

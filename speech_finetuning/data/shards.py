@@ -12,6 +12,7 @@ from speech_finetuning.base.network import Backoff
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.cells import AudioCell, path_of, undecoded_cell
+from speech_finetuning.data.columns import group_of
 from speech_finetuning.data.footers import is_damage, rows_of_groups
 from speech_finetuning.data.guessing import cell_at
 from speech_finetuning.data.listed import CLIP, ListedClip, SpeechWindow
@@ -36,6 +37,7 @@ class SourceRow:
     text: str | None = None
     segment: Segment | None = None
     window: SpeechWindow | None = None
+    group: str | None = None  # of --group_column_name
     rejection: Rejection | None = None
 
     def size_in_bytes(self) -> int:
@@ -140,7 +142,8 @@ class ShardReader:
             if segment is not None:
                 row_id += f"#{segment}"
             audio = self.source.own_audio(audio, self.place)
-            return SourceRow(id=row_id, audio=audio, text=text, segment=segment)
+            group = group_of(cell_at(row, columns.group)) if columns.group else None
+            return SourceRow(id=row_id, audio=audio, text=text, segment=segment, group=group)
         except ValueError as error:
             return rejected_row(row_id, Rejection("row_unreadable", str(error)))
         except Rejection as rejection:
@@ -163,6 +166,7 @@ class ShardReader:
             text=clip.text,
             segment=clip.segment,
             window=clip.window,
+            group=clip.group,
         )
 
 

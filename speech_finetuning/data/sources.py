@@ -114,13 +114,14 @@ def load_source(
     revision: str | None = None,
     allow_audio_urls: bool = False,
     window_limits: WindowLimits | None = None,
+    group_column: str | None = None,
 ) -> SpeechSource:
     """Opens a dataset without reading its audio; 'train+validation' is one source of both splits.
 
     name: a Hub id, a folder, or a list (CSV, TSV, JSON lines).
     audio_column, text_column: None for the usual names; text_required: False if it may be missing.
     record: its name in a --data_mix. revision: on the Hub, of a run that goes on; None: the newest.
-    allow_audio_urls: whether rows of a data set from the Hub may name https:// addresses.
+    allow_audio_urls: whether rows of the Hub may name https:// addresses.
     window_limits: of rows that are several neighbours of one recording; None: all are single.
     Raises: UserError for a missing dataset, configuration, split or column, or no rows.
     """
@@ -129,13 +130,14 @@ def load_source(
     )
     parts = parts_of_split(name, split, found.files)
     urls = tuple(url for part in parts for url in found.files[part])
-    wanted = WantedColumns(audio=audio_column, text=text_column, text_required=text_required)
+    wanted = WantedColumns(
+        audio=audio_column, text=text_column, text_required=text_required, group=group_column
+    )
     opened = open_parts(found, parts, wanted, window_limits)
     num_rows = total_rows(opened)
     if num_rows == 0:
-        raise UserError(
-            f"split '{split}' of {name} is empty, or none of its {len(urls)} files is readable."
-        )
+        files = f"none of its {len(urls)} files is readable"
+        raise UserError(f"split '{split}' of {name} is empty, or {files}.")
     return SpeechSource(
         record=record,
         name=name,
@@ -240,6 +242,8 @@ def open_parts(
         else:
             assert found.builder is not None
             one = open_split(found.builder, part, wanted)
+        if wanted.group is not None and one.columns.group is None:
+            raise UserError(f"--group_column_name {wanted.group}: no columns in {found.kind}.")
         opened.append(one)
         if not has_no_columns:
             wanted = replace(wanted, audio=one.columns.audio, text=one.columns.text)

@@ -35,6 +35,7 @@ FEATURES = datasets.Features(
         "text": datasets.Value("string"),  # of a rejected row: the detail
         "reason": datasets.Value("string"),  # of the rejection; None: the row is usable
         "duration": datasets.Value("float64"),  # in seconds
+        "group": datasets.Value("string"),  # of --group_column_name
         "labels": datasets.List(datasets.Value("int32")),
         "features": datasets.Value("large_binary"),  # (n_mels, n_frames) float32
     }
@@ -81,6 +82,7 @@ class EvalSetKey:
     text_column: str | None
     sampling_rate_column: str | None
     are_segments: bool
+    group_column: str | None
     num_rows: int | None
     max_rows: int | None
     # how its rows are prepared
@@ -121,6 +123,7 @@ def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
         text_column=source.columns.text,
         sampling_rate_column=source.columns.sampling_rate,
         are_segments=source.columns.segments is not None,
+        group_column=source.columns.group,
         num_rows=source.num_rows,
         max_rows=dataset.max_rows,
         window_in_frames=preprocessor.window_in_frames,
@@ -179,6 +182,7 @@ def eval_rows(dataset: SpeechDataset, num_threads: int) -> Iterator[dict[str, An
                 "text": storable(example.detail),
                 "reason": example.reason,
                 "duration": None,
+                "group": None,
                 "labels": None,
                 "features": None,
             }
@@ -188,6 +192,7 @@ def eval_rows(dataset: SpeechDataset, num_threads: int) -> Iterator[dict[str, An
                 "text": storable(example["text"]),
                 "reason": None,
                 "duration": example["duration"],
+                "group": storable(example["group"]) if "group" in example else None,
                 "labels": example["labels"],
                 "features": example["features"].numpy().tobytes(),
             }

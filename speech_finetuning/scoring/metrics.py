@@ -1,9 +1,11 @@
 """Word and character error rates that cannot flatter, and what else is wrong with a transcript."""
 
+import importlib.util
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import evaluate
@@ -83,6 +85,13 @@ class SpeechErrors(evaluate.Metric):
         return {"wer": counts.wer, "cer": cer, "counts": counts, "rows": rows}
 
 
+def bootstrap_draws(num_rows: int, num_draws: int = 1_000) -> Iterator[np.ndarray]:
+    """Rows drawn with replacement, seeded: indices (num_rows,), num_draws times."""
+    generator = np.random.default_rng(0)
+    for _ in range(num_draws):
+        yield generator.integers(num_rows, size=num_rows)
+
+
 def bootstrap_interval(rows: list[WordCounts], num_draws: int = 1_000) -> tuple[float, float]:
     """95 % interval of the WER in percent: rows drawn with replacement, seeded.
 
@@ -90,13 +99,84 @@ def bootstrap_interval(rows: list[WordCounts], num_draws: int = 1_000) -> tuple[
     """
     errors = np.array([row.num_errors for row in rows])
     words = np.array([row.num_reference_words for row in rows])
-    generator = np.random.default_rng(0)
     rates = []
-    for _ in range(num_draws):
-        drawn = generator.integers(len(rows), size=len(rows))
+    for drawn in bootstrap_draws(len(rows), num_draws):
         rates.append(100 * (errors[drawn].sum() / words[drawn].sum()))
     low, high = np.percentile(rates, [2.5, 97.5])
     return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """The change of an error rate between two models on the same rows, in points."""
+
+    points: float
+    low: float  # 95 % interval
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes zero; else other rows might have shown none."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def verdict(self) -> str:
+        if not self.is_clear:
+            return "no clear change"
+        return "better" if self.points < 0 else "worse"
+
+
+def paired_change(before: list[int], after: list[int], units: list[int]) -> Change | None:
+    """The change and its interval, by paired bootstrap over utterances: both models are scored on
+    the same draw of rows, so that hard and easy rows cancel out. None without rows.
+
+    before, after: errors of each row; units: words or characters of its reference.
+    Source: Bisani and Ney, ICASSP 2004; Koehn, EMNLP 2004.
+    """
+    if not units:
+        return None
+    differences = np.array(after) - np.array(before)
+    lengths = np.array(units)
+    rates = []
+    for drawn in bootstrap_draws(len(lengths)):
+        rates.append(100 * (differences[drawn].sum() / lengths[drawn].sum()))
+    low, high = np.percentile(rates, [2.5, 97.5])
+    points = 100 * (differences.sum() / lengths.sum())
+    return Change(points=float(points), low=float(low), high=float(high))
+
+
+class RowErrors(NamedTuple):
+    """What was wrong in one row, and of how much."""
+
+    wrong_words: int
+    num_words: int
+    wrong_characters: int
+    num_characters: int
+
+
+def count_row_errors(reference: str, prediction: str, counts: WordCounts) -> RowErrors:
+    """counts: of the row's words, which are known already."""
+    characters = jiwer.process_characters([reference], [prediction])
+    wrong = characters.substitutions + characters.deletions
+    return RowErrors(
+        wrong_words=counts.num_errors,
+        num_words=counts.num_reference_words,
+        wrong_characters=wrong + characters.insertions,
+        num_characters=characters.hits + wrong,
+    )
+
+
+def translation_scores(references: list[str], predictions: list[str]) -> tuple[float, float] | None:
+    """Corpus BLEU and chrF, 0 to 100, of text as written; None unless sacrebleu is installed.
+
+    Source: Papineni et al., ACL 2002; Popović, WMT 2015; Post, WMT 2018.
+    """
+    if not references or importlib.util.find_spec("sacrebleu") is None:
+        return None
+    import sacrebleu  # here, because it is optional
+
+    bleu = sacrebleu.corpus_bleu(predictions, [references]).score
+    return bleu, sacrebleu.corpus_chrf(predictions, [references]).score
 
 
 def has_loop(text: str, seconds: float) -> bool:

@@ -1,11 +1,14 @@
 """The score table: the scores of several sets side by side, and what has got worse."""
 
 from speech_finetuning.scoring.scores import (
+    BEFORE,
     EVAL,
     PREDICT,
     ROLES,
     TEST,
+    UNTOUCHED_TEST,
     ZERO_SHOT,
+    Interval,
     Scores,
     read_scores,
 )
@@ -19,6 +22,7 @@ def score_table(metrics: dict[str, float], set_names: list[str]) -> str:
     titles = {
         ZERO_SHOT: "before training",
         EVAL: "after training" if "train_rows" in metrics else "as it is",
+        UNTOUCHED_TEST: "test before",
         TEST: "test split",
         PREDICT: "predicted",
     }
@@ -29,8 +33,8 @@ def score_table(metrics: dict[str, float], set_names: list[str]) -> str:
             if scores is None or scores.leading is None:
                 continue
             before = None
-            if role == EVAL:
-                before = read_scores(metrics, role=ZERO_SHOT, set_name=set_name)
+            if role in BEFORE:
+                before = read_scores(metrics, role=BEFORE[role], set_name=set_name)
             title = f"{titles[role]} {set_name}"
             lines.append(f"{title:24s}{describe_scores(scores, before)}")
     return "\n".join(lines)
@@ -48,17 +52,30 @@ def describe_scores(scores: Scores, before: Scores | None) -> str:
     text += f"{scores.num_rows:8d}{scores.repetition_loops:10.1f}"
     if scores.interval is not None:
         text += f"   {scores.interval.low:.2f} to {scores.interval.high:.2f}"
+    if scores.translation is not None:
+        text += f"  BLEU {scores.translation.bleu:.1f}  chrF {scores.translation.chrf:.1f}"
     if before is not None and before.leading is not None:
-        text += f"  {describe_change('WER', now.wer, before.leading.wer)}"
-        text += f"  {describe_change('CER', now.cer, before.leading.cer)}"
+        earlier = before.leading
+        text += f"  {describe_change('WER', now.wer, earlier.wer, scores.wer_change)}"
+        text += f"  {describe_change('CER', now.cer, earlier.cer, scores.cer_change)}"
     return text
 
 
-def describe_change(name: str, now: float, before: float) -> str:
-    """'WER -12.3 %', or points where there was no error before."""
+def describe_change(name: str, now: float, before: float, interval: Interval | None) -> str:
+    """'WER -12.3 %', or points where there was no error before.
+
+    interval: of the change, if it is known; one that contains zero may be chance.
+    """
+    if interval is not None and interval.low <= 0 <= interval.high:
+        return f"{name} no clear change ({interval.low:+.2f} to {interval.high:+.2f})"
     if before == 0:
         return f"{name} {now - before:+.2f} points"
     return f"{name} {100 * (now / before - 1):+.1f} %"
+
+
+def is_clearly_higher(now: float, before: float, interval: Interval | None) -> bool:
+    """Whether a rate has risen, and by more than chance if that is known."""
+    return now > before and (interval is None or interval.low > 0)
 
 
 def describe_regressions(metrics: dict[str, float], set_names: list[str]) -> list[str]:
@@ -69,16 +86,16 @@ def describe_regressions(metrics: dict[str, float], set_names: list[str]) -> lis
         after = read_scores(metrics, role=EVAL, set_name=set_name)
         if before is None or after is None:
             continue
-        figures = {
-            "empty outputs": (before.empty_outputs, after.empty_outputs),
-            "repetition loops": (before.repetition_loops, after.repetition_loops),
-            "cut outputs": (before.cut_outputs, after.cut_outputs),
+        figures: dict[str, tuple[float, float, Interval | None]] = {
+            "empty outputs": (before.empty_outputs, after.empty_outputs, None),
+            "repetition loops": (before.repetition_loops, after.repetition_loops, None),
+            "cut outputs": (before.cut_outputs, after.cut_outputs, None),
         }
         if before.leading is not None and after.leading is not None:
-            figures["wer"] = (before.leading.wer, after.leading.wer)
-            figures["cer"] = (before.leading.cer, after.leading.cer)
-        for name, (earlier, later) in figures.items():
-            if later > earlier:
+            figures["wer"] = (before.leading.wer, after.leading.wer, after.wer_change)
+            figures["cer"] = (before.leading.cer, after.leading.cer, after.cer_change)
+        for name, (earlier, later, interval) in figures.items():
+            if is_clearly_higher(later, earlier, interval):
                 sentences.append(
                     f"{set_name or 'the model'} is worse than before training: "
                     f"{name} {later:.2f} %, was {earlier:.2f} %."

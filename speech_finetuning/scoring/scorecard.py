@@ -11,11 +11,16 @@ import transformers
 
 from speech_finetuning.data.text import IGNORED_LABEL
 from speech_finetuning.scoring.metrics import (
+    Change,
+    RowErrors,
     SpeechErrors,
     WordCounts,
     bootstrap_interval,
+    count_row_errors,
     ends_in_loop,
     has_loop,
+    paired_change,
+    translation_scores,
 )
 from speech_finetuning.scoring.normalization import (
     NORM_MARKS,
@@ -27,7 +32,13 @@ from speech_finetuning.scoring.normalization import (
     read_text,
     text_normalizers,
 )
-from speech_finetuning.scoring.scores import ErrorRates, Interval, Scores
+from speech_finetuning.scoring.scores import (
+    BEFORE,
+    ErrorRates,
+    Interval,
+    Scores,
+    TranslationScores,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +53,7 @@ class ReferenceRow:
     set_name: str
     reference: str  # "": only transcribed
     duration_in_seconds: float
+    group: str | None = None  # by --group_column_name: the speaker, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,7 @@ class ScoredRow:
     """A row with the model's transcript."""
 
     row: ReferenceRow
+    index: int  # in the evaluation set
     prediction: str
     is_cut: bool  # ends at the length limit
     readings: dict[str, TextPair]
@@ -94,6 +107,9 @@ class Scorecard:
     scored: list[ScoredRow] = field(default_factory=list)  # by the last call
     leading: dict[str, str] = field(default_factory=dict)  # reading by the name of the set
     announced: set[str] = field(default_factory=set)  # sentences that the log already has
+    role: str = ""  # of the set that is scored: eval, test, zero_shot ...
+    # What was wrong with the rows of a role, by index, when the untouched model transcribed them.
+    untouched: dict[str, dict[int, RowErrors]] = field(default_factory=dict)
     normalizers: dict[str, dict[str, Normalizer]] = field(init=False)  # by set and reading
 
     def __post_init__(self) -> None:
@@ -102,16 +118,19 @@ class Scorecard:
             for name, target in self.targets.items()
         }
 
-    def set_references(self, eval_set: datasets.Dataset) -> None:
-        """Takes the references of a prepared evaluation set, and decides which reading leads."""
+    def set_references(self, eval_set: datasets.Dataset, role: str = "") -> None:
+        """Takes the references of a prepared evaluation set, and decides which reading leads. role:
+        what the set is scored as."""
+        self.role = role
         self.rows = {}
-        columns = ["index", "set", "id", "text", "duration"]
+        columns = ["index", "set", "id", "text", "duration", "group"]
         for row in eval_set.select_columns(columns).to_list():
             self.rows[row["index"]] = ReferenceRow(
                 id=row["id"],
                 set_name=row["set"],
                 reference=row["text"],
                 duration_in_seconds=row["duration"],
+                group=row["group"],
             )
         self.leading = {}
         for set_name, target in self.targets.items():
@@ -128,6 +147,10 @@ class Scorecard:
             "apostrophes inside words: wer and cer count these as letters, as wer_norm_marks does. "
             "wer_norm, like published scores, splits such words."
         )
+        self.announce(sentence)
+
+    def announce(self, sentence: str) -> None:
+        """Says it in the log, once."""
         if sentence not in self.announced:
             self.announced.add(sentence)
             logger.info("%s", sentence)
@@ -165,7 +188,45 @@ class Scorecard:
                 rows = [row for row in self.scored if row.row.set_name == set_name]
                 if rows:
                     metrics |= self.score_set(rows, set_name=set_name).to_metrics()
+        self.remember_untouched()
         return metrics
+
+    def remember_untouched(self) -> None:
+        """Keeps what the untouched model did, to compare the trained one with."""
+        for role, before in BEFORE.items():
+            if self.role == before:
+                self.untouched[role] = self.errors_by_index(self.scored)
+
+    def errors_by_index(self, rows: list[ScoredRow]) -> dict[int, RowErrors]:
+        """Of the rows that have counts, in the leading reading."""
+        return {
+            row.index: count_row_errors(row.leading.reference, row.leading.prediction, row.counts)
+            for row in rows
+            if row.counts is not None
+        }
+
+    def changes(self, rows: list[ScoredRow]) -> tuple[Interval | None, Interval | None]:
+        """The intervals of the changes of WER and CER against the untouched model; None if it has
+        not scored exactly these rows."""
+        before = self.untouched.get(self.role)
+        if not before:
+            return None, None
+        after = self.errors_by_index(rows)
+        pairs = [(before[index], now) for index, now in after.items() if index in before]
+        is_same = all(earlier[1::2] == now[1::2] for earlier, now in pairs)
+        if not pairs or len(pairs) != len(after) or not is_same:
+            return None, None
+        words = paired_change(
+            [earlier.wrong_words for earlier, _ in pairs],
+            [now.wrong_words for _, now in pairs],
+            [now.num_words for _, now in pairs],
+        )
+        characters = paired_change(
+            [earlier.wrong_characters for earlier, _ in pairs],
+            [now.wrong_characters for _, now in pairs],
+            [now.num_characters for _, now in pairs],
+        )
+        return interval_of(words), interval_of(characters)
 
     def warn_of_cut_outputs(self, scores: Scores) -> None:
         """Most transcripts without an end are no accident."""
@@ -205,6 +266,7 @@ class Scorecard:
             scored.append(
                 ScoredRow(
                     row=row,
+                    index=index,
                     prediction=prediction,
                     is_cut=is_cut,
                     readings=readings,
@@ -228,6 +290,7 @@ class Scorecard:
                 row.counts = counts
             low, high = bootstrap_interval(errors["rows"])
             interval = Interval(low=low, high=high)
+        wer_change, cer_change = self.changes(rows)
         readings = {}
         for reading in READINGS:
             errors_of_reading = self.errors_of([row.readings[reading] for row in rows])
@@ -240,11 +303,28 @@ class Scorecard:
             leading=None if errors is None else error_rates(errors),
             counts=None if errors is None else errors["counts"],
             interval=interval,
+            wer_change=wer_change,
+            cer_change=cer_change,
             readings=readings,
+            translation=self.translation_of(rows),
             empty_outputs=percentage([not row.prediction for row in rows]),
             repetition_loops=percentage([row.has_loop for row in rows]),
             cut_outputs=percentage([row.is_cut for row in rows]),
         )
+
+    def translation_of(self, rows: list[ScoredRow]) -> TranslationScores | None:
+        """BLEU and chrF, where all rows are translations with a reference."""
+        targets = {row.row.set_name for row in rows}
+        if not all(self.targets[name].is_translated for name in targets):
+            return None
+        kept = [row for row in rows if row.row.reference]
+        found = translation_scores(
+            [row.row.reference for row in kept], [row.prediction for row in kept]
+        )
+        if found is None:
+            self.announce("BLEU and chrF of translations need sacrebleu: pip install sacrebleu")
+            return None
+        return TranslationScores(bleu=found[0], chrf=found[1])
 
     def errors_of(self, pairs: list[TextPair]) -> dict[str, Any] | None:
         """What SpeechErrors computes of the pairs with a reference; None if there is none."""
@@ -255,6 +335,10 @@ class Scorecard:
             references=[pair.reference for pair in kept],
             predictions=[pair.prediction for pair in kept],
         )
+
+
+def interval_of(change: Change | None) -> Interval | None:
+    return None if change is None else Interval(low=change.low, high=change.high)
 
 
 def error_rates(errors: dict[str, Any]) -> ErrorRates:

@@ -9,9 +9,12 @@ from speech_finetuning.scoring.normalization import READINGS
 # What is scored, in the order of the table.
 ZERO_SHOT = "zero_shot"  # the evaluation set by the untouched model
 EVAL = "eval"
+UNTOUCHED_TEST = "untouched_test"  # the test set by the untouched model
 TEST = "test"
 PREDICT = "predict"
-ROLES = (ZERO_SHOT, EVAL, TEST, PREDICT)
+ROLES = (ZERO_SHOT, EVAL, UNTOUCHED_TEST, TEST, PREDICT)
+# Whose scores a role's are compared with.
+BEFORE = {EVAL: ZERO_SHOT, TEST: UNTOUCHED_TEST}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,16 @@ class ErrorRates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TranslationScores:
+    """BLEU and chrF, 0 to 100, of text as written."""
+
+    bleu: float
+    chrf: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Interval:
-    """95 % interval of the WER in percent."""
+    """95 % interval of the WER in percent, or of a change in points."""
 
     low: float
     high: float
@@ -45,7 +56,11 @@ class Scores:
     leading: ErrorRates | None = None
     counts: WordCounts | None = None  # of words, in the leading reading
     interval: Interval | None = None
+    # Of the change against the untouched model, where that has scored the same rows:
+    wer_change: Interval | None = None
+    cer_change: Interval | None = None
     readings: dict[str, ErrorRates] = field(default_factory=dict)
+    translation: TranslationScores | None = None
     # Shares of all rows in percent:
     empty_outputs: float
     repetition_loops: float
@@ -68,6 +83,13 @@ class Scores:
         if self.interval is not None:
             metrics["wer_low"] = self.interval.low
             metrics["wer_high"] = self.interval.high
+        for name, change in (("wer", self.wer_change), ("cer", self.cer_change)):
+            if change is not None:
+                metrics[f"{name}_change_low"] = change.low
+                metrics[f"{name}_change_high"] = change.high
+        if self.translation is not None:
+            metrics["bleu"] = self.translation.bleu
+            metrics["chrf"] = self.translation.chrf
         for reading, rates in self.readings.items():
             metrics[f"wer_{reading}"] = rates.wer
             metrics[f"cer_{reading}"] = rates.cer
@@ -101,9 +123,6 @@ def read_scores(metrics: dict[str, float], *, role: str, set_name: str = "") -> 
             insertions=int(found["insertions"]),
             hits=int(found.get("hits", 0)),
         )
-    interval = None
-    if "wer_low" in found:
-        interval = Interval(low=found["wer_low"], high=found["wer_high"])
     return Scores(
         role=role,
         set_name=set_name,
@@ -111,16 +130,30 @@ def read_scores(metrics: dict[str, float], *, role: str, set_name: str = "") -> 
         empty_references=int(found.get("empty_references", 0)),
         leading=read_rates(found, ""),
         counts=counts,
-        interval=interval,
+        interval=read_interval(found, "wer"),
+        wer_change=read_interval(found, "wer_change"),
+        cer_change=read_interval(found, "cer_change"),
         readings={
             reading: rates
             for reading in READINGS
             if (rates := read_rates(found, f"_{reading}")) is not None
         },
+        translation=(
+            TranslationScores(bleu=found["bleu"], chrf=found["chrf"]) if "bleu" in found else None
+        ),
         empty_outputs=found.get("empty_outputs", 0.0),
         repetition_loops=found.get("repetition_loops", 0.0),
         cut_outputs=found.get("cut_outputs", 0.0),
     )
+
+
+def read_interval(metrics: dict[str, float], name: str) -> Interval | None:
+    """NAME_low and NAME_high, if they are there."""
+    low = metrics.get(f"{name}_low")
+    high = metrics.get(f"{name}_high")
+    if low is None or high is None:
+        return None
+    return Interval(low=low, high=high)
 
 
 def read_rates(metrics: dict[str, float], suffix: str) -> ErrorRates | None:

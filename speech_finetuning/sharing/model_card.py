@@ -1,14 +1,19 @@
 """The model's README.md."""
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.modelcard import make_markdown_table
 
 from speech_finetuning.scoring.score_table import score_table
 from speech_finetuning.scoring.scores import last_scores
+from speech_finetuning.sharing.examples import WHY_PADDED, faster_whisper_example
 from speech_finetuning.sharing.public import LOCAL_DATA, LOCAL_MODEL, public_run_info
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -77,6 +82,36 @@ def eval_results(
     return results
 
 
+def eval_result_files(card: str) -> dict[str, str]:
+    """{name: text} of .eval_results/*.yaml, in which the Hub reads scores of a data set, as the
+    card's model index has them: normalised WER on data sets of the Hub, one file for each.
+
+    Source: huggingface.co/docs/hub/eval-results; `huggingface_hub.parse_eval_result_entries` reads
+    them back.
+    """
+    entries: dict[str, list[huggingface_hub.EvalResultEntry]] = {}
+    for result in getattr(huggingface_hub.ModelCard(card).data, "eval_results", None) or []:
+        name = result.dataset_type
+        if result.metric_name != RESULTS["wer_norm"] or name == LOCAL_DATA:
+            continue
+        with contextlib.suppress(HFValidationError):
+            validate_repo_id(name)
+            entry = huggingface_hub.EvalResultEntry(
+                dataset_id=name,
+                task_id=f"{result.dataset_config}_{result.dataset_split}",
+                value=result.metric_value,
+                dataset_revision=result.dataset_revision,
+                notes="WER in percent of text normalised as Whisper's authors do",
+            )
+            entries.setdefault(name, []).append(entry)
+    return {
+        f".eval_results/{name.replace('/', '--')}.yaml": yaml.safe_dump(
+            huggingface_hub.eval_result_entries_to_yaml(found), sort_keys=False, allow_unicode=True
+        )
+        for name, found in entries.items()
+    }
+
+
 def describe_training(metrics: dict[str, float]) -> str:
     """How much the model was trained on, and for how long."""
     num_rows = int(metrics.get("train_rows", 0))
@@ -99,6 +134,7 @@ class CardWriter:
     languages: list[str]  # codes, 'en' for a model that knows English only
     model_name: str
     has_training_code: bool  # it is uploaded beside the card
+    curve_picture: str | None = None  # the file of the learning curve, once there is one
     early_metrics: dict[str, float] = field(default_factory=dict)  # known before training
 
     def __post_init__(self) -> None:
@@ -115,6 +151,7 @@ class CardWriter:
         is_local_model = base_model == LOCAL_MODEL
         names = {source["name"] for sources in info["data"].values() for source in sources}
         eval_sources = info["data"].get("eval", [])
+        language = self.languages[0] if len(self.languages) == 1 else None
         versions = info["versions"] | ({"git": info["git"]} if info["git"] else {})
         card = huggingface_hub.ModelCard.from_template(
             self.metadata(metrics),
@@ -124,7 +161,9 @@ class CardWriter:
             data=", ".join(sorted(Path(name).name for name in names)),
             scores=score_table(metrics, [s["record"] for s in eval_sources if s["record"]]),
             curve=curve_table(history),
-            spoken=f'"{self.languages[0]}"' if len(self.languages) == 1 else "None",
+            curve_picture=self.curve_picture,
+            faster_whisper=faster_whisper_example("whisper-ct2", language),
+            why_padded=WHY_PADDED,
             training=describe_training(metrics),
             settings=", ".join(f"{name} {info['arguments'][name]}" for name in SETTINGS),
             hardware=", ".join(info["machine"]["gpus"]) or f"{info['machine']['cores']} CPU cores",

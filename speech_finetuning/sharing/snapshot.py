@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.files import json_line
+from speech_finetuning.sharing.model_card import eval_result_files
 from speech_finetuning.sharing.public import (
     Scrubber,
     local_data_folders,
@@ -38,9 +39,11 @@ CONFIGS = (
 )
 METRICS = ("all_results.json", "scorecard.json")
 EVENTS = ("runs/[A-Z]*/events.out.tfevents.*", "runs/data/events.out.tfevents.*")
+PICTURES = ("curve.png",)
 # The data may be private: with --push_predictions only.
 PREDICTIONS = "predictions_*.jsonl"
 WORST_ROWS = "worst_*.txt"
+REPORT = "_report/report.html"  # built for everybody's eyes, see sharing/report_page.py
 # From the project's folder, to run where it is downloaded.
 TRAINING_CODE = (
     "run_speech_recognition_seq2seq_streaming.py",
@@ -115,16 +118,18 @@ class Snapshot:
             self.add_json(path, path.name, public_config)
 
     def add_reports(self, output_dir: Path) -> None:
-        """Metrics, run_info.json and TensorBoard curves. Raises: OSError."""
+        """Metrics, run_info.json, the curve's picture and TensorBoard curves. Raises: OSError."""
         for path in find_files(output_dir, METRICS):
             self.add_json(path, path.name, public_metrics)
         for path in find_files(output_dir, ("run_info.json",)):
             self.add_json(path, path.name, public_run_info)
+        for path in find_files(output_dir, PICTURES):
+            copy(path, self.folder / path.name)
         for path in find_files(output_dir, EVENTS):
             copy(path, self.folder / public_event_file(path))
 
     def add_transcripts(self, output_dir: Path) -> None:
-        """Predictions and the worst ones, with ids that name no local folder. Raises: OSError."""
+        """Predictions, the worst ones and the report page, with ids that name no local folder. Raises: OSError."""
         for path in find_files(output_dir, (PREDICTIONS,)):
             rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             shown = [row | {"id": public_row_id(row["id"], self.data_folders)} for row in rows]
@@ -132,6 +137,8 @@ class Snapshot:
         for path in find_files(output_dir, (WORST_ROWS,)):
             text = public_worst_rows(path.read_text(encoding="utf-8"), self.data_folders)
             self.write(path.name, self.scrubber.text(text))
+        for path in find_files(output_dir, (REPORT,)):
+            copy(path, self.folder / path.name)
 
     def add_checkpoint(self, checkpoint: Path, name: str) -> None:
         """A whole checkpoint, from which another machine continues. Raises: OSError."""
@@ -172,7 +179,10 @@ def write_snapshot(
     snapshot.add_model(model_folder)
     snapshot.add_reports(output_dir)
     snapshot.add_training_code()
-    snapshot.write("README.md", snapshot.scrubber.text(card))
+    shown_card = snapshot.scrubber.text(card)
+    snapshot.write("README.md", shown_card)
+    for name, text in eval_result_files(shown_card).items():
+        snapshot.write(name, text)
     if with_transcripts:
         snapshot.add_transcripts(output_dir)
     if checkpoint is not None:

@@ -6,11 +6,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import datasets
 import transformers
 
 from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_line
-from speech_finetuning.base.files import write_json
-from speech_finetuning.scoring.scores import last_scores
+from speech_finetuning.base.files import write_json, write_text
+from speech_finetuning.scoring.metrics import RowErrors
+from speech_finetuning.scoring.scores import UNTOUCHED_TEST, ZERO_SHOT, last_scores
 from speech_finetuning.training.checkpoints import (
     find_checkpoint,
     is_complete,
@@ -155,16 +157,34 @@ def save_at_the_end(trainer: SpeechTrainer) -> None:
 
 
 def zero_shot_scores(
-    trainer: SpeechTrainer, output_dir: Path, checkpoint: Path | None
+    trainer: SpeechTrainer, checkpoint: Path | None, test_rows: datasets.Dataset | None
 ) -> dict[str, float]:
-    """Scores of the untouched model; a continued run reads them from zero_shot.json."""
-    record = output_dir / "zero_shot.json"
+    """Scores of the untouched model, also of the test split if there is one; a continued run reads
+    them, and what was wrong in each row, from zero_shot.json and zero_shot_rows.json."""
+    scorecard = trainer.compute_metrics
+    record = trainer.output_dir() / "zero_shot.json"
+    rows_record = trainer.output_dir() / "zero_shot_rows.json"
     if checkpoint is not None and record.is_file():
+        if rows_record.is_file():  # not of runs that began before 2026-11-26
+            scorecard.untouched = read_row_errors(rows_record)
         return json.loads(record.read_text(encoding="utf-8"))
-    metrics = trainer.evaluate(metric_key_prefix="zero_shot")
+    metrics = trainer.evaluate(metric_key_prefix=ZERO_SHOT)
+    if test_rows is not None:
+        metrics |= trainer.evaluate(test_rows, metric_key_prefix=UNTOUCHED_TEST)
     if trainer.is_world_process_zero():
         write_json(record, metrics)
+        text = json.dumps(scorecard.untouched)
+        write_text(rows_record, f"{text}\n")
     return metrics
+
+
+def read_row_errors(record: Path) -> dict[str, dict[int, RowErrors]]:
+    """What `Scorecard.untouched` was. JSON has made its keys texts, and its tuples lists."""
+    roles = json.loads(record.read_text(encoding="utf-8"))
+    return {
+        role: {int(index): RowErrors(*errors) for index, errors in rows.items()}
+        for role, rows in roles.items()
+    }
 
 
 def final_scores(trainer: SpeechTrainer) -> dict[str, float]:

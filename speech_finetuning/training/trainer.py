@@ -277,7 +277,7 @@ class SpeechTrainer(ResumableTrainer):
     ) -> dict[str, float]:
         """Scores a prepared set with its own references."""
         rows = cast(datasets.Dataset, eval_dataset or self.eval_dataset)
-        self.compute_metrics.set_references(rows)
+        self.compute_metrics.set_references(rows, role=metric_key_prefix)
         self.compute_metrics.max_new_tokens = self.max_new_tokens()
         with (
             scoring_untrained_model(self),

@@ -1,7 +1,7 @@
 """demo.py: what the page shows, without gradio; and the page itself in a real browser where there
 is one."""
 
-import importlib.util
+import base64
 import json
 import os
 import shutil
@@ -10,20 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
-import soxr
-from transformers import GenerationConfig
+from browser import BROWSER_ARGUMENTS, find_browser
+from talker import make_long_clip, make_talker
 
 import demo
-from speech_finetuning.cli import demonstration
+from speech_finetuning.model.transcription import Transcript
 
 PROJECT = Path(demo.__file__).parent
-WINDOW = 4 * demo.SAMPLE_RATE_IN_HZ  # the tiny models hear 4 s at once
 
 
 @pytest.fixture
@@ -33,206 +29,87 @@ def recogniser(tiny_model: Path) -> demo.Recogniser:
 
 @pytest.fixture
 def talker(tmp_path: Path) -> Path:
-    """A random model that can say only letters, and only times within its window."""
-    folder = demonstration.make_model(tmp_path / "talker", d_model=16, num_layers=1)
-    tokens = demonstration.make_tokenizer().get_vocab()
-    config = GenerationConfig.from_pretrained(folder)
-    times = {f"<|{i * 0.02:.2f}|>" for i in range(201)}
-    allowed = set("abcdefgh") | times | {"<|endoftext|>"}
-    config.suppress_tokens = [
-        token_id for token, token_id in tokens.items() if token not in allowed
-    ]
-    config.begin_suppress_tokens = [tokens["<|endoftext|>"]]
-    config.save_pretrained(folder)
-    return folder
+    return make_talker(tmp_path / "talker")
 
 
 @pytest.fixture
 def long_clip(tmp_path: Path) -> Path:
-    """About 10 s, two and a half windows, 44.1 kHz stereo."""
-    generator = np.random.default_rng(0)
-    waveform = np.concatenate(
-        [demonstration.speak(["uno", "dos", "tres", "diez"], generator) for _ in range(6)]
-    )
-    upsampled = soxr.resample(waveform, 16_000, 44_100)
-    soundfile.write(tmp_path / "long.wav", np.stack([upsampled, upsampled], axis=1), 44_100)
-    return tmp_path / "long.wav"
-
-
-@pytest.mark.parametrize(
-    ("samples", "message"),
-    [
-        (None, "Not readable as audio"),
-        ([], "holds no samples"),
-        ([0.5, float("nan")], "not finite"),
-        ([0.0] * 1600, "Only silence"),
-        ([0.3] * 1600, "Only silence"),
-    ],
-)
-def test_a_clip_without_speech_gets_a_line(
-    tmp_path: Path, samples: list[float] | None, message: str
-):
-    path = tmp_path / "clip.wav"
-    if samples is None:
-        path.write_bytes(b"no audio at all" * 100)
-    else:
-        soundfile.write(path, np.array(samples, dtype=np.float32), 16_000, subtype="FLOAT")
-    with pytest.raises(demo.UserError, match=message) as caught:
-        demo.read_audio(str(path))
-    assert "\n" not in str(caught.value)
+    return make_long_clip(tmp_path)
 
 
 def test_no_clip_gets_a_line_and_clears_the_page(recogniser: demo.Recogniser):
-    shown = demo.answer([recogniser, recogniser], None, "es", "transcribe")
-    assert shown[0].startswith("No audio yet") and shown[1:] == [""] * 7
-
-
-def test_a_clip_is_mixed_down_and_resampled(tmp_path: Path):
-    seconds = np.arange(44_100) / 44_100
-    tone = 0.5 * np.sin(2 * np.pi * 1000 * seconds)
-    soundfile.write(tmp_path / "tone.wav", np.stack([tone, np.zeros_like(tone)], axis=1), 44_100)
-    waveform = demo.read_audio(str(tmp_path / "tone.wav"))
-    assert waveform.shape == (16_000,) and waveform.dtype == np.float32
-    assert np.abs(np.fft.rfft(waveform)).argmax() == 1000
-    assert np.abs(waveform[2000:-2000]).max() == pytest.approx(0.25, abs=0.01)
-
-
-def test_cuts_are_in_pauses_and_lose_nothing():
-    generator = np.random.default_rng(0)
-    waveform = generator.normal(0, 0.1, 10 * 16_000).astype(np.float32)
-    pauses = [(int(start * 16_000), int((start + 0.12) * 16_000)) for start in (0.5, 3.4, 6.9)]
-    for start, end in pauses:
-        waveform[start:end] = 0
-    pieces = demo.cut_at_pauses(waveform, WINDOW)
-    assert [start for start, _ in pieces] == [0, *[end for _, end in pieces[:-1]]] and pieces[-1][
-        1
-    ] == len(waveform)
-    assert all(0 < end - start <= WINDOW for start, end in pieces)
-    assert all(
-        pause[0] <= cut[1] <= pause[1] for pause, cut in zip(pauses[1:], pieces, strict=False)
-    )
-    assert demo.cut_at_pauses(waveform[:WINDOW], WINDOW) == [(0, WINDOW)]
-
-
-def test_choices_are_what_the_model_has(recogniser: demo.Recogniser, english_model: Path):
-    assert len(recogniser.languages) == 99 and recogniser.tasks == ["transcribe", "translate"]
-    assert recogniser.window_in_samples == WINDOW
-    assert demo.default_language(recogniser) == demo.DETECT
-    for told in ("es", "Spanish", "<|es|>"):
-        recogniser.model.generation_config.language = told
-        assert demo.default_language(recogniser) == "es"
-    english = demo.load("--model", str(english_model))
-    assert (
-        english.languages == english.tasks == [] and demo.default_language(english) == demo.DETECT
-    )
-
-
-def test_a_model_is_asked_only_for_what_it_has(recogniser: demo.Recogniser, english_model: Path):
-    window = demo.extract_features(recogniser, np.zeros(WINDOW, dtype=np.float32))
-    assert demo.choose_prompt(recogniser, window, "de", "translate") == {
-        "language": "de",
-        "task": "translate",
-    }
-    detected = demo.choose_prompt(recogniser, window, demo.DETECT, "transcribe")
-    assert detected["language"] in recogniser.languages
-    english = demo.load("--model", str(english_model))
-    assert demo.choose_prompt(english, window, "es", "translate") == {}
-    segments, note = demo.transcribe(
-        english, demonstration.speak(["uno"], np.random.default_rng(0)), "es", "transcribe"
-    )
-    assert "language: en" in note and isinstance(segments, list)
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.5, True), (0.001, False)])
-def test_unlearned_timestamps_are_not_used(
-    recogniser: demo.Recogniser, monkeypatch: Any, share: float, expected: bool
-):
-    config = recogniser.model.generation_config
-    without, size = config.no_timestamps_token_id, recogniser.model.config.vocab_size
-    logits = demo.torch.full((1, 3, size), -1e9)
-    logits[0, -1, without], logits[0, -1, without + 7] = np.log(1 - share), np.log(share)
-    monkeypatch.setattr(
-        recogniser.model, "forward", lambda **inputs: SimpleNamespace(logits=logits)
-    )
-    window = demo.torch.zeros(1, 80, 400)
-    assert (
-        demo.predicts_timestamps(recogniser, window, {"language": "es", "task": "transcribe"})
-        == expected
-    )
-    del config.no_timestamps_token_id
-    assert not demo.predicts_timestamps(recogniser, window, {"language": "es"})
-
-
-def test_long_clip_with_the_models_own_times(talker: Path, long_clip: Path):
-    """The library's long-form generation with a window that is not 30 s."""
-    segments, note = demo.transcribe(
-        demo.load("--model", str(talker)), demo.read_audio(str(long_clip)), "es", "transcribe"
-    )
-    assert note == "language: es, times: the model's own"
-    duration = soundfile.info(long_clip).duration
-    assert segments[-1][0] > 8 and segments[-1][1] == pytest.approx(duration, abs=0.001)
-    assert all(set(text) <= set("abcdefgh") and text for _, _, text in segments)
-
-
-def test_long_clip_without_usable_times_is_cut_at_pauses(
-    tiny_model: Path, long_clip: Path, monkeypatch: Any
-):
-    """A random model gives times up to 30 s in a window of 4 s."""
-    recogniser = demo.load("--model", str(tiny_model))
-    waveform = demo.read_audio(str(long_clip))
-    waveform[WINDOW : 3 * WINDOW // 2] = 0
-    monkeypatch.setattr(recogniser.processor.tokenizer, "decode", lambda *args, **kwargs: " words ")
-    segments, note = demo.transcribe(recogniser, waveform, "es", "transcribe")
-    assert "whole windows" in note and {text for _, _, text in segments} == {"words"}
-    assert (
-        len(segments) >= 3
-        and segments[0][0] == 0
-        and all(end - start <= 4 for start, end, _ in segments)
-    )
-    assert segments[-1][1] == pytest.approx(len(waveform) / 16_000)
-
-
-def test_silent_windows_are_left_out(recogniser: demo.Recogniser, monkeypatch: Any):
-    lengths = []
-    monkeypatch.setattr(recogniser.processor.tokenizer, "decode", lambda *args, **kwargs: "words")
-    monkeypatch.setattr(
-        recogniser.model, "generate", lambda **_: lengths.append(1) or demo.torch.zeros(1, 1)
-    )
-    waveform = demonstration.speak(["uno", "dos", "tres"], np.random.default_rng(0))
-    waveform = np.concatenate([waveform, np.zeros(2 * WINDOW - len(waveform), dtype=np.float32)])
-    segments = demo.transcribe_windows(recogniser, waveform, {})
-    assert len(segments) == len(lengths) == 1
-
-
-@pytest.mark.parametrize(
-    ("segments", "plausible"),
-    [
-        ([(0, 2, "a"), (2, 6, ""), (6, 10, "c")], True),
-        ([(0, 2, "a"), (2, 6.5, "b")], False),
-        ([(2, 3, "a"), (0, 1, "b")], False),
-        ([(2, 1, "a")], False),
-        ([], True),
-    ],
-)
-def test_times_that_cannot_be_true(segments: list[demo.Segment], plausible: bool):
-    assert demo.are_plausible(segments, window_in_seconds=4) == plausible
-
-
-def test_a_model_that_hardly_moves_on_is_stopped(recogniser: demo.Recogniser, monkeypatch: Any):
-    def crawl(monitor_progress: Any, **inputs: Any) -> None:
-        for window in range(10_000):
-            monitor_progress(window)
-        pytest.fail("not stopped")
-
-    monkeypatch.setattr(recogniser.model, "generate", crawl)
-    features = demo.torch.zeros(1, 80, 1000)
-    assert demo.transcribe_with_timestamps(recogniser, features, 10, {}) is None
+    shown = demo.answer([recogniser, recogniser], None, "es", "transcribe", "")
+    assert shown[0].startswith("No audio yet")
+    assert shown[1:] == ["", "", "", None, None] * 2
 
 
 def test_segments_are_buttons_and_text_is_not_html():
     page = demo.segments_as_html([(61.25, 3599.99, "<img src=x> & more")])
     assert 'data-start="61.25"' in page and "1:01.2 - 59:59.9" in page
     assert "&lt;img src=x&gt; &amp; more" in page
+
+
+def test_words_that_the_other_model_has_not_are_marked():
+    segments = [(0.0, 1.0, "El gato, duerme"), (1.0, 2.0, "<muy> bien")]
+    page = demo.segments_as_html(segments, "el gato come bien")
+    assert "El gato, <mark>duerme</mark>" in page and "<mark>&lt;muy&gt;</mark> bien" in page
+    assert "<mark>" not in demo.segments_as_html(segments, "el gato duerme muy bien")
+
+
+def test_wrong_words_are_counted_against_what_was_said():
+    found = Transcript(segments=[(0, 1, "El gato come.")], language="es", has_model_times=True)
+    assert demo.compare("", found) == demo.compare(" ... ", found) == ""
+    assert demo.compare("el gato duerme bien", found) == (
+        "**2 of 4 words wrong** (word error rate 50.0 %)"
+    )
+    silent = Transcript(segments=[], language="es", has_model_times=True)
+    assert "1 of 1 word wrong" in demo.compare("hola", silent)
+
+
+def test_a_transcript_can_be_taken_along():
+    found = Transcript(segments=[(0, 1.5, "hola")], language="es", has_model_times=True)
+    text, subtitles = map(Path, demo.files_of(found, "clip"))
+    assert (text.name, text.read_text()) == ("clip.txt", "hola\n")
+    assert subtitles.name == "clip.srt" and "00:00:01,500" in subtitles.read_text()
+    silent = Transcript(segments=[], language="es", has_model_times=True)
+    assert demo.files_of(silent, "clip") == [None, None]
+
+
+def test_the_title_says_what_the_model_is_and_how_good(recogniser: demo.Recogniser, tmp_path: Path):
+    folder = tmp_path / "whisper_[es]"
+    folder.mkdir()
+    recogniser.name = str(folder)
+    recogniser.model.generation_config.language = "es"
+    assert demo.introduce(recogniser, None).startswith(
+        "# whisper\\_\\[es\\] · Spanish\n\nSpeech to text."
+    )
+    scores = {"eval_wer": 7.26, "eval_num_rows": 1000, "zero_shot_wer": 20.0}
+    (folder / "all_results.json").write_text(json.dumps(scores))
+    assert (
+        "Speech to text by whisper-small, trained further: 7.3 of 100 words are wrong "
+        "(before training 20.0), measured on 1,000 recordings."
+    ) in demo.introduce(recogniser, "openai/whisper-small")
+    (folder / "all_results.json").write_text("[")
+    assert "words are wrong" not in demo.introduce(recogniser, None)
+
+
+def test_examples_are_taken_from_the_report_of_the_run(tmp_path: Path):
+    sound = base64.b64encode(b"mp3").decode()
+    rows = [
+        ["id", "", 1.0, errors, 3, f"read {errors}", "", "", "", "", "", None]
+        for errors in (2, 0, 1)
+    ]
+    rows[1][8] = "Written."
+    clips = {"0": {"audio": sound}, "1": {"audio": sound}, "2": {"audio": ""}}
+    tables = json.dumps([{"rows": rows, "clips": clips}])
+    page = f'<script type="application/json" id="tables">{tables}</script>'
+    (tmp_path / "report.html").write_text(page)
+    (tmp_path / "examples").mkdir()
+    found = demo.examples_of(str(tmp_path), tmp_path / "examples")
+    assert [said for _, said in found] == ["Written.", "read 2"]
+    assert Path(found[0][0]).read_bytes() == b"mp3"
+    (tmp_path / "report.html").write_text("nothing")
+    assert demo.examples_of(str(tmp_path), tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -329,7 +206,7 @@ def test_wrong_model_is_one_line(
     )
     assert (
         wrong in lines[-1]
-        and "Next: python demo.py --model " in lines[-1]
+        and "Next: --model " in lines[-1]
         and advice in lines[-1].split("Next: ")[1]
     )
 
@@ -360,18 +237,6 @@ def test_importing_needs_no_gradio():
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
 
 
-def find_browser() -> str:
-    """Skips the test, naming what is missing, where the page cannot be opened."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    missing = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
-    missing += [] if browser else ["chromium (or Chrome)"]
-    if missing:
-        advice = "pip install -r requirements-demo.txt playwright; apt-get install chromium"
-        pytest.skip(f"the page is not opened: {', '.join(missing)} not installed ({advice})")
-    return browser
-
-
 def wait_for_port(port: int, process: subprocess.Popen, limit_in_seconds: float = 120) -> None:
     end = time.monotonic() + limit_in_seconds
     while time.monotonic() < end and process.poll() is None:
@@ -384,7 +249,7 @@ def wait_for_port(port: int, process: subprocess.Popen, limit_in_seconds: float 
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(talker: Path, tiny_model: Path, long_clip: Path, tmp_path: Path):
-    browser = find_browser()
+    browser = find_browser("gradio")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -406,13 +271,12 @@ def visit(browser: str, address: str, talker: Path, clip: Path, tmp_path: Path) 
     from playwright.sync_api import sync_playwright
 
     recogniser = demo.load("--model", str(talker))
-    expected, note = demo.transcribe(
-        recogniser, demo.read_audio(str(clip)), demo.DETECT, "transcribe"
-    )
+    heard = demo.hear(recogniser, demo.read_audio(str(clip)), demo.DETECT, "transcribe")
+    expected = heard.segments
     junk = tmp_path / "junk.wav"
     junk.write_bytes(b"no audio at all" * 100)
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        chromium = driver.chromium.launch(executable_path=browser, args=BROWSER_ARGUMENTS)
         page = chromium.new_page()
         addresses: list[str] = []
         page.on("request", lambda request: addresses.append(request.url))
@@ -421,20 +285,25 @@ def visit(browser: str, address: str, talker: Path, clip: Path, tmp_path: Path) 
         page.get_by_text("No audio yet").wait_for()
 
         page.set_input_files("#speech input[type=file]", clip)
-        page.locator("#speech #waveform, #speech audio").first.wait_for(state="attached")
+        page.locator("#speech audio").first.wait_for(state="attached")
         page.get_by_text("No audio yet").wait_for(state="detached")  # a new clip clears the page
+        page.fill("#said textarea, #said input", "uno dos")
         page.click("#transcribe")
         page.locator("#model-0 button.segment").last.wait_for(timeout=120_000)
         assert page.input_value("#model-0 textarea") == "\n".join(text for _, _, text in expected)
-        assert note in page.inner_text("#model-0") and "whole windows" in page.inner_text(
-            "#model-1"
-        )
+        assert "of 2 words wrong" in page.inner_text("#model-0")
+        assert "in pieces of up to 30 seconds" in page.inner_text("#model-1")
+        assert page.locator("#model-0 mark").count() > 0
         buttons = page.locator("#model-0 button.segment")
         assert buttons.count() == len(expected)
         buttons.last.click()
         page.wait_for_function(
-            f"player.readyState >= 2 && player.currentTime >= {expected[-1][0]}"
-        )  # and is loaded
+            "document.querySelector('#speech audio').readyState >= 2 && "
+            f"document.querySelector('#speech audio').currentTime >= {expected[-1][0]}"
+        )
+        with page.expect_download() as download:
+            page.locator("#model-0").get_by_text("Download as subtitles").click()
+        assert " --> " in Path(download.value.path()).read_text()
         page.screenshot(path=tmp_path / "page.png", full_page=True)
 
         page.click("#speech button[aria-label='Clear']")

@@ -4,10 +4,10 @@ saves."""
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, WhisperForConditionalGeneration
 
 import run_speech_recognition_seq2seq_streaming as script
-from speech_finetuning.cli import demonstration
+from speech_finetuning.cli import demonstration, export
+from speech_finetuning.sharing.examples import WHY_PADDED, faster_whisper_example
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install -r requirements-test.txt")
 faster_whisper = pytest.importorskip(
@@ -56,19 +57,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(trained: Path) -> Path:
-    """The result of the command in docs/export.md."""
-    (command,) = re.findall(r"^\S*(ct2-transformers-converter (?:.*\\\n)*.*)$", EXPORT_PAGE, re.M)
-    words = shlex.split(
-        command.replace("\\\n", " ").replace("float16", "float32")
-    )  # the CPU's results, bit for bit
+    """By the program; float32 is the CPU's results, bit for bit."""
     target = trained.parent / "whisper-small-es-ct2"
-    places = {"whisper-small-es": str(trained), target.name: str(target)}
-    words = [places.get(word, word) for word in words]
-    code = "from ctranslate2.converters.transformers import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code, *words[1:]], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    words = [str(trained), "--to", "ctranslate2", "--output_dir", str(target)]
+    assert export.main([*words, "--quantization", "float32"]) == 0
     # CTranslate2 knows multilingual models by the empty token, which the published ones have and
     # the toy has not.
     vocabulary = json.loads((target / "vocabulary.json").read_text())
@@ -160,11 +152,27 @@ def test_the_python_of_the_page_runs(converted: Path, clips: list[np.ndarray]):
     assert result.returncode == 0 and result.stdout.strip(), result.stderr[-2000:]
 
 
-def test_the_files_for_whisper_cpp(trained: Path):
-    (code,) = re.findall(r"python - whisper-small-es <<'END'\n(.*?)\nEND\n", EXPORT_PAGE, re.S)
-    subprocess.run([sys.executable, "-", str(trained)], input=code, text=True, check=True)
-    vocabulary = json.loads((trained / "vocab.json").read_text(encoding="utf-8"))
-    assert len(vocabulary) == 256 and json.loads((trained / "added_tokens.json").read_text()) == {}
-    assert vocabulary["a"] == AutoProcessor.from_pretrained(
-        trained
-    ).tokenizer.convert_tokens_to_ids("a")
+def test_the_padding_is_said_alike_everywhere(trained: Path, converted: Path):
+    """On the page, on the model's card and in the converted folder."""
+    program = faster_whisper_example("whisper-small-es-ct2", "es")
+    assert program in EXPORT_PAGE and WHY_PADDED in " ".join(EXPORT_PAGE.split())
+    card = (trained / "README.md").read_text()
+    assert faster_whisper_example("whisper-ct2", "es") in card and WHY_PADDED in card
+    readme = (converted / "README.md").read_text()
+    assert faster_whisper_example(str(converted), "es") in readme and WHY_PADDED in readme
+
+
+def test_the_files_for_whisper_cpp(trained: Path, tmp_path: Path, capsys: Any):
+    folder = tmp_path / "ggml"
+    assert export.main([str(trained), "--to", "ggml", "--output_dir", str(folder)]) == 0
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    assert len(vocabulary) == 256 and json.loads((folder / "added_tokens.json").read_text()) == {}
+    tokenizer = AutoProcessor.from_pretrained(trained).tokenizer
+    assert vocabulary["a"] == tokenizer.convert_tokens_to_ids("a")
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md"} <= names
+    steps = capsys.readouterr().out
+    assert f"convert-h5-to-ggml.py {folder} whisper ." in steps and "--language es" in steps
+    known = EXPORT_PAGE.replace("whisper-small-es-ggml", str(folder))
+    for line in export.WHISPER_CPP_STEPS.format(folder=folder, language="es").splitlines():
+        assert line in known

@@ -455,12 +455,21 @@ def test_tensorboard_shows_the_score_before_training_as_the_beginning_of_the_cur
     )
     (folder,) = [path.parent for path in (tmp_path / "output" / "runs").glob("[A-Z]*/events*")]
     events = EventAccumulator(str(folder)).Reload()
-    curve = [(event.step, event.value) for event in events.Scalars("eval/wer")]
+    curve = [(event.step, event.value) for event in events.Scalars("1 overview/eval_wer")]
     assert [step for step, _ in curve] == [0, 2, 4]
     assert curve[0][1] == pytest.approx(metrics["zero_shot_wer"]) and curve[2][1] == pytest.approx(
         metrics["eval_wer"]
     )
-    assert not [tag for tag in events.Tags()["scalars"] if "zero_shot" in tag]
+    tags = sorted(events.Tags()["scalars"])
+    assert not [tag for tag in tags if "zero_shot" in tag]
+    assert tags[:5] == [
+        "1 overview/data_wait_fraction",
+        "1 overview/eval_loss",
+        "1 overview/eval_wer",
+        "1 overview/learning_rate",
+        "1 overview/loss",
+    ]
+    assert {tag.split("/")[0] for tag in tags[5:]} == {"2 evaluation", "4 training"}
 
 
 def test_too_little_shared_memory_is_said_at_the_start(

@@ -211,7 +211,7 @@ def test_every_field_that_can_change_the_rows_is_in_the_key_of_the_cache():
         "tokenizer": "num_tokens and prefix_tokens",
         "data_files": "files",
         "parts": "what is opened of data_files",
-        "columns": "audio_column, text_column and sampling_rate_column",
+        "columns": "audio_column, text_column, sampling_rate_column and group_column",
         "max_network_wait_in_seconds": "changes no row",
         "source": "its fields",
         "preprocessor": "its fields",

@@ -1,5 +1,6 @@
 """Error rates: jiwer's numbers, three readings of a text, rows counted once."""
 
+import importlib.util
 import json
 import logging
 import time
@@ -13,7 +14,13 @@ import pytest
 import torchmetrics
 from transformers import EvalPrediction
 
-from speech_finetuning.scoring.metrics import SpeechErrors, ends_in_loop, has_loop
+from speech_finetuning.scoring.metrics import (
+    SpeechErrors,
+    ends_in_loop,
+    has_loop,
+    paired_change,
+    translation_scores,
+)
 from speech_finetuning.scoring.normalization import (
     NORM,
     NORM_MARKS,
@@ -308,3 +315,27 @@ def test_two_hundred_random_pairs_equal_torchmetrics():
             100 * metric.errors.item() / metric.total.item(), abs=1e-12, rel=0
         )
         assert errors[name] == pytest.approx(100 * metric.compute().item(), rel=1e-6)
+
+
+def test_translations_have_bleu_and_chrf_if_sacrebleu_is_there(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("sacrebleu", reason="pip install -r requirements-test.txt")
+    texts = ["The cat sleeps on the mat.", "It rains."]
+    assert translation_scores(texts, texts) == (pytest.approx(100), pytest.approx(100))
+    found = translation_scores(texts, ["The cat sleeps on a mat.", "It is raining."])
+    assert found is not None and 0 < found[0] < found[1] < 100
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert translation_scores(texts, texts) is None
+
+
+def test_a_paired_interval_is_narrower_than_two():
+    """Rows differ much in difficulty, and the models hardly."""
+    generator = np.random.default_rng(0)
+    units = [20] * 300
+    before = [int(errors) for errors in generator.integers(0, 20, 300)]
+    after = [max(0, errors - int(generator.random() < 0.5)) for errors in before]
+    change = paired_change(before, after, units)
+    assert change is not None and change.verdict == "better"
+    assert change.high - change.low < 1 and change.low < change.points < change.high < 0
+    same = paired_change(before, before, units)
+    assert same is not None and (same.low, same.points, same.high) == (0, 0, 0)
+    assert same.verdict == "no clear change" and paired_change([], [], []) is None

@@ -5,6 +5,7 @@ from dataclasses import replace
 from example_scores import SCORES, WITHOUT_REFERENCES, logged, with_rates
 
 from speech_finetuning.scoring.score_table import describe_regressions, score_table
+from speech_finetuning.scoring.scores import Interval
 
 
 def test_the_table_has_a_line_for_each_scored_set():
@@ -41,3 +42,29 @@ def test_every_figure_that_became_worse_is_named():
         "clean is worse than before training: cut outputs 100.00 %, was 0.00 %.",
         "clean is worse than before training: wer 50.00 %, was 0.00 %.",
     ]
+
+
+def test_a_change_whose_interval_contains_zero_is_called_none():
+    before = with_rates("zero_shot", 20.0, 10.0)
+    after = replace(
+        with_rates("eval", 21.0, 8.0),
+        wer_change=Interval(low=-0.5, high=2.5),
+        cer_change=Interval(low=-3.0, high=-1.0),
+    )
+    metrics = logged(before) | logged(after)
+    line = score_table(metrics, []).splitlines()[-1]
+    assert line.endswith("WER no clear change (-0.50 to +2.50)  CER -20.0 %")
+    assert not [text for text in describe_regressions(metrics, []) if "wer" in text]
+    worse = replace(after, wer_change=Interval(low=0.5, high=2.5))
+    assert [t for t in describe_regressions(metrics | logged(worse), []) if "wer 21.00 %" in t]
+
+
+def test_the_test_split_has_a_line_before_training_too():
+    roles = ("zero_shot", "eval", "untouched_test", "test")
+    metrics: dict[str, float] = {}
+    for number, role in enumerate(roles):
+        metrics |= logged(with_rates(role, 40.0 - 10 * number, 30.0))
+    lines = score_table(metrics, []).splitlines()
+    titles = [line[:24].strip() for line in lines[1:]]
+    assert titles == ["before training", "as it is", "test before", "test split"]
+    assert "WER -50.0 %" in lines[-1] and "WER" not in lines[-2]

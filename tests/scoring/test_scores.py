@@ -6,7 +6,9 @@ import pytest
 from example_scores import SCORES, WITHOUT_REFERENCES, logged, with_rates
 
 from speech_finetuning.scoring.scores import (
+    Interval,
     Scores,
+    TranslationScores,
     last_scores,
     read_scores,
 )
@@ -34,6 +36,21 @@ def test_the_names_of_the_metrics_are_fixed():
         "repetition_loops",
         "cut_outputs",
     }
+    compared = replace(
+        SCORES,
+        wer_change=Interval(low=-2.0, high=1.0),
+        cer_change=Interval(low=-3.0, high=-1.0),
+        translation=TranslationScores(bleu=30.0, chrf=50.0),
+    )
+    assert set(compared.to_metrics()) - set(SCORES.to_metrics()) == {
+        "wer_change_low",
+        "wer_change_high",
+        "cer_change_low",
+        "cer_change_high",
+        "bleu",
+        "chrf",
+    }
+    assert read_scores(logged(compared), role=SCORES.role) == compared
     assert "clean_wer_norm_marks" in replace(SCORES, set_name="clean").to_metrics()
 
 

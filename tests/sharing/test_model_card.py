@@ -5,8 +5,14 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import yaml
 
-from speech_finetuning.sharing.model_card import SETTINGS, CardWriter, curve_table
+from speech_finetuning.sharing.model_card import (
+    SETTINGS,
+    CardWriter,
+    curve_table,
+    eval_result_files,
+)
 
 ODD = "a: \"b\" 'c' #d | - ünï नमस्ते"
 
@@ -120,3 +126,18 @@ def test_scores_of_several_sets_are_told_apart():
     metrics = {"eval_one_cer": 1.234, "eval_two_cer": 2.0, "eval_cer": 3.0}
     values = [result.metric_value for result in writer.metadata(metrics).eval_results]
     assert values == [1.23, 2.0]
+
+
+def test_scores_on_data_sets_of_the_hub_are_read_back_by_the_hub_s_own_reader():
+    name = "facebook/multilingual_librispeech"
+    source = make_info()["data"]["eval"][0] | {"name": name, "config_name": "spanish"}
+    data = {"eval": [source], "test": [source | {"split": "test"}]}
+    card = make_card(make_info(data=data, hub_names=[name, "openai/whisper-tiny"]))
+    files = eval_result_files(card.content)
+    assert list(files) == [".eval_results/facebook--multilingual_librispeech.yaml"]
+    (text,) = files.values()
+    (entry,) = huggingface_hub.parse_eval_result_entries(yaml.safe_load(text))
+    assert (entry.dataset_id, entry.task_id) == (name, "spanish_validation")
+    assert (entry.value, entry.dataset_revision) == (12.0, "abc")
+    assert eval_result_files(make_card(make_info(hub_names=[])).content) == {}, "local data"
+    assert eval_result_files(make_card(make_info()).content) == {}, "no name of the Hub's"

@@ -101,5 +101,5 @@ def test_a_copy_of_the_code_has_no_files_of_other_people(tmp_path: Path):
     outside = {name for name in names if not name.startswith("training_code/")}
     assert outside == {"README.md", "config.json", "model.safetensors"}
     suffixes = {Path(name).suffix for name in names - outside}
-    assert suffixes <= {".py", ".md", ".txt", "", ".html"}
+    assert suffixes <= {".py", ".md", ".txt", "", ".html", ".css", ".js"}
     assert "training_code/speech_finetuning/sharing/model_card_template.md" in names

@@ -1,0 +1,163 @@
+"""How large report.html becomes, how long it takes to write, and how long to open and to search.
+
+    python benchmarks/report_page.py [FOLDER]
+
+Made-up rows of 12 words with an error in every third word of every second row, 60 of them with 6 s
+of sound and a picture. Opened five times in headless Chromium, if that and playwright are
+installed. FOLDER keeps the pages. Results: report_page.md.
+"""
+
+import base64
+import io
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import numpy as np
+
+from speech_finetuning.scoring.alignment import AlignedRow, align_in_units
+from speech_finetuning.sharing.report_clips import Clip, encode_sound
+from speech_finetuning.sharing.report_page import Findings, changes_of, render
+from speech_finetuning.sharing.report_rows import ScoredSet
+
+SIZES = (10, 1_000, 10_000)
+NUM_CLIPS = 60
+NUM_OPENINGS = 5
+
+
+def make_clip(generator: np.random.Generator) -> Clip:
+    """Six seconds of noise, which compresses worse than speech, and its picture."""
+    import librosa.display
+    from matplotlib.figure import Figure
+
+    waveform = generator.normal(0, 0.1, 6 * 16_000).astype(np.float32)
+    figure = Figure(figsize=(6.4, 2.2), dpi=75, layout="constrained")
+    mel = generator.random((80, 600))
+    librosa.display.specshow(mel, x_axis="time", y_axis="mel", sr=16_000, ax=figure.subplots())
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="webp", pil_kwargs={"quality": 60})
+    return Clip(audio=encode_sound(waveform), picture=base64.b64encode(buffer.getvalue()).decode())
+
+
+def make_rows(num_rows: int, generator: np.random.Generator, share: float) -> list[AlignedRow]:
+    """share: of the words that are wrong in every second row."""
+    words = ["".join(generator.choice(list("abcdefghijklm"), 6)) for _ in range(3_000)]
+    pairs = []
+    for number in range(num_rows):
+        said = [str(word) for word in generator.choice(words, 12)]
+        wrong = generator.random(12) < share * (number % 2)
+        heard = ["wrong" if is_wrong else word for word, is_wrong in zip(said, wrong, strict=True)]
+        pairs.append((" ".join(said), " ".join(heard)))
+    operations = align_in_units(pairs, ["word"] * len(pairs))
+    return [
+        AlignedRow(
+            index=number,
+            id=f"validation/0/0/clip-{number}.flac",
+            set_name="",
+            group=f"speaker {number % 40}",
+            duration_in_seconds=1 + number % 25,
+            reference=reference.capitalize() + ".",
+            prediction=prediction.capitalize() + ".",
+            read_reference=reference,
+            read_prediction=prediction,
+            unit="word",
+            operations=runs,
+        )
+        for number, ((reference, prediction), runs) in enumerate(
+            zip(pairs, operations, strict=True)
+        )
+    ]
+
+
+def make_findings(num_rows: int) -> Findings:
+    before = make_rows(num_rows, np.random.default_rng(0), share=0.8)
+    after = make_rows(num_rows, np.random.default_rng(0), share=0.3)
+    clip = make_clip(np.random.default_rng(1))
+    scored = ScoredSet(
+        role="eval",
+        rows=after,
+        before=before,
+        clips={row.index: clip for row in after[:NUM_CLIPS]},
+    )
+    history = [
+        {"step": step, "loss": 100 / step, "eval_loss": 90 / step, "eval_wer": 900 / step}
+        for step in range(100, 2100, 100)
+    ]
+    return Findings(
+        name="benchmark",
+        group_name="speaker",
+        sets={"eval": scored},
+        metrics={},
+        changes=changes_of({"eval": scored}),
+        history=history,
+        run_info={
+            "command": "python benchmarks/report_page.py",
+            "started": "",
+            "identity": {"model_name_or_path": "made up"},
+            "arguments": {},
+            "versions": {},
+            "git": None,
+            "data": {},
+            "machine": {"platform": "", "cores": os.cpu_count(), "gpus": []},
+        },
+        totals={"train_rows": 1, "train_rejected": 0, "train_audio_hours": 0, "train_hours": 0},
+        rejections=[],
+        training_data=[],
+        step=2000,
+        max_steps=2000,
+    )
+
+
+def open_page(path: Path) -> tuple[float, float] | None:
+    """(seconds until the rows are shown, seconds of a search); None without a browser."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return None
+    if browser is None:
+        return None
+    openings = []
+    searches = []
+    with sync_playwright() as driver:
+        for _ in range(NUM_OPENINGS):
+            chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+            page = chromium.new_page()
+            began = time.monotonic()
+            page.goto(path.as_uri())
+            page.locator("details.row").first.wait_for()
+            openings.append(time.monotonic() - began)
+            began = time.monotonic()
+            page.fill("#query", "clip-7.flac")
+            page.wait_for_function("document.querySelectorAll('details.row').length < 10")
+            searches.append(time.monotonic() - began)
+            chromium.close()
+    return statistics.median(openings), statistics.median(searches)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    for num_rows in SIZES:
+        findings = make_findings(num_rows)
+        began = time.monotonic()
+        page = render(findings)
+        written_in_seconds = time.monotonic() - began
+        path = folder / f"report-{num_rows}.html"
+        path.write_text(page, encoding="utf-8")
+        line = f"{num_rows:>6} rows: {path.stat().st_size / 1e6:5.2f} MB, written in "
+        line += f"{written_in_seconds:.2f} s"
+        times = open_page(path)
+        if times is not None:
+            line += f", open after {times[0]:.2f} s, searched in {times[1]:.2f} s"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""Audio files to text or subtitles with a trained model: `bash run.sh transcribe MODEL FILE...`.
+
+What can be refused is refused before torch is imported. One file that cannot be read does not cost
+the others: it is told on stderr, and the exit code is 1.
+"""
+
+import argparse
+import functools
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speech_finetuning.base.errors import Problems, UserError
+from speech_finetuning.base.files import json_line, printable
+from speech_finetuning.cli.flags import OneLineErrors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from speech_finetuning.model.recogniser import Recogniser
+    from speech_finetuning.model.transcription import Transcript
+
+COMMAND = "bash run.sh transcribe"
+# Of files in a folder; a file that is named is tried whatever its name.
+AUDIO_SUFFIXES = frozenset(
+    """
+    .wav .flac .mp3 .ogg .opus .m4a .aac .wma .amr .aif .aiff .au .caf .oga .mp4 .m4b .mov .mkv .webm
+    .3gp
+    """.split()
+)
+SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
+CODE_OF_UNREAD_FILES = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A file to transcribe. target: what is written, None for the terminal."""
+
+    path: Path
+    target: Path | None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = OneLineErrors(
+        prog=COMMAND,
+        description="Transcribes audio files with a trained model.",
+        epilog=f"Example: {COMMAND} whisper-small-es talk.mp3 --format srt --output_dir subtitles",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="the --output_dir of training, or a Hub id")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="audio files, or folders of them")
+    parser.add_argument("--format", choices=list(SUFFIXES), default="text", help="default: text")
+    parser.add_argument("--output_dir", type=Path, help="folder to write to; default: the terminal")
+    parser.add_argument("--language", help="default: the model's own; detect: in each file")
+    parser.add_argument(
+        "--task",
+        choices=["transcribe", "translate"],
+        default="transcribe",
+        help="translate: into English",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, help="windows of 30 s at a time; default: 16 on a GPU, else 4"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    return parser
+
+
+# ------------------------------------------------------------------------------- what to read ----
+def is_address(name: str) -> bool:
+    return "://" in name
+
+
+def files_of(name: str) -> list[tuple[Path, Path]]:
+    """(file, its name below --output_dir) of an argument; of a folder all its audio files, hidden
+    ones left out. Raises: UserError."""
+    if is_address(name):
+        raise UserError(f"{name}: addresses are not opened. Download the file, and name that.")
+    path = Path(name)
+    if path.is_file():
+        return [(path, Path(path.name))]
+    if not path.is_dir():
+        raise UserError(f"{name}: there is no such file or folder.")
+    found = []
+    for file in sorted(path.rglob("*")):
+        place = file.relative_to(path)
+        is_hidden = any(part.startswith(".") for part in place.parts)
+        if file.is_file() and not is_hidden and file.suffix.lower() in AUDIO_SUFFIXES:
+            found.append((file, place))
+    if not found:
+        raise UserError(f"{name}: no audio file in this folder.")
+    return found
+
+
+def plan(args: argparse.Namespace) -> list[Recording]:
+    """What is read, and where each transcript goes. Raises: UserError with all that is wrong."""
+    problems = Problems()
+    found: list[tuple[Path, Path]] = []
+    for name in args.files:
+        found += problems.attempt(name, files_of, name) or []
+    if args.batch_size is not None and args.batch_size < 1:
+        problems.messages["--batch_size", ""] = "--batch_size must be at least 1."
+    if args.output_dir is not None and args.output_dir.exists() and not args.output_dir.is_dir():
+        problems.messages["--output_dir", ""] = f"--output_dir {args.output_dir}: is a file."
+    problems.raise_if_any()
+    if args.output_dir is None:
+        if len(found) > 1 and args.format in ("srt", "vtt"):
+            raise UserError(
+                f"--format {args.format} of {len(found)} files: pass --output_dir FOLDER."
+            )
+        return [Recording(path=path, target=None) for path, _ in found]
+    targets = target_names([place for _, place in found], SUFFIXES[args.format])
+    return [
+        Recording(path=path, target=args.output_dir / target)
+        for (path, _), target in zip(found, targets, strict=True)
+    ]
+
+
+def target_names(places: list[Path], suffix: str) -> list[Path]:
+    """talk.txt of talk.mp3; talk.mp3.txt where there is a talk.wav as well. Raises: UserError if two
+    files have the same name all the same."""
+    counts = Counter(place.with_suffix(suffix) for place in places)
+    targets = []
+    for place in places:
+        short = place.with_suffix(suffix)
+        targets.append(short if counts[short] == 1 else place.with_name(place.name + suffix))
+    twice = [str(target) for target, count in Counter(targets).items() if count > 1]
+    if twice:
+        raise UserError(f"several files would be written to {twice[0]}. Transcribe them in turn.")
+    return targets
+
+
+# ------------------------------------------------------------------------------- what is heard ---
+def transcribe_all(
+    recogniser: "Recogniser", recordings: list[Recording], args: argparse.Namespace
+) -> int:
+    """Reads, transcribes and writes, as many files together as fill a batch. Returns the number of
+    files that could not be read."""
+    from speech_finetuning.model.recogniser import chosen_language
+    from speech_finetuning.model.transcription import transcribe
+
+    language = chosen_language(recogniser, args.language)
+    batch_size = args.batch_size or (16 if recogniser.model.device.type == "cuda" else 4)
+    reader = Reader(recordings)
+    has_windows = False
+    for group in reader.groups(recogniser.window_in_samples * batch_size):
+        transcripts = transcribe(
+            recogniser,
+            [waveform for _, waveform in group],
+            language=language,
+            task=args.task,
+            batch_size=batch_size,
+        )
+        for (recording, waveform), transcript in zip(group, transcripts, strict=True):
+            deliver(recording, waveform, transcript, args.format, is_alone=len(recordings) == 1)
+            has_windows |= not transcript.has_model_times
+    if has_windows and args.format in ("srt", "vtt"):
+        tell("note: the model predicts no timestamps; a cue is a window, cut at a pause.")
+    return reader.num_unread
+
+
+class Reader:
+    """Reads files in order, and counts those that cannot be read."""
+
+    def __init__(self, recordings: list[Recording]) -> None:
+        self.recordings = recordings
+        self.num_unread = 0
+
+    def groups(self, num_samples: int) -> Iterator[list[tuple[Recording, "np.ndarray"]]]:
+        """Files with their waveforms (n_samples,), as many as have num_samples together."""
+        group: list[tuple[Recording, np.ndarray]] = []
+        total = 0
+        for recording in self.recordings:
+            waveform = self.read(recording)
+            if waveform is None:
+                continue
+            group.append((recording, waveform))
+            total += len(waveform)
+            if total >= num_samples:
+                yield group
+                group = []
+                total = 0
+        if group:
+            yield group
+
+    def read(self, recording: Recording) -> "np.ndarray | None":
+        from speech_finetuning.data.long_audio import read_recording
+
+        try:
+            return read_recording(recording.path)
+        except (UserError, OSError) as error:
+            self.num_unread += 1
+            tell(f"error: {recording.path}: {error}")
+            return None
+
+
+def deliver(
+    recording: Recording,
+    waveform: "np.ndarray",
+    transcript: "Transcript",
+    kind: str,
+    *,
+    is_alone: bool,
+) -> None:
+    """Writes a transcript to its file, or to the terminal. Raises: OSError."""
+    from speech_finetuning.cli import subtitles
+    from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
+
+    duration_in_seconds = len(waveform) / SAMPLE_RATE_IN_HZ
+    writers: dict[str, Any] = {
+        "text": subtitles.as_text,
+        "srt": subtitles.as_srt,
+        "vtt": subtitles.as_vtt,
+        "json": functools.partial(subtitles.as_json, str(recording.path), duration_in_seconds),
+    }
+    if recording.target is not None:
+        write_aside(recording.target, writers[kind](transcript))
+        tell(f"{recording.path}: {recording.target}")
+    elif kind == "json" and not is_alone:  # JSON lines
+        record = subtitles.as_record(str(recording.path), duration_in_seconds, transcript)
+        show(json_line(record))
+    elif kind == "text" and not is_alone:
+        show(f"{printable(str(recording.path))}: {printable(transcript.text)}\n")
+    else:
+        show("".join(f"{printable(line)}\n" for line in writers[kind](transcript).splitlines()))
+
+
+def write_aside(target: Path, text: str) -> None:
+    """The file is whole or not there. Raises: OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(target)
+
+
+def show(text: str) -> None:
+    """To stdout, at once: a pipe may be read while the next file is transcribed."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """To stderr, on one line."""
+    sys.stderr.write(f"{printable(text)}\n")
+
+
+def run(args: argparse.Namespace, recordings: list[Recording]) -> int:
+    """Loads the model and transcribes. Returns the exit code. Raises: UserError."""
+    import huggingface_hub
+    import torch
+    import transformers
+
+    from speech_finetuning.model.recogniser import load_recogniser
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU is usable here. Leave out --device.")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()
+    recogniser = load_recogniser("MODEL", args.model, args.device)
+    num_unread = transcribe_all(recogniser, recordings, args)
+    if num_unread:
+        tell(f"error: {num_unread} of {len(recordings)} files could not be read.")
+        return CODE_OF_UNREAD_FILES
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0, 1 if a file could not be read, 2 for what is wrong with the command."""
+    parser = make_parser()
+    try:
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+        args = parser.parse_args(argv)
+        return run(args, plan(args))
+    except UserError as error:
+        for line in str(error).splitlines():
+            tell(f"error: {line}")
+    except OSError as error:  # a full disk, a folder that may not be written
+        tell(f"error: {error}")
+    except KeyboardInterrupt:
+        tell("stopped by Ctrl-C.")
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

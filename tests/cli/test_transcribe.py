@@ -1,0 +1,136 @@
+"""`bash run.sh transcribe`: what it refuses, and what it writes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from talker import make_long_clip, make_talker
+
+from speech_finetuning.cli import subtitles, transcribe
+from speech_finetuning.model.transcription import Transcript
+
+PROJECT = Path(transcribe.__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_talker(tmp_path_factory.mktemp("talker") / "model")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """A folder with two clips that are alike, a note, a hidden clip and one that is no audio."""
+    folder = tmp_path / "clips"
+    (folder / "more").mkdir(parents=True)
+    clip = make_long_clip(folder)
+    shutil.copy(clip, folder / "more" / "again.WAV")
+    shutil.copy(clip, folder / ".hidden.wav")
+    (folder / "notes.txt").write_text("no clip")
+    (folder / "broken.mp3").write_bytes(b"no audio at all" * 100)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("https://x.org/a.mp3", "https://x.org/a.mp3: addresses are not opened. Download the file"),
+        ("nothing.wav", "nothing.wav: there is no such file or folder."),
+        ("empty", "empty: no audio file in this folder."),
+        ("a.wav b.wav --format srt", "--format srt of 2 files: pass --output_dir FOLDER."),
+        ("a.wav --batch_size 0", "--batch_size must be at least 1."),
+        ("a.wav --output_dir b.wav", "--output_dir b.wav: is a file."),
+        ("a.wav --format doc", "invalid choice: 'doc'"),
+        ("", "the following arguments are required: FILE"),
+        ("a.wav sub/a.wav --output_dir out", "several files would be written to a.wav.txt"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sub").mkdir()
+    for name in ("a.wav", "b.wav", "sub/a.wav"):
+        (tmp_path / name).touch()
+    assert transcribe.main(["model", *words.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_all_that_is_wrong_is_said_at_once(capsys: Any):
+    assert transcribe.main(["model", "ftp://a/b", "gone.wav", "--batch_size", "-1"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_refusals_need_no_torch(tmp_path: Path):
+    code = "import sys; from speech_finetuning.cli import transcribe; "
+    code += "transcribe.main(['m', 'http://x/y']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
+
+
+def test_a_folder_becomes_files_and_one_bad_file_costs_no_other(
+    talker: Path, clips: Path, tmp_path: Path, capsys: Any
+):
+    words = [str(talker), str(clips), "--format", "srt", "--output_dir", str(tmp_path / "out")]
+    assert transcribe.main([*words, "--language", "es"]) == 1
+    error = capsys.readouterr().err
+    assert f"error: {clips / 'broken.mp3'}: Not readable as audio" in error
+    assert "error: 1 of 3 files could not be read." in error
+    found = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*"))
+    assert found == [Path("long.srt"), Path("more/again.srt")]
+    text = (tmp_path / "out" / "long.srt").read_text()
+    assert text == (tmp_path / "out" / "more" / "again.srt").read_text()
+    cue = r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n[a-h]+\n\n2\n"
+    assert re.match(cue, text), text[:200]
+
+
+def test_json_of_several_files_is_a_line_for_each(talker: Path, clips: Path, capsys: Any):
+    (clips / "broken.mp3").unlink()
+    words = [str(talker), str(clips), "--format", "json", "--language", "Spanish"]
+    assert transcribe.main([*words, "--device", "cpu"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(record["file"]).name for record in records] == ["long.wav", "again.WAV"]
+    assert records[0]["language"] == "es" and records[0]["times"] == "model"
+    assert records[0]["duration"] == pytest.approx(records[0]["segments"][-1]["end"], abs=0.01)
+    assert records[0]["text"] == " ".join(part["text"] for part in records[0]["segments"])
+
+
+def test_text_goes_to_the_terminal(talker: Path, clips: Path, capsys: Any):
+    assert transcribe.main([str(talker), str(clips / "long.wav"), "--language", "es"]) == 0
+    alone = capsys.readouterr().out
+    again = [str(clips / "long.wav"), str(clips / "more")]
+    assert transcribe.main([str(talker), *again, "--language", "es"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert set(alone.split()[0]) <= set("abcdefgh") and len(lines) == 2
+    assert lines[0] == f"{clips / 'long.wav'}: {' '.join(alone.split())}"
+
+
+def test_a_wrong_model_is_one_line(tmp_path: Path, clips: Path, capsys: Any):
+    assert transcribe.main([str(tmp_path / "gone"), str(clips / "long.wav")]) == 2
+    assert "error: MODEL " in capsys.readouterr().err
+
+
+HOSTILE = Transcript(
+    segments=[
+        (0.0, 3661.2345, "a <b>&\n\n-->  c"),
+        (3661.5, 3662.0, "\u0645\u0631\u062d\u0628\u0627"),
+    ],
+    language="ar",
+    has_model_times=True,
+)
+
+
+def test_subtitles_hold_whatever_is_said():
+    assert subtitles.as_vtt(HOSTILE) == (
+        "WEBVTT\n\n00:00:00.000 --> 01:01:01.234\na &lt;b&gt;&amp; --&gt; c\n\n"
+        "01:01:01.500 --> 01:01:02.000\n\u0645\u0631\u062d\u0628\u0627\n"
+    )
+    srt = subtitles.as_srt(HOSTILE)
+    assert srt.startswith("1\n00:00:00,000 --> 01:01:01,234\na <b>& --> c\n\n2\n")
+    record = json.loads(subtitles.as_json("x.wav", 3662.0, HOSTILE))
+    assert record["segments"][1]["text"] == "\u0645\u0631\u062d\u0628\u0627"
