@@ -130,14 +130,10 @@ def load_source(
     )
     parts = parts_of_split(name, split, found.files)
     urls = tuple(url for part in parts for url in found.files[part])
-    wanted = WantedColumns(
-        audio=audio_column, text=text_column, text_required=text_required, group=group_column
-    )
-    opened = open_parts(found, parts, wanted, window_limits)
+    wanted = WantedColumns(audio=audio_column, text=text_column, text_required=text_required)
+    opened = open_parts(found, parts, replace(wanted, group=group_column), window_limits)
     num_rows = total_rows(opened)
-    if num_rows == 0:
-        files = f"none of its {len(urls)} files is readable"
-        raise UserError(f"split '{split}' of {name} is empty, or {files}.")
+    check_not_empty(num_rows, f"split '{split}' of {name}", len(urls))
     return SpeechSource(
         record=record,
         name=name,
@@ -248,6 +244,12 @@ def open_parts(
         if not has_no_columns:
             wanted = replace(wanted, audio=one.columns.audio, text=one.columns.text)
     return opened
+
+
+def check_not_empty(num_rows: int | None, place: str, num_files: int) -> None:
+    """Raises: UserError if there are no rows."""
+    if num_rows == 0:
+        raise UserError(f"{place} is empty, or none of its {num_files} files is readable.")
 
 
 def total_rows(opened: list[OpenedSplit]) -> int | None:

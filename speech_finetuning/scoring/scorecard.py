@@ -124,13 +124,14 @@ class Scorecard:
         self.role = role
         self.rows = {}
         columns = ["index", "set", "id", "text", "duration", "group"]
+        columns = [name for name in columns if name in eval_set.column_names]
         for row in eval_set.select_columns(columns).to_list():
             self.rows[row["index"]] = ReferenceRow(
                 id=row["id"],
                 set_name=row["set"],
                 reference=row["text"],
                 duration_in_seconds=row["duration"],
-                group=row["group"],
+                group=row.get("group"),
             )
         self.leading = {}
         for set_name, target in self.targets.items():

@@ -104,7 +104,7 @@ def test_what_is_uploaded_and_what_never_is(
     assert top == {
         *"README.md all_results.json config.json generation_config.json model.safetensors run_info.json".split(),
         *"preprocessor_config.json processor_config.json scorecard.json tokenizer.json tokenizer_config.json".split(),
-        ".gitattributes",
+        *(".gitattributes", "curve.png"),
     }
     assert any(name.startswith("runs/") and "events" in name for name in files)
     last = {
