@@ -143,7 +143,7 @@ class Repo:
 @dataclass
 class Fault:
     """What goes wrong with the next `times` (None: with all) requests of a method whose path
-    contains a text.
+    contains a text, when `after` of them have come through.
 
     "status" answers with `status`, `headers` and `message`, "page" with 200 and a page of HTML, as
     a proxy does, "drop" hangs up: none of them carries the request out. "hang" does, but only after
@@ -159,6 +159,7 @@ class Fault:
     action: str = "status"
     status: int = 503
     times: int | None = 1
+    after: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     message: str = "injected fault"
@@ -170,6 +171,13 @@ class Fault:
     def matches(self, request: "Request") -> bool:
         method_matches = self.method is None or self.method == request.method
         return self.times != 0 and method_matches and self.path_contains in request.path
+
+    def meets(self, request: "Request") -> bool:
+        """Whether it is this one's turn, which comes nearer with every request that it matches."""
+        if self.matches(request) and self.after > 0:
+            self.after -= 1
+            return False
+        return self.matches(request)
 
 
 @dataclass
@@ -829,7 +837,7 @@ class Hub:
         """Notes the request and takes the fault that it meets."""
         with self.lock:
             self.requests.append(request)
-            fault = next((fault for fault in self.faults if fault.matches(request)), None)
+            fault = next((fault for fault in self.faults if fault.meets(request)), None)
             if fault is not None:
                 request.fault = fault.action
                 fault.times = fault.times if fault.times is None else fault.times - 1

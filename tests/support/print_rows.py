@@ -44,7 +44,7 @@ def main(name: str, *settings: str) -> int:
     }
     limit_in_seconds = options.pop("limit_in_seconds", 60)
     options.setdefault("split", "train")
-    network.SHORTEST_SILENCE_IN_SECONDS = 0.5  # of two, for tests of silence
+    network.SHORTEST_SILENCE_IN_SECONDS = 0.1  # of two, for tests of silence
     limit_silence(limit_in_seconds)
     leave_retrying_to_us()
     try:
