@@ -8,6 +8,8 @@
 #                                   in a new folder below /tmp
 #   bash run.sh learn               a few minutes on two cores in which a tiny model really learns;
 #                                   in ./whisper-learn, and goes on there if it was interrupted
+#   bash run.sh check DATA          reads all of a data set, without a model, and writes what is odd about
+#                                   it into ./check-DATA: check.html and lists of rows
 #   bash run.sh demo MODEL          a page in the browser to speak to a model: a folder or a Hub id
 #   bash run.sh transcribe MODEL FILE...
 #                                   text or subtitles of audio files, or of folders of them
@@ -147,6 +149,24 @@ learn() {
     "$@"
 }
 
+check() {
+  if [[ -z ${1:-} || $1 == --* ]]; then
+    echo "error: which data? Use: bash run.sh check DATA (a Hub id, a folder or a table)" >&2
+    exit 2
+  fi
+  set_up requirements.txt
+  cd "$calling_dir"
+  local data=$1 name
+  shift
+  name=$(basename "$data")
+  export NUM_PROCESSES=1
+  train \
+    --check_data \
+    --dataset_name "$data" \
+    --output_dir "check-${name%.*}" \
+    "$@"
+}
+
 demo() {
   if (($# == 0)); then
     echo "error: which model? Use: bash run.sh demo FOLDER (or a Hub id, such as openai/whisper-tiny)" >&2
@@ -216,11 +236,12 @@ recipe() {
 case "${1:-}" in
   smoke) shift; smoke "$@" ;;
   learn) shift; learn "$@" ;;
+  check) shift; check "$@" ;;
   demo) shift; demo "$@" ;;
   transcribe) shift; transcribe "$@" ;;
   export) shift; export_model "$@" ;;
   test) shift; run_tests "$@" ;;
   help | -h) print_help ;;
   "" | --*) recipe "$@" ;;
-  *) echo "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|demo|transcribe|export|test|help] [--flag value ...]" >&2; exit 2 ;;
+  *) echo "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|check|demo|transcribe|export|test|help] [--flag value ...]" >&2; exit 2 ;;
 esac

@@ -61,6 +61,7 @@ from speech_finetuning.base.files import write_json
 from speech_finetuning.base.network import as_user_error, limit_silence, retry_on_network_error
 from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
+from speech_finetuning.cli.check_data import check_data
 from speech_finetuning.cli.console import describe_run, set_up_logging
 from speech_finetuning.cli.data_report import report_training_data, warn_of_overlap
 from speech_finetuning.cli.devices import check_adapters, check_arguments
@@ -71,9 +72,12 @@ from speech_finetuning.cli.parsing import parse_flags, read_records
 from speech_finetuning.cli.translation import translate, warn_of_retired_flags
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, SILENCE
 from speech_finetuning.data.batches import join_clips, pad_labels
+from speech_finetuning.data.hold_out import choose_rows, load_or_hold_out
 from speech_finetuning.data.items import StepInfo, StreamItem
 from speech_finetuning.data.packing import UtterancePacker, build_packer
+from speech_finetuning.data.positions import ORDER_VERSION
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.selection import HoldOut, read_excluded_ids
 from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.data.text import IGNORED_LABEL, UNSPACED_LANGUAGES
@@ -94,7 +98,7 @@ from speech_finetuning.sharing.report_page import ReportPage
 from speech_finetuning.sharing.reports import write_reports
 from speech_finetuning.sharing.run_info import collect_run_info
 from speech_finetuning.training.callbacks import early_stopping
-from speech_finetuning.training.checkpoints import pin_revisions
+from speech_finetuning.training.checkpoints import pin_to_checkpoint
 from speech_finetuning.training.compat import make_reproducible
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.progress import StreamProgress, resume_progress
@@ -142,8 +146,15 @@ class SourceArguments:
         default=30.0, help="Rejects longer clips; beyond 30 s always."
     )
     min_duration_in_seconds: float = HfArg(default=0.0, help="Rejects shorter clips.")
-    max_train_samples: int | None = HfArg(default=None, help="Trains on the first N rows only.")
-    max_eval_samples: int | None = HfArg(default=None, help="Scores the first N rows of a split.")
+    max_train_samples: int | None = HfArg(default=None, help="Trains on an even sample of N rows.")
+    max_eval_samples: int | None = HfArg(default=None, help="Scores an even sample of N rows.")
+    eval_fraction: float = HfArg(
+        default=0.1, help="Share of rows, at most 500, held out where no split is there to score."
+    )
+    speaker_column_name: str | None = HfArg(
+        default=None, help="Speakers are held out whole; default: usual names."
+    )
+    exclude_rows: str | None = HfArg(default=None, help="File of ids of rows to leave out.")
     do_lower_case: bool = HfArg(default=False, help="Lower-cases what the model learns to write.")
     do_remove_punctuation: bool = HfArg(default=False, help="Removes punctuation from transcripts.")
     do_normalize_eval: bool = HfArg(default=True, help="False: WER and CER of the text as written.")
@@ -192,6 +203,7 @@ class DataArguments(SourceArguments):
     early_stopping_patience: int | None = HfArg(
         default=None, help="Ends after N evaluations without a better score."
     )
+    check_data: bool = HfArg(default=False, help="Only reads all data and tells what is odd.")
     dry_run: bool = HfArg(default=False, help="Tries the whole job in minutes; leaves nothing.")
 
     @property
@@ -205,7 +217,11 @@ class DataRecord(DataArguments):
 
     name: str = ""  # in the log, in row ids and metric names; empty without --data_mix
     weight: float = 1.0  # its share of the training rows, to the sum of all weights
-    revision: str | None = None  # on the Hub, of a run that goes on; None: the newest
+    # Of a run that goes on, as its checkpoint says.
+    is_continued: bool = False
+    revision: str | None = None  # on the Hub; None: the newest
+    order_version: int = ORDER_VERSION
+    hold_out: HoldOut | None = None
 
 
 @dataclass
@@ -376,15 +392,16 @@ def make_preprocessor(
 def open_dataset(
     role: str, split: str, record: DataRecord, preprocessor: Preprocessor, cache_dir: str | None
 ) -> SpeechDataset:
-    """One split of one entry, undecoded. Rows to predict need no text; long clips are scored with
-    --long_form, but never trained on."""
+    """One split of one entry, undecoded, or a hold-out of the training split where the usual one is
+    not there. Rows to predict need no text; long clips are scored with --long_form, but never
+    trained on."""
     needs_text = role != "predict"
     # With timestamps, neighbours of one recording are trained together, pauses and all.
     has_windows = record.pack_utterances and record.timestamp_probability > 0 and role == "train"
-    source = load_source(
+    load = functools.partial(
+        load_source,
         record.dataset_name,
         config_name=record.dataset_config_name,
-        split=split,
         audio_column=record.audio_column_name,
         text_column=record.text_column_name,
         text_required=needs_text,
@@ -396,6 +413,7 @@ def open_dataset(
         window_limits=preprocessor.window_limits() if has_windows else None,
         group_column=None if role == "train" else record.group_column_name,
     )
+    source, is_held_out = load_or_hold_out(load, role, split, record)
     return SpeechDataset(
         source=source,
         preprocessor=replace(
@@ -405,6 +423,9 @@ def open_dataset(
         ),
         max_rows=record.max_train_samples if role == "train" else record.max_eval_samples,
         weight=record.weight,
+        order_version=record.order_version,
+        is_held_out=is_held_out,
+        excluded_ids=read_excluded_ids(record.exclude_rows),
     )
 
 
@@ -438,7 +459,7 @@ def load_speech(
             raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
     problems.raise_if_any()
     warn_of_overlap(speech)
-    return speech
+    return choose_rows(speech, records)
 
 
 # --------------------------------------------------------------------------------- model ----
@@ -714,7 +735,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     records = data_records(data_args)
     run = claim_run(model_args, data_args, training_args, records)
     if run.checkpoint is not None:
-        pin_revisions(records, run.checkpoint)
+        pin_to_checkpoint(records, run.checkpoint)
 
     inputs = load_inputs(model_args, data_args, training_args, records)
     resolve_arguments(training_args, inputs, has_adapters=model_args.lora_rank > 0)
@@ -791,8 +812,10 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     """Trains and scores as the command line says. Returns all metrics.
     Raises: UserError for what the user can fix."""
     argv = sys.argv[1:] if argv is None else argv
-    _, data_args, training_args = parse_arguments(argv)
+    model_args, data_args, training_args = parse_arguments(argv)
     limit_silence(data_args.max_network_wait_in_seconds)
+    if data_args.check_data:
+        return check_data(data_records(data_args), model_args.cache_dir, training_args)
     if data_args.dry_run:
         check_arguments(data_args, training_args)
         return dry_run(

@@ -61,9 +61,11 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import decode_audio, log_mel
 from speech_finetuning.data.items import StepInfo
+from speech_finetuning.data.passes import MAX_BLOCK_IN_BYTES
+from speech_finetuning.data.positions import ORDER_VERSION
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import MAX_BLOCK_IN_BYTES, SpeechStream
+from speech_finetuning.data.stream import SpeechStream
 
 BATCH_SIZE = 16
 SHUFFLE_ROWS = 500  # of the stream's block and of the 2022 buffer
@@ -179,11 +181,15 @@ def load_processor(folder: Path) -> WhisperProcessor:
 
 # What the script's own types look like is known in the next two functions only.
 def make_stream(
-    place: str, columns: tuple[str, str], num_threads: int, folder: Path
+    place: str,
+    columns: tuple[str, str],
+    num_threads: int,
+    folder: Path,
+    order_version: int = ORDER_VERSION,
 ) -> SpeechStream:
     """The script's stream over a Hub id or a folder. columns: (audio, text)."""
     source = load_source(place, split="train", audio_column=columns[0], text_column=columns[1])
-    item = SpeechDataset(source, load_preparer(folder))
+    item = SpeechDataset(source, load_preparer(folder), order_version=order_version)
     return SpeechStream(
         sets=(item,),
         seed=1,
@@ -214,11 +220,18 @@ def make_loader(
 
 
 def stream_batches(
-    folder: Path, place: str, columns: tuple[str, str], num_threads: int, num_workers: int = 1
+    folder: Path,
+    *,
+    place: str,
+    columns: tuple[str, str],
+    num_threads: int,
+    num_workers: int = 1,
+    order_version: int = ORDER_VERSION,
 ) -> Iterator[int]:
     """Rows of each batch, endlessly. Raises: RuntimeError for a rejected row, which would make the
     race unfair."""
-    stream = make_stream(place.format(folder=folder), columns, num_threads, folder)
+    place = place.format(folder=folder)
+    stream = make_stream(place, columns, num_threads, folder, order_version)
     for batch in make_loader(stream, folder, num_workers):
         info = batch["step_info"]
         if info.error or info.rejections:
@@ -354,6 +367,13 @@ CONTESTANTS = {
         is_online=True,
     ),
 }
+# The same with the order of rows of runs that began before the second one (data/positions.py).
+for _key in ("stream", "folder", "tar", "http"):
+    CONTESTANTS[f"{_key}-first"] = Contestant(
+        f"{CONTESTANTS[_key].title}, first order",
+        functools.partial(CONTESTANTS[_key].batches, order_version=1),
+        is_online=CONTESTANTS[_key].is_online,
+    )
 
 
 # ---------------------------------------------------------------------- one turn, in a child ----

@@ -58,9 +58,9 @@ import transformers
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ, decode_audio
+from speech_finetuning.data.passes import read_pass
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.reading import read_audio
-from speech_finetuning.data.stream import read_pass
 from speech_finetuning.data.text import IGNORED_LABEL, normalize_text
 from speech_finetuning.model.languages import check_language
 from speech_finetuning.model.loading import load_processor

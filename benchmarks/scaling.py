@@ -42,7 +42,8 @@ import ranks
 from hub import Hub
 
 from speech_finetuning.cli import demonstration
-from speech_finetuning.data.stream import RankShare, SpeechStream
+from speech_finetuning.data.passes import RankShare
+from speech_finetuning.data.stream import SpeechStream
 
 NUM_STEPS, STEPS_PER_LINE, FIRST_LINES = 30, 5, 2  # the first lines of the log are not counted
 NUM_RANKS = 8  # of the reading

@@ -4,7 +4,8 @@
     data      audio, containers, signatures, ffmpeg, long_audio, cuts, reading, addresses, text, segments, tables,
               columns, guessing, features, cells, listed, manifests, subtitles, recordings, kaldi, saved,
               footers, builders, dataset_names, tars, sources, shards,
-              preprocessing, positions, items, stream, packing, batches: bytes to examples
+              positions, selection, preprocessing, hold_out, row_table, passes, row_check, data_check,
+              items, stream, packing, batches: bytes to examples
     model     loading, languages, adapters, windows, generation, recogniser, transcription:
               the checkpoint, its language, its window
     scoring   normalization, metrics, eval_sets, scores, score_table, scorecard,
@@ -16,7 +17,7 @@
     sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, examples, reports, run_info,
               report_page, report_rows, report_clips, report_charts: what others see
     cli       early_exit, help, flags, source_flags, retired, translation, parsing, checks, devices,
-              console, data_report, dry_run, demonstration, exit_status,
+              console, data_report, check_data, dry_run, demonstration, exit_status,
               transcribe, subtitles, export: what the terminal sees
 
 The script run_speech_recognition_seq2seq_streaming.py stands on all of them; nothing here imports it.

@@ -129,6 +129,8 @@ def check_recipe(words: list[str]) -> None:
         OTHER_PARSERS[name]().parse_args(words)
         return
     assert name in recipes(), f"run.sh has no recipe {name!r}"
+    if name == "check":
+        words = ["--dataset_name", *words]
     check_training_flags([*recipes()[name], *words])
 
 

@@ -7,12 +7,19 @@ all. They take what argparse has read, before it becomes dataclasses.
 import argparse
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import is_folder_of_data
 from speech_finetuning.cli.flags import word_problems
 
-FRACTIONS = ("max_rejected_fraction", "full_window_fraction", "timestamp_probability")
+FRACTIONS = (
+    "eval_fraction",
+    "max_rejected_fraction",
+    "full_window_fraction",
+    "timestamp_probability",
+)
 # Flags of training, and the value with which each does nothing.
 OF_TRAINING_ONLY = {
     "train_window": "full",
@@ -21,6 +28,8 @@ OF_TRAINING_ONLY = {
     "apply_spec_augment": False,
     "speed_perturbation": False,
 }
+# Flags of the hold-out that --do_eval makes, likewise.
+OF_SCORING_ONLY = {"eval_fraction": 0.1, "speaker_column_name": None}
 # {value of --report_to: the package that it needs}, of transformers 5.24.
 TRACKERS = {
     "azure_ml": "azureml",
@@ -42,8 +51,8 @@ TRACKERS = {
 
 def task_problems(flags: argparse.Namespace) -> Iterator[str]:
     """What to do, with which data, and where the results go."""
-    if not (flags.do_train or flags.do_eval or flags.do_predict):
-        yield "nothing to do. Pass --do_train, --do_eval or --do_predict."
+    if not (flags.do_train or flags.do_eval or flags.do_predict or flags.check_data):
+        yield "nothing to do. Pass --do_train, --do_eval, --do_predict or --check_data."
     if not flags.output_dir:
         yield "--output_dir is missing. Pass --output_dir FOLDER."
     elif is_folder_of_data(flags.dataset_name, flags.output_dir):
@@ -65,6 +74,12 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "--dry_run needs --do_train."
 
 
+def file_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """Files that are named and not there."""
+    if flags.exclude_rows and not Path(flags.exclude_rows).is_file():
+        yield f"--exclude_rows {flags.exclude_rows}: there is no such file."
+
+
 def tracker_problems(flags: argparse.Namespace) -> Iterator[str]:
     """Where curves go to, which needs a package."""
     name = flags.report_to
@@ -83,11 +98,9 @@ def tracker_problems(flags: argparse.Namespace) -> Iterator[str]:
 def training_problems(flags: argparse.Namespace) -> Iterator[str]:
     """Flags that need training, or training with scoring, to have an effect."""
     if not flags.do_train:
-        idle = [
-            f"--{name}" for name, value in OF_TRAINING_ONLY.items() if getattr(flags, name) != value
-        ]
-        if idle:
-            yield f"{' and '.join(idle)}: of no effect without --do_train."
+        yield from idle_problems(flags, OF_TRAINING_ONLY, "--do_train")
+    if not flags.do_eval:
+        yield from idle_problems(flags, OF_SCORING_ONLY, "--do_eval")
     if not (flags.do_train and flags.do_eval):
         if flags.early_stopping_patience is not None:
             yield "--early_stopping_patience needs --do_train and --do_eval."
@@ -102,6 +115,15 @@ def training_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "--predict_with_generate False: WER needs real generation. Leave it out."
     if "epoch" in (flags.eval_strategy, flags.save_strategy):
         yield "a stream has no epochs. Use the strategy steps."
+
+
+def idle_problems(
+    flags: argparse.Namespace, idle_values: dict[str, Any], needed: str
+) -> Iterator[str]:
+    """Flags that only do something together with the one that is needed, and were given."""
+    idle = [f"--{name}" for name, value in idle_values.items() if getattr(flags, name) != value]
+    if idle:
+        yield f"{' and '.join(idle)}: of no effect without {needed}."
 
 
 def number_problems(flags: argparse.Namespace) -> Iterator[str]:
@@ -147,6 +169,7 @@ def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:
         flags = parser.parse_args(words)
         problems += [
             *task_problems(flags),
+            *file_problems(flags),
             *training_problems(flags),
             *number_problems(flags),
             *hub_problems(flags),

@@ -69,6 +69,8 @@ def describe_source(dataset: SpeechDataset) -> str:
     names = (source.record, source.name, source.config_name, source.split)
     place = " ".join(name for name in names if name)
     rows = "rows not counted" if source.num_rows is None else f"{source.num_rows:,} rows"
+    if dataset.rows_per_pass() != source.num_rows:
+        rows = f"{dataset.rows_per_pass():,} of {rows}"
     columns = f"{source.audio_column}, {source.text_column}"
     return f"{place} ({source.kind}, {len(source.shards())} files, {rows}; {columns})"
 

@@ -1,10 +1,11 @@
 """What the data is like, before any training."""
 
+import itertools
 import logging
 import math
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,9 @@ from speech_finetuning.base.rejections import (
     list_rejections,
 )
 from speech_finetuning.base.threads import map_in_order
+from speech_finetuning.data.passes import read_pass
 from speech_finetuning.data.preprocessing import Example, SpeechDataset
-from speech_finetuning.data.stream import SpeechStream, read_pass
+from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.data.text import has_inner_apostrophe, spelled_letters
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -115,9 +117,9 @@ def report_data(
 
 def prepare_rows(dataset: SpeechDataset, num_rows: int, num_threads: int) -> PreparedRows:
     """The first rows of a source, in its own order."""
-    first_rows = replace(dataset, max_rows=num_rows)
-    blocks = read_pass(first_rows, block_size=50)
-    with_text = ((row.text, row) for block in blocks for row in block.rows)
+    blocks = read_pass(dataset, block_size=50)
+    kept = (row for block in blocks for row in block.rows if row.id not in dataset.excluded_ids)
+    with_text = ((row.text, row) for row in itertools.islice(kept, num_rows))
     rows = PreparedRows()
     for text, prepared in map_in_order(dataset.preprocessor, with_text, num_threads):
         if isinstance(prepared, Rejection):
@@ -283,7 +285,8 @@ def warn_of_overlap(speech: dict[str, list[SpeechDataset]]) -> None:
     """Warns where scored rows are also trained on."""
     trained = files_of(speech.get("train", []))
     for role in ("eval", "test"):
-        shared = trained & files_of(speech.get(role, []))
+        scored = [each for each in speech.get(role, []) if not each.is_held_out]
+        shared = trained & files_of(scored)
         if any(not Path(url).name.startswith("metadata.") for url in shared):
             logger.warning(
                 "The %s split shares files with the training split: its score will flatter.", role

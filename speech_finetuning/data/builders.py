@@ -44,7 +44,7 @@ from speech_finetuning.data.features import (
     undecoded_feature,
     without_decoding,
 )
-from speech_finetuning.data.footers import check_has_columns, read_footer
+from speech_finetuning.data.footers import check_has_columns, read_footer, sizes_of_groups
 from speech_finetuning.data.guessing import cell_at, only_one, top_of
 from speech_finetuning.data.manifests import NUM_ROWS_TO_INSPECT, has_audio_suffix
 from speech_finetuning.data.saved import count_rows_of_arrow, find_saved
@@ -316,8 +316,11 @@ def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColum
         ):
             columns = replace(columns, segments=None)
         dataset = dataset.select_columns(columns.top_names(list(features)))
-        num_rows = count_rows(builder, split, dataset, columns, urls)
-    return OpenedSplit(dataset=dataset, columns=columns, num_rows=num_rows)
+        row_groups = None
+        if builder.name == "parquet":
+            row_groups = read_row_groups(dataset, columns, urls)
+        num_rows = count_rows(builder, split, dataset, urls, row_groups)
+    return OpenedSplit(dataset=dataset, columns=columns, num_rows=num_rows, row_groups=row_groups)
 
 
 @contextlib.contextmanager
@@ -376,30 +379,39 @@ def cells_of_first_rows(
 
 
 # ---- rows ----
+def read_row_groups(
+    dataset: datasets.IterableDataset, columns: SpeechColumns, urls: list[str]
+) -> tuple[tuple[int, ...], ...]:
+    """Rows of each row group of each parquet file, by the files' footers; of a damaged file none.
+
+    Raises: UserError for a file without one of the columns.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        footers = list(pool.map(read_footer, urls))
+    features = cast(datasets.Features, dataset.features)  # known since open_split
+    for url, footer in zip(urls, footers, strict=True):
+        if footer is not None:
+            check_has_columns(url, footer, columns, features)
+    return tuple(sizes_of_groups(footer) for footer in footers)
+
+
 def count_rows(
     builder: datasets.DatasetBuilder,
     split: str,
     dataset: datasets.IterableDataset,
-    columns: SpeechColumns,
     urls: list[str],
+    row_groups: tuple[tuple[int, ...], ...] | None,
 ) -> int | None:
     """Rows of a split without reading their audio; None if that would be needed.
 
-    They are in parquet footers, metadata files or the split's info.
-    Raises: UserError for a parquet file without one of the columns.
+    They are in parquet footers, metadata files, the messages of Arrow files or the split's info.
     """
+    if row_groups is not None:
+        return sum(map(sum, row_groups))
     if builder.name.endswith("folder"):
         return sum(1 for _ in dataset)  # paths and metadata only
     if builder.name == "arrow":
         return count_rows_of_arrow(urls)
-    if builder.name == "parquet":
-        with ThreadPoolExecutor(16) as pool:
-            footers = list(pool.map(read_footer, urls))
-        features = cast(datasets.Features, dataset.features)  # known since open_split
-        for url, footer in zip(urls, footers, strict=True):
-            if footer is not None:
-                check_has_columns(url, footer, columns, features)
-        return sum(footer.num_rows for footer in footers if footer is not None)
     return known_num_rows(builder, split)
 
 

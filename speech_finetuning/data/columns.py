@@ -53,6 +53,15 @@ TEXT_COLUMNS = (
 START_COLUMNS = ("offset", "start", "begin", "start_time", "begin_time")
 END_COLUMNS = ("end", "end_time")
 DURATION_COLUMNS = ("duration",)
+SPEAKER_COLUMNS = (
+    "speaker",
+    "speaker_id",
+    "client_id",  # Common Voice
+    "spk",
+    "spk_id",
+    "speakerid",
+    "speaker_name",
+)
 SAMPLING_RATE_COLUMNS = ("sampling_rate", "sample_rate", "sr")
 
 
@@ -62,6 +71,7 @@ class WantedColumns:
 
     audio: str | None = None
     text: str | None = None
+    speaker: str | None = None
     text_required: bool = True  # False: rows may lack a text, to be transcribed only
     group: str | None = None  # None: none
 
@@ -82,8 +92,8 @@ class SegmentColumns:
 class SpeechColumns:
     """The columns that are read.
 
-    text: None if there is none. sampling_rate: where the audio is a list of samples, else None.
-    segments: where the audio of a row is a recording with several utterances, else None.
+    text, speaker: None if there is none. sampling_rate: where the audio is a list of samples, else
+    None. segments: where the audio of a row is a recording with several utterances, else None.
     group: what scores are told apart by, the speaker, say; else None.
     """
 
@@ -92,8 +102,10 @@ class SpeechColumns:
     sampling_rate: str | None = None
     segments: SegmentColumns | None = None
     group: str | None = None
+    speaker: str | None = None  # read for a hold-out only
 
     def names(self) -> list[str]:
+        """Those of every row that is read."""
         names = [self.audio, self.text, self.sampling_rate, self.group]
         of_segments = [] if self.segments is None else self.segments.names()
         # A column may be read for two reasons.
@@ -111,6 +123,7 @@ class OpenedSplit:
     dataset: datasets.IterableDataset
     columns: SpeechColumns
     num_rows: int | None
+    row_groups: tuple[tuple[int, ...], ...] | None = None  # rows of those of each parquet file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +171,12 @@ def find_columns(
     if problems:
         raise UserError(*problems)
     assert audio is not None
-    return SpeechColumns(audio=audio, text=text, group=find_group(found, wanted.group, place))
+    return SpeechColumns(
+        audio=audio,
+        text=text,
+        group=find_group(found, wanted.group, place),
+        speaker=find_speaker(found, wanted.speaker, place, advice),
+    )
 
 
 def find_group(found: list[str], wanted: str | None, place: str) -> str | None:
@@ -170,6 +188,14 @@ def find_group(found: list[str], wanted: str | None, place: str) -> str | None:
     if group is None:
         raise UserError(missing_column("--group_column_name", wanted, found, place, ""))
     return group
+
+
+def find_speaker(found: list[str], wanted: str | None, place: str, advice: str) -> str | None:
+    """Raises: UserError if the one that is wanted is not there."""
+    speaker = find_name(found, wanted, SPEAKER_COLUMNS)
+    if speaker is None and wanted is not None:
+        raise UserError(missing_column("--speaker_column_name", wanted, found, place, advice))
+    return speaker
 
 
 def find_name(found: list[str], wanted: str | None, usual: tuple[str, ...]) -> str | None:

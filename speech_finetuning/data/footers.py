@@ -63,9 +63,12 @@ def is_damage(error: Exception) -> bool:
     return is_of_the_content and getattr(error, "errno", None) is None
 
 
-def rows_of_groups(url: str) -> list[int]:
+def rows_of_groups(url: str) -> tuple[int, ...]:
     """Rows of each row group of a parquet file; none if it is damaged."""
-    footer = read_footer(url)
+    return sizes_of_groups(read_footer(url))
+
+
+def sizes_of_groups(footer: pyarrow.parquet.FileMetaData | None) -> tuple[int, ...]:
     if footer is None:
-        return []
-    return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+        return ()
+    return tuple(footer.row_group(number).num_rows for number in range(footer.num_row_groups))

@@ -71,6 +71,7 @@ class ListedClip:
     text: str | None = None
     segment: Segment | None = None
     window: SpeechWindow | None = None
+    speaker: str | None = None
     problem: str | None = None
     group: str | None = None  # of --group_column_name
 

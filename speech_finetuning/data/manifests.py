@@ -107,6 +107,7 @@ class Manifest:
                     text=text_of(None if text is None else cell_at(row.cells, text)),
                     segment=segment_of(row.cells, self.segments),
                     group=None if group is None else group_of(cell_at(row.cells, group)),
+                    speaker=speaker_of(row.cells, self.columns),
                 )
         except Rejection as error:
             problem = error.detail
@@ -365,6 +366,11 @@ def text_of(value: Any) -> str | None:
             "the text contains U+FFFD, which stands for characters that a conversion has lost"
         )
     return text
+
+
+def speaker_of(cells: dict[str, Any], columns: SpeechColumns) -> str | None:
+    value = None if columns.speaker is None else cell_at(cells, columns.speaker)
+    return None if is_missing(value) else str(value)
 
 
 def audio_of(value: Any, place: AudioPlace) -> AudioCell:

@@ -5,18 +5,40 @@ parts, each inside the one before:
 
     StreamPosition       how many rows the run has used, all sources together
       SourcePosition     how much of the present shuffle block of one source has been used
-        BlockStart       the file, and the row in it, where this block begins
+        BlockStart       where in the order of the pass this block begins
 
-To continue, each source is opened at its BlockStart (no earlier file is touched), that block is
-read again and permuted as before, since the permutation depends on nothing but seed, pass and
-block, and the rows that were used are left out. So the next row is the one that would have come,
-whatever the number of threads, workers or, where they share one order, processes.
+To continue, each source is opened at its BlockStart (what stands before it in the pass is not
+touched), that block is read again and permuted as before, since the permutation depends on nothing
+but seed, pass and block, and the rows that were used are left out. So the next row is the one that
+would have come, whatever the number of threads, workers or, where they share one order, processes.
+
+What the order of a pass is depends on the form of the data (`passes`), and a BlockStart counts in
+its units. Each order is computed from seed and pass, never replayed:
+
+    rows that are only paths     One permutation of all rows. `rows_before` is the place in it.
+    parquet                      A permutation of the row groups of all files, read one after the
+                                 other; a block is made of several. `shard` counts row groups of
+                                 that order, `shard_row` rows within one.
+    other files (tars)           A permutation of the files. They can only be read from their
+                                 beginning: `passes.NUM_LANES` are open at a time, and a block
+                                 takes a row of each in turn. `lanes` says where each one is,
+                                 `shard` how many files of the order have been opened.
+
+That is version 2 of the order. In version 1 a source's files were permuted and read one after the
+other, a block was a run of neighbours in one file, `shard` counted files, and --max_train_samples
+were the first rows. A run keeps the version that it began with (`RowOrder.version`): a checkpoint
+of version 1 goes on in its own order, and scores the rows that it has scored before.
+
+Which rows there are at all (a hold-out, an even sample: `selection`) is decided before they are
+ordered, so that no place is spent on the others. Rows that --exclude_rows names keep their places
+and are passed over there, so that the order of all others stays.
 
 `VERSION` numbers the form of stream_state.json:
 
     1    before the move to a package, `datasets`' own state of a file instead of a row number
     2    before the move to a package (up to commit 81b91a7), without a version number
-    3    this one
+    3    without the order's version, which is 1, and without hold-outs
+    4    this one
 """
 
 from dataclasses import asdict, dataclass
@@ -24,18 +46,29 @@ from typing import Any
 
 from speech_finetuning.base.errors import UserError
 
-VERSION = 3
+VERSION = 4
+FIRST_ORDER_VERSION = 1
+ORDER_VERSION = 2  # of runs that begin now
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockStart:
-    """Where the first row of a shuffle block stands in its source. The default: where it begins."""
+    """Where a shuffle block begins in the order of a pass. The default: where the pass does."""
 
     pass_number: int = 0  # passes over the source before this one
     block: int = 0  # blocks of this pass before this one
     rows_before: int = 0  # rows in those blocks
-    shard: int = 0  # files of this pass before the one with the first row, in the pass's order
-    shard_row: int = 0  # rows of that file before the first row
+    shard: int = 0  # files or row groups of this pass before the one with the first row
+    shard_row: int = 0  # rows of that one before the first row
+    # (file, row in it) of each file that is open, where several are read in turn; `shard` is then
+    # the first one that has not been opened.
+    lanes: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "BlockStart":
+        lanes = tuple((shard, row) for shard, row in value["lanes"])
+        arguments: dict[str, Any] = value | {"lanes": lanes}
+        return cls(**arguments)
 
 
 FIRST_BLOCK = BlockStart()
@@ -56,7 +89,7 @@ class SourcePosition:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "SourcePosition":
         return cls(
-            start=BlockStart(**value["start"]),
+            start=BlockStart.from_json(value["start"]),
             offset=value["offset"],
             rows_per_pass=value["rows_per_pass"],
             rows_used=value["rows_used"],
@@ -76,6 +109,7 @@ class SourcePass:
 class RowOrder:
     """What the order of rows is a function of, beside the data."""
 
+    version: int
     seed: int
     block_size: int
     is_grouped_by_length: bool
@@ -112,6 +146,8 @@ class StreamPosition:
         """Plain dicts, lists and numbers, with the names of the fields."""
         value = asdict(self)
         value["sources"] = list(value["sources"])
+        for source in value["sources"]:
+            source["start"]["lanes"] = [list(lane) for lane in source["start"]["lanes"]]
         if self.order is not None:
             value["order"]["max_rows"] = list(self.order.max_rows)
         return value
@@ -152,28 +188,49 @@ def in_this_version(state: dict[str, Any]) -> dict[str, Any]:
         version = 1
     if version == VERSION:
         return state
+    if version == 3:
+        return _from_version_3(state)
     if version == 2:
-        return _from_version_2(state)
+        return _from_version_3(_from_version_2(state))
     age = "an older" if version < VERSION else "a newer"
     raise UserError(
         f"the checkpoint's position in the data has the form of {age} version ({version}; this one "
-        f"reads 2 and {VERSION}). Finish the run with that version, or start over in another "
+        f"reads 2 to {VERSION}). Finish the run with that version, or start over in another "
         f"--output_dir."
     )
 
 
-def saved_revisions(state: dict[str, Any]) -> dict[str, str | None]:
-    """The Hub commit of each source, by its name in the mix, that a checkpoint's stream_state.json
-    contains, so that a run continues on the data that it began with. None for local data; without
-    an entry where the checkpoint does not tell (version 2)."""
-    return in_this_version(state)["revisions"]
+def saved_order_version(state: dict[str, Any]) -> int:
+    """The version of the order that a run goes on in."""
+    order = in_this_version(state)["position"]["order"]
+    return FIRST_ORDER_VERSION if order is None else order["version"]
+
+
+def _from_version_3(state: dict[str, Any]) -> dict[str, Any]:
+    return state | {
+        "version": VERSION,
+        "position": _position_from_version_3(state["position"]),
+        "rank_positions": [_position_from_version_3(each) for each in state["rank_positions"]],
+        "hold_outs": {},
+    }
+
+
+def _position_from_version_3(position: dict[str, Any]) -> dict[str, Any]:
+    order = position["order"]
+    sources = [
+        source | {"start": source["start"] | {"lanes": []}} for source in position["sources"]
+    ]
+    return position | {
+        "sources": sources,
+        "order": None if order is None else {"version": FIRST_ORDER_VERSION, **order},
+    }
 
 
 def _from_version_2(state: dict[str, Any]) -> dict[str, Any]:
     """The names of then to the names of now. Rows that were lost in damaged files, and rejections
     by pass, were not counted."""
     return {
-        "version": VERSION,
+        "version": 3,
         "position": _position_from_version_2(state["position"]),
         "rank_positions": [
             _position_from_version_2(position) for position in state.get("dealt", [])

@@ -21,8 +21,10 @@ from speech_finetuning.data.audio import (
 from speech_finetuning.data.cells import AudioCell
 from speech_finetuning.data.cuts import cut_out
 from speech_finetuning.data.listed import TIMESTAMP_IN_SECONDS, SpeechWindow, WindowLimits
+from speech_finetuning.data.positions import ORDER_VERSION
 from speech_finetuning.data.reading import read_patiently
 from speech_finetuning.data.segments import Segment
+from speech_finetuning.data.selection import RowSelection
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import SpeechSource
 from speech_finetuning.data.text import LOST_CHARACTERS, check_length, encode_text, normalize_text
@@ -75,17 +77,22 @@ class Preprocessor:
         Raises: Rejection(text_empty, label_too_long, text_has_special_tokens), and row_unreadable
         for a text that lost characters on its way here.
         """
-        text = text or ""
         # A long clip has no loss, so its labels may be cut; its reference is the text.
         max_length = sys.maxsize if self.takes_long_clips else self.max_label_length
-        check_length(text, self.tokenizer, max_length)
+        check_length(text or "", self.tokenizer, max_length)
+        text = self.clean_text(text)
+        labels = encode_text(text, self.tokenizer, max_length)
+        return text, labels[: self.max_label_length + 1]
+
+    def clean_text(self, text: str | None) -> str:
+        """The text as trained. Raises: Rejection(row_unreadable, text_empty)."""
+        text = text or ""
         if LOST_CHARACTERS.search(text):
             raise Rejection("row_unreadable", "the text has lost characters: U+FFFD or half a pair")
         text = normalize_text(text, self.do_lower_case, self.do_remove_punctuation)
         if self.needs_text and not text:
             raise Rejection("text_empty")
-        labels = encode_text(text, self.tokenizer, max_length)
-        return text, labels[: self.max_label_length + 1]
+        return text
 
     def normalize_window(self, window: SpeechWindow) -> SpeechWindow:
         """Its texts as they are trained, without those of which nothing is left."""
@@ -177,12 +184,18 @@ class SpeechDataset:
     source: SpeechSource
     preprocessor: Preprocessor
     _: KW_ONLY
-    max_rows: int | None = None  # only the first ones
+    max_rows: int | None = None  # an even sample of so many; in the first order the first ones
     weight: float = 1.0  # in the draw of a mix
+    order_version: int = ORDER_VERSION  # see `positions`
+    selection: RowSelection | None = None  # None: all rows, or the first max_rows
+    is_held_out: bool = False  # its rows are those of a training split that are not trained on
+    excluded_ids: frozenset[str] = frozenset()  # of rows that are passed over
 
     def rows_per_pass(self) -> int | None:
         """None when only reading everything would tell."""
         num_rows = self.source.num_rows
+        if self.selection is not None:
+            return self.selection.num_rows(num_rows)
         if num_rows is None or self.max_rows is None:
             return num_rows
         return min(num_rows, self.max_rows)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
+
 from speech_finetuning.base.errors import one_line
 from speech_finetuning.base.network import Backoff
 from speech_finetuning.base.rejections import Rejection
@@ -29,6 +31,7 @@ class SourceRow:
     audio: an encoded file as {"bytes", "path"}, or the path of one.
     segment: the part of that file that the text belongs to; None: all of it.
     window: of several utterances that follow each other, where each is.
+    speaker: who says it, where a list tells.
     rejection: why the row, or its file from here on, cannot be read.
     """
 
@@ -38,6 +41,7 @@ class SourceRow:
     segment: Segment | None = None
     window: SpeechWindow | None = None
     group: str | None = None  # of --group_column_name
+    speaker: str | None = None
     rejection: Rejection | None = None
 
     def size_in_bytes(self) -> int:
@@ -54,11 +58,14 @@ class SourceRow:
 
 
 class ShardReader:
-    """The rows of one file of a source, without its first `num_rows`.
+    """The rows of one file of a source, or of one row group of it, without the first `num_rows`.
 
     Network errors are waited out and reading goes on at the same row. A file that is found damaged
     is read once more, if it comes over the network, and ends in one rejected row that says so.
     `num_rows` counts the rows before the one that was yielded last.
+
+    row_group, row_of_file: its index, and the rows of the file before it; None: the whole file.
+    row_groups: datasets by file, of which each shard is a row group; looked up as needed.
     """
 
     def __init__(
@@ -68,10 +75,16 @@ class ShardReader:
         *,
         num_rows: int,
         wait_in_seconds: float,
+        row_group: int | None = None,
+        row_of_file: int = 0,
+        row_groups: dict[tuple[int, int], datasets.IterableDataset] | None = None,
     ) -> None:
         self.source = source
         self.place = place
         self.num_rows = num_rows
+        self.row_group = row_group
+        self.row_of_file = row_of_file
+        self.row_groups = {} if row_groups is None else row_groups
         self.has_empty_row_groups = False
         self.backoff = Backoff(wait_in_seconds)
         self.id = "/".join(filter(None, [source.record, source.split, *map(str, place)]))
@@ -101,6 +114,12 @@ class ShardReader:
     def rows_left(self) -> Iterator[dict[str, Any]]:
         """The rows after the first `num_rows`: from a parquet file only the row groups that contain
         them are read, other files are read from their beginning."""
+        if self.row_group is not None:
+            group = self.shards_of_groups().shard(
+                num_shards=len(self.group_sizes()), index=self.row_group
+            )
+            yield from group.skip(self.num_rows)
+            return
         shard = self.source.open_shard(*self.place)
         num_rows_to_skip = self.num_rows
         is_read_whole = num_rows_to_skip == 0 and not self.has_empty_row_groups
@@ -115,11 +134,29 @@ class ShardReader:
                 yield from group.skip(num_rows_to_skip)
             num_rows_to_skip = max(0, num_rows_to_skip - size)
 
+    def shards_of_groups(self) -> datasets.IterableDataset:
+        """The file's dataset, whose shards are its row groups."""
+        if self.place not in self.row_groups:
+            self.row_groups[self.place] = self.source.open_shard(*self.place).reshard()
+        return self.row_groups[self.place]
+
+    def group_sizes(self) -> tuple[int, ...]:
+        """Rows of each row group of the file."""
+        assert self.source.row_groups is not None
+        return self.source.row_groups[self.source.shards().index(self.place)]
+
     def damaged_row(self, error: Exception) -> SourceRow:
-        """Stands for the rest of the file. Its id ends in the file's name, where it is known."""
+        """Stands for the rest of the file, or of its row group. Its id ends in the file's name,
+        where it is known."""
         row_id = self.id
         num_rows = 1
-        if self.source.kind == "parquet":
+        if self.row_group is not None:
+            sizes = self.group_sizes()
+            row_id += f"/{self.source.url(*self.place).rpartition('/')[2]}"
+            if len(sizes) > 1:
+                row_id += f"#row-group-{self.row_group}"
+            num_rows = max(1, sizes[self.row_group] - self.num_rows)
+        elif self.source.kind == "parquet":
             url = self.source.url(*self.place)
             row_id = f"{self.id}/{url.rpartition('/')[2]}"
             with contextlib.suppress(Exception):  # the count is not worth a run
@@ -137,7 +174,7 @@ class ShardReader:
         row_id = f"{self.id}/"
         try:
             audio = undecoded_cell(cell_at(row, columns.audio), sampling_rate)
-            row_id = f"{self.id}/{path_of(audio)}"
+            row_id += path_of(audio) or f"row-{self.row_of_file + self.num_rows}"
             segment = segment_of(row, columns.segments)
             if segment is not None:
                 row_id += f"#{segment}"
@@ -167,6 +204,7 @@ class ShardReader:
             segment=clip.segment,
             window=clip.window,
             group=clip.group,
+            speaker=clip.speaker,
         )
 
 

@@ -31,6 +31,8 @@ from speech_finetuning.data.tars import open_tars
 
 logger = logging.getLogger(__name__)
 
+LISTS = ("manifest", "csv", "json", kaldi.KIND, recordings.KIND)  # kinds whose rows are lines
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechSource:
@@ -48,6 +50,18 @@ class SpeechSource:
     data_files: tuple[str, ...]
     columns: SpeechColumns
     num_rows: int | None  # None when only reading everything would tell
+    row_groups: tuple[tuple[int, ...], ...] | None = None  # rows of those of each parquet file
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether its rows are only paths, read from lists or found in a folder, and counted."""
+        is_list = self.kind in LISTS or self.kind.endswith("folder")
+        return is_list and self.num_rows is not None
+
+    @property
+    def has_known_rows(self) -> bool:
+        """Whether the number of each row is known before it is read."""
+        return self.is_listed or self.row_groups is not None
 
     @property
     def audio_column(self) -> str:
@@ -107,6 +121,7 @@ def load_source(
     config_name: str | None = None,
     audio_column: str | None = None,
     text_column: str | None = None,
+    speaker_column: str | None = None,
     text_required: bool = True,
     cache_dir: str | None = None,
     streaming: bool = True,
@@ -118,8 +133,7 @@ def load_source(
 ) -> SpeechSource:
     """Opens a dataset without reading its audio; 'train+validation' is one source of both splits.
 
-    name: a Hub id, a folder, or a list (CSV, TSV, JSON lines).
-    audio_column, text_column: None for the usual names; text_required: False if it may be missing.
+    name: a Hub id, a folder, or a list. ..._column: None for the usual names.
     record: its name in a --data_mix. revision: on the Hub, of a run that goes on; None: the newest.
     allow_audio_urls: whether rows of the Hub may name https:// addresses.
     window_limits: of rows that are several neighbours of one recording; None: all are single.
@@ -130,10 +144,11 @@ def load_source(
     )
     parts = parts_of_split(name, split, found.files)
     urls = tuple(url for part in parts for url in found.files[part])
-    wanted = WantedColumns(audio=audio_column, text=text_column, text_required=text_required)
+    wanted = WantedColumns(
+        audio=audio_column, text=text_column, speaker=speaker_column, text_required=text_required
+    )
     opened = open_parts(found, parts, replace(wanted, group=group_column), window_limits)
-    num_rows = total_rows(opened)
-    check_not_empty(num_rows, f"split '{split}' of {name}", len(urls))
+    check_not_empty(total_rows(opened), f"split '{split}' of {name}", len(urls))
     return SpeechSource(
         record=record,
         name=name,
@@ -146,8 +161,13 @@ def load_source(
         parts=tuple(part.dataset for part in opened),
         data_files=urls,
         columns=opened[0].columns,
-        num_rows=num_rows,
+        num_rows=total_rows(opened),
+        row_groups=all_row_groups(opened),
     )
+
+
+class MissingSplit(UserError):
+    """A data set without the split that was named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +272,16 @@ def check_not_empty(num_rows: int | None, place: str, num_files: int) -> None:
         raise UserError(f"{place} is empty, or none of its {num_files} files is readable.")
 
 
+def all_row_groups(opened: list[OpenedSplit]) -> tuple[tuple[int, ...], ...] | None:
+    """Of every file of all parts; None if they are not parquet files."""
+    groups: tuple[tuple[int, ...], ...] = ()
+    for part in opened:
+        if part.row_groups is None or len(part.row_groups) != part.dataset.num_shards:
+            return None
+        groups += part.row_groups
+    return groups
+
+
 def total_rows(opened: list[OpenedSplit]) -> int | None:
     counts = [part.num_rows for part in opened if part.num_rows is not None]
     return None if len(counts) < len(opened) else sum(counts)
@@ -264,9 +294,12 @@ def parts_of_split(name: str, split: str, found: Iterable[str]) -> list[str]:
         if "[" in part:
             raise UserError(
                 f"split '{part}': a stream is not sliced. Name the split alone, "
-                f"'{part.partition('[')[0]}', and take its first rows with --max_train_samples N "
-                "or --max_eval_samples N; or write the parts of a table to files of their own."
+                f"'{part.partition('[')[0]}'. --do_eval holds out a tenth of it (--eval_fraction) "
+                "by speaker if there is no split to score; --max_train_samples N and "
+                "--max_eval_samples N take an even sample."
             )
         if part not in found:
-            raise UserError(f"split '{part}': {name} has no such split. Found: {', '.join(found)}.")
+            raise MissingSplit(
+                f"split '{part}': {name} has no such split. Found: {', '.join(found)}."
+            )
     return parts

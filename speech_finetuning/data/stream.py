@@ -2,7 +2,7 @@
 
 How a row comes to its turn, from the inside out:
 
-    read_pass      one pass over one source, file by file, cut into blocks
+    read_pass      one pass over one source, cut into blocks (see `passes`)
     blocks         pass after pass over one source, without end
     source_rows    the rows of each block, permuted
     rows           the sources mixed by weight, and of the mix those that are this rank's turn
@@ -16,7 +16,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -26,59 +26,25 @@ from speech_finetuning.base.errors import UserError, portable
 from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.data.items import StreamItem
+from speech_finetuning.data.passes import ONE_RANK, Block, RankShare, read_pass, units_of
 from speech_finetuning.data.positions import (
-    FIRST_BLOCK,
+    FIRST_ORDER_VERSION,
+    ORDER_VERSION,
     BlockStart,
     RowOrder,
     SourcePosition,
     StreamPosition,
 )
 from speech_finetuning.data.preprocessing import SpeechDataset
-from speech_finetuning.data.shards import ShardReader, SourceRow
-from speech_finetuning.data.sources import SpeechSource
+from speech_finetuning.data.row_table import table_of
+from speech_finetuning.data.shards import SourceRow
 
 logger = logging.getLogger(__name__)
 
-MAX_BLOCK_IN_BYTES = 512 * 2**20  # bounds a shuffle block's memory, whatever the rows' size
 DRAWS_PER_CHUNK = 1_000  # of sources of a mix; another number would be another order of rows
 # Of speed perturbation (Ko et al., Interspeech 2015).
 MIN_SPEED = 0.9
 MAX_SPEED = 1.1
-MAX_EMPTY_PASSES = 1_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankShare:
-    """Which rows of the stream are this rank's. Either the ranks share one order, whose
-    micro-batches go round among them; or each has files, and so an order, of its own."""
-
-    rank: int = 0
-    world_size: int = 1
-    is_sharded_by_rank: bool = False
-
-    def shards(self, shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The files that this rank reads, of all files in the order of a pass."""
-        if self.is_sharded_by_rank:
-            return shards[self.rank :: self.world_size]
-        return shards
-
-    def has_turn(self, micro_batch: int) -> bool:
-        """Whether the n-th micro-batch of the order that this rank reads is its own."""
-        return self.is_sharded_by_rank or micro_batch % self.world_size == self.rank
-
-    def max_empty_passes(self) -> int:
-        """Passes without a row in this rank's files before it gives up: where it has only some of
-        the files, they may be empty ones for a while."""
-        return MAX_EMPTY_PASSES if self.is_sharded_by_rank else 0
-
-    def rows_per_round(self, micro_batch_size: int) -> int:
-        """Rows of one order that are trained on at the same time."""
-        if self.is_sharded_by_rank:
-            return micro_batch_size
-        return micro_batch_size * self.world_size
-
-
-ONE_RANK = RankShare()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,88 +54,6 @@ class DrawnRow:
     source: int  # its index in the mix
     row: SourceRow
     speed: float  # at which it is played
-
-
-@dataclass
-class Block:
-    """Rows that are permuted together."""
-
-    start: BlockStart
-    rows: list[SourceRow] = field(default_factory=list)
-    size_in_bytes: int = 0  # of the encoded audio in memory
-
-    def add(self, row: SourceRow) -> None:
-        self.rows.append(row)
-        if isinstance(row.audio, dict):
-            self.size_in_bytes += len(row.audio.get("bytes") or b"")
-
-    def is_full(self, block_size: int) -> bool:
-        """At block_size rows or MAX_BLOCK_IN_BYTES, whichever comes first."""
-        return len(self.rows) >= block_size or self.size_in_bytes >= MAX_BLOCK_IN_BYTES
-
-
-def shard_order(source: SpeechSource, seed: int | None, pass_number: int) -> list[tuple[int, int]]:
-    """The files of a source in the order of this pass, a pure function of its arguments.
-    seed: None keeps their order."""
-    shards = source.shards()
-    if seed is None:
-        return shards
-    permutation = np.random.default_rng([seed, pass_number]).permutation(len(shards))
-    return [shards[i] for i in permutation]
-
-
-def read_pass(
-    dataset: SpeechDataset,
-    *,
-    block_size: int,
-    seed: int | None = None,
-    start: BlockStart = FIRST_BLOCK,
-    share: RankShare = ONE_RANK,
-) -> Iterator[Block]:
-    """The blocks of one pass from `start` on; no file before the one of `start` is opened.
-    seed: of the order of files. None keeps it, as does max_rows, which must mean the same rows in
-    every pass."""
-    if dataset.max_rows is not None:
-        seed = None
-    shards = share.shards(shard_order(dataset.source, seed, start.pass_number))
-    rows = rows_of_shards(dataset, shards, start)
-    if dataset.max_rows is not None:
-        rows = itertools.islice(rows, max(0, dataset.max_rows - start.rows_before))
-    block = None
-    block_number = start.block
-    num_rows = start.rows_before
-    for shard, shard_row, row in rows:
-        if block is None:
-            block_start = BlockStart(
-                pass_number=start.pass_number,
-                block=block_number,
-                rows_before=num_rows,
-                shard=shard,
-                shard_row=shard_row,
-            )
-            block = Block(block_start)
-        block.add(row)
-        num_rows += 1
-        if block.is_full(block_size):
-            yield block
-            block = None
-            block_number += 1
-    if block is not None:
-        yield block
-
-
-def rows_of_shards(
-    dataset: SpeechDataset, shards: list[tuple[int, int]], start: BlockStart
-) -> Iterator[tuple[int, int, SourceRow]]:
-    """(index of the file in `shards`, row within the file, row) of all rows from `start` on."""
-    for shard in range(start.shard, len(shards)):
-        first_row = start.shard_row if shard == start.shard else 0
-        wait_in_seconds = dataset.preprocessor.max_network_wait_in_seconds
-        reader = ShardReader(
-            dataset.source, shards[shard], num_rows=first_row, wait_in_seconds=wait_in_seconds
-        )
-        for row in reader:
-            yield shard, reader.num_rows, row
 
 
 def group_by_length(
@@ -196,10 +80,20 @@ def group_by_length(
 
 
 def can_shard_by_rank(sets: Iterable[SpeechDataset], world_size: int) -> bool:
-    """Whether every rank can have files of its own: each source has enough, and is used whole."""
+    """Whether every rank can have files of its own: each source has enough, and is used whole. One
+    order of rows that are only paths costs nothing, so that they need none."""
     return world_size > 1 and all(
-        dataset.max_rows is None and len(dataset.source.shards()) >= world_size for dataset in sets
+        dataset.max_rows is None
+        and len(dataset.source.shards()) >= world_size
+        and (dataset.order_version == FIRST_ORDER_VERSION or is_divisible(dataset, world_size))
+        for dataset in sets
     )
+
+
+def is_divisible(dataset: SpeechDataset, world_size: int) -> bool:
+    """Whether each rank finds a row in every pass: empty row groups are none."""
+    num_units = len(units_of(dataset, is_shuffled=True))
+    return num_units >= world_size and not dataset.source.is_listed
 
 
 def draw_source(row_number: int, weights: tuple[float, ...], seed: int) -> int:
@@ -275,6 +169,7 @@ class SpeechStream(IterableDataset):
 
     def order(self) -> RowOrder:
         return RowOrder(
+            version=self.sets[0].order_version if self.sets else ORDER_VERSION,
             seed=self.seed,
             block_size=self.block_size,
             is_grouped_by_length=self.is_grouped_by_length,
@@ -330,9 +225,14 @@ class SpeechStream(IterableDataset):
         group_size = rows_per_round
         if offset > 0 and begin.group_size is not None:
             group_size = begin.group_size
+        excluded = self.sets[number].excluded_ids
         for block, rows_per_pass in read_ahead(self.blocks(number), size_of_block):
-            order = self.block_order(block, rows_used - offset, group_size)
+            num_kept = sum(row.id not in excluded for row in block.rows)
+            order = self.block_order(block, excluded, rows_used - min(offset, num_kept), group_size)
             for place in range(offset, len(order)):
+                row = block.rows[order[place]]
+                if row.id in excluded:
+                    continue
                 rows_used += 1
                 position = SourcePosition(
                     start=block.start,
@@ -341,26 +241,32 @@ class SpeechStream(IterableDataset):
                     rows_used=rows_used,
                     group_size=group_size,
                 )
-                yield position, block.rows[order[place]]
+                yield position, row
             offset = 0
             group_size = rows_per_round
 
-    def block_order(self, block: Block, rows_before: int, group_size: int) -> list[int]:
+    def block_order(
+        self, block: Block, excluded: frozenset[str], rows_before: int, group_size: int
+    ) -> list[int]:
         """The indices of a block's rows in the order of their use, a pure function of seed, pass
-        and block. rows_before: of the source before this block."""
+        and block. excluded: ids of rows that keep their places, or come last where rows are
+        grouped. rows_before: of the source before this block."""
         seed = [self.seed, block.start.pass_number, block.start.block]
         order = list(range(len(block.rows)))
         if self.block_size > 1:
             order = np.random.default_rng(seed).permutation(len(block.rows)).tolist()
-        if self.is_grouped_by_length:
-            order = group_by_length(
-                order,
-                sizes=[row.size_in_bytes() for row in block.rows],
-                rows_before=rows_before,
-                group_size=group_size,
-                seed=seed,
-            )
-        return order
+        if not self.is_grouped_by_length:
+            return order
+        kept = [place for place in order if block.rows[place].id not in excluded]
+        left_out = [place for place in order if block.rows[place].id in excluded]
+        grouped = group_by_length(
+            kept,
+            sizes=[row.size_in_bytes() for row in block.rows],
+            rows_before=rows_before,
+            group_size=group_size,
+            seed=seed,
+        )
+        return grouped + left_out
 
     def blocks(self, number: int) -> Iterator[tuple[Block, int | None]]:
         """Endless (block, rows of the pass before if known) of one source, from the block on in
@@ -370,21 +276,26 @@ class SpeechStream(IterableDataset):
         start = begin.start
         rows_per_pass = begin.rows_per_pass
         num_empty_passes = 0
+        table = table_of(dataset)
         while True:
             num_rows = start.rows_before
+            num_kept = start.rows_before
             for block in read_pass(
                 dataset,
                 block_size=self.block_size,
                 seed=self.seed if self.block_size > 1 else None,
                 start=start,
                 share=self.share,
+                table=table,
             ):
                 num_rows += len(block.rows)
+                num_kept += sum(row.id not in dataset.excluded_ids for row in block.rows)
                 yield block, rows_per_pass
-            num_empty_passes = num_empty_passes + 1 if num_rows == 0 else 0
+            num_empty_passes = num_empty_passes + 1 if num_kept == 0 else 0
             if num_empty_passes > self.share.max_empty_passes():
                 source = dataset.source
-                raise UserError(f"split '{source.split}' of {source.name} is empty.")
+                named = ", or --exclude_rows names all of it" if dataset.excluded_ids else ""
+                raise UserError(f"split '{source.split}' of {source.name} is empty{named}.")
             rows_per_pass = num_rows
             start = BlockStart(pass_number=start.pass_number + 1)
 

@@ -18,9 +18,9 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import printable
 from speech_finetuning.base.rejections import Rejection, describe_counts, list_new_rejections
 from speech_finetuning.base.threads import map_in_order, read_ahead
+from speech_finetuning.data.passes import Block, read_pass
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.shards import SourceRow
-from speech_finetuning.data.stream import Block, read_pass
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,9 @@ class EvalSetKey:
     group_column: str | None
     num_rows: int | None
     max_rows: int | None
+    order_version: int  # of which max_rows depends
+    selection: str | None
+    excluded_ids: str | None
     # how its rows are prepared
     window_in_frames: int
     num_mel_bins: int
@@ -126,6 +129,9 @@ def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
         group_column=source.columns.group,
         num_rows=source.num_rows,
         max_rows=dataset.max_rows,
+        order_version=dataset.order_version,
+        selection=None if dataset.selection is None else dataset.selection.fingerprint(),
+        excluded_ids=fingerprint_of(dataset.excluded_ids),
         window_in_frames=preprocessor.window_in_frames,
         num_mel_bins=preprocessor.mel_filters.shape[1],
         max_label_length=preprocessor.max_label_length,
@@ -138,6 +144,12 @@ def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
         num_tokens=len(preprocessor.tokenizer),
         prefix_tokens=tuple(preprocessor.tokenizer.prefix_tokens),
     )
+
+
+def fingerprint_of(ids: frozenset[str]) -> str | None:
+    if not ids:
+        return None
+    return hashlib.sha256("\n".join(sorted(ids)).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def file_states(dataset: SpeechDataset) -> Iterator[FileState]:
@@ -159,7 +171,10 @@ def file_states(dataset: SpeechDataset) -> Iterator[FileState]:
 
 def read_split(dataset: SpeechDataset) -> Iterator[Block]:
     """The undecoded rows of a split in the order of its files."""
-    return read_pass(dataset, block_size=ROWS_PER_BLOCK)
+    for block in read_pass(dataset, block_size=ROWS_PER_BLOCK):
+        if dataset.excluded_ids:
+            block.rows = [row for row in block.rows if row.id not in dataset.excluded_ids]
+        yield block
 
 
 def tagged_rows(dataset: SpeechDataset) -> Iterator[tuple[None, SourceRow]]:

@@ -136,14 +136,19 @@ def describe_versions() -> dict[str, str]:
 
 def describe_dataset(dataset: SpeechDataset) -> dict[str, Any]:
     source = dataset.source
+    split = source.split
+    num_rows = source.num_rows
+    if dataset.is_held_out and dataset.selection is not None:
+        split = f"{split} (hold-out)"
+        num_rows = dataset.selection.num_held_out
     return {
         "record": source.record,
         "name": source.name,
         "config_name": source.config_name,
-        "split": source.split,
+        "split": split,
         "kind": source.kind,
         "revision": source.revision,
-        "num_rows": source.num_rows,
+        "num_rows": num_rows,
     }
 
 

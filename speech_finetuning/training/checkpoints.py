@@ -15,7 +15,8 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 
 from speech_finetuning.base.errors import UserError, one_line, portable
-from speech_finetuning.data.positions import saved_revisions
+from speech_finetuning.data.positions import in_this_version, saved_order_version
+from speech_finetuning.data.selection import HoldOut
 
 logger = logging.getLogger(__name__)
 
@@ -151,10 +152,17 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     return None
 
 
-def pin_revisions(records: list[Any], checkpoint: Path) -> None:
-    """Has a run that goes on read the data that it began with, wherever a branch on the Hub points
-    by now. records: the script's, whose `revision` is set."""
-    state = json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8"))
-    revisions = saved_revisions(state)
+def pin_to_checkpoint(records: list[Any], checkpoint: Path) -> None:
+    """Has a run that goes on read the rows that it began with: the revision of a data set, wherever
+    a branch on the Hub points by now, the version of their order, and what was held out.
+
+    records: the script's, whose fields of these names are set.
+    """
+    text = (checkpoint / "stream_state.json").read_text(encoding="utf-8")
+    state = in_this_version(json.loads(text))
     for record in records:
-        record.revision = revisions.get(record.name)
+        record.is_continued = True
+        record.revision = state["revisions"].get(record.name)
+        record.order_version = saved_order_version(state)
+        saved = state["hold_outs"].get(record.name)
+        record.hold_out = None if saved is None else HoldOut.from_json(saved)

@@ -16,6 +16,7 @@ from speech_finetuning.base.rejections import (
     restart_listing,
 )
 from speech_finetuning.data.items import RejectedRow
+from speech_finetuning.data.passes import ONE_RANK, RankShare
 from speech_finetuning.data.positions import (
     VERSION,
     SourcePass,
@@ -24,7 +25,8 @@ from speech_finetuning.data.positions import (
     position_after_resharding,
 )
 from speech_finetuning.data.preprocessing import SpeechDataset
-from speech_finetuning.data.stream import ONE_RANK, RankShare, can_shard_by_rank
+from speech_finetuning.data.selection import HoldOut
+from speech_finetuning.data.stream import can_shard_by_rank
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class StreamProgress:
     pass_rows: dict[str, int | None]  # rows of a pass of each source, None until they are known
     revisions: dict[str, str | None] = field(default_factory=dict)  # of each source on the Hub
     settings: dict[str, Any] = field(default_factory=dict)  # see training.settings
+    hold_outs: dict[str, HoldOut] = field(default_factory=dict)  # of the sources that have one
     share: RankShare = ONE_RANK
     position: StreamPosition | None = None  # None: the beginning
     num_rows: int = 0  # rejected ones included
@@ -216,6 +219,7 @@ class StreamProgress:
             "rejected_bytes": self.rejected_bytes,
             "revisions": self.revisions,
             "settings": self.settings,
+            "hold_outs": {name: hold_out.to_json() for name, hold_out in self.hold_outs.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -276,6 +280,11 @@ def resume_progress(
         pass_rows={dataset.source.record: dataset.rows_per_pass() for dataset in datasets},
         revisions={dataset.source.record: dataset.source.revision for dataset in datasets},
         settings=settings,
+        hold_outs={
+            dataset.source.record: dataset.selection.hold_out
+            for dataset in datasets
+            if dataset.selection is not None and dataset.selection.hold_out is not None
+        },
         share=RankShare(
             rank=rank,
             world_size=world_size,

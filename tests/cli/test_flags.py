@@ -28,14 +28,16 @@ from speech_finetuning.cli.translation import translate
 
 REQUIRED = "--model_name_or_path m --dataset_name d --output_dir o --language es".split()
 OUR_FLAGS = """
-allow_audio_urls apply_spec_augment audio_column_name cache_dir config data_mix
+allow_audio_urls apply_spec_augment audio_column_name cache_dir check_data config data_mix
 data_report_samples dataset_config_name dataset_name do_lower_case do_normalize_eval
-do_remove_punctuation dry_run early_stopping_patience eval_before_training eval_split_name
-freeze_encoder full_window_fraction group_column_name language long_form lora_rank max_duration_in_seconds
+do_remove_punctuation dry_run early_stopping_patience eval_before_training eval_fraction
+eval_split_name exclude_rows freeze_encoder full_window_fraction group_column_name language
+long_form lora_rank max_duration_in_seconds
 max_eval_samples max_network_wait_in_minutes max_rejected_fraction max_train_samples
 max_train_time_in_hours min_duration_in_seconds model_index_name model_name_or_path
 model_revision num_decoding_threads pack_utterances predict_split_name push_predictions
-report_clips shuffle_buffer_size speed_perturbation streaming task test_split_name text_column_name
+report_clips shuffle_buffer_size speaker_column_name speed_perturbation streaming task
+test_split_name text_column_name
 timestamp_probability train_split_name train_window
 """.split()
 
@@ -210,6 +212,9 @@ def test_harmful_flags_are_refused(name: str):
         ("--do_train --max_steps 1 --min_duration_in_seconds 40", "is not below"),
         ("--do_train --max_steps 1 --shuffle_buffer_size 0", "at least 1"),
         ("--do_train --max_steps 1 --max_rejected_fraction 2", "between 0 and 1"),
+        ("--do_eval --eval_fraction 1.5", "--eval_fraction must lie between 0 and 1"),
+        ("--do_train --max_steps 1 --eval_fraction 0.2", "of no effect without --do_eval"),
+        ("--do_eval --exclude_rows no/such/file", "no/such/file: there is no such file"),
         ("--do_train --max_steps 1 --timestamp_probability 2", "between 0 and 1"),
         ("--do_train --max_steps 1 --predict_with_generate False", "real generation"),
         ("--do_train --max_steps 1 --push_predictions", "needs --push_to_hub"),

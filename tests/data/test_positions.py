@@ -17,7 +17,7 @@ from speech_finetuning.data.positions import (
     StreamPosition,
     in_this_version,
     position_after_resharding,
-    saved_revisions,
+    saved_order_version,
 )
 
 CHECKPOINT_81B91A7 = Path(__file__).parents[1] / "golden" / "checkpoint_81b91a7"
@@ -26,7 +26,14 @@ POSITION = StreamPosition(
     rows_to_skip=8,
     sources=(
         SourcePosition(
-            start=BlockStart(pass_number=3, block=2, rows_before=32, shard=1, shard_row=12),
+            start=BlockStart(
+                pass_number=3,
+                block=2,
+                rows_before=32,
+                shard=1,
+                shard_row=12,
+                lanes=((0, 7), (2, 0)),
+            ),
             offset=3,
             rows_per_pass=40,
             rows_used=155,
@@ -35,7 +42,7 @@ POSITION = StreamPosition(
         SourcePosition(),
     ),
     last_source=1,
-    order=RowOrder(seed=1, block_size=16, is_grouped_by_length=True, max_rows=(None, 9)),
+    order=RowOrder(version=2, seed=1, block_size=16, is_grouped_by_length=True, max_rows=(None, 9)),
 )
 
 
@@ -100,22 +107,48 @@ def test_a_state_of_this_version_stays_as_it_is():
     assert in_this_version(state) is state
 
 
+def state_of_version_3() -> dict[str, Any]:
+    """As commits wrote it between 81b91a7 and the second version of the order."""
+    position = replace(POSITION, order=replace(POSITION.order, version=1)).to_json()
+    del position["order"]["version"]
+    for source in position["sources"]:
+        del source["start"]["lanes"]
+    return {
+        "version": 3,
+        "position": position,
+        "rank_positions": [position | {"row": row} for row in (30, 31)],
+        "revisions": {"": "abc"},
+    }
+
+
+def test_a_state_of_version_3_goes_on_in_the_first_order():
+    old = state_of_version_3()
+    state = in_this_version(json.loads(json.dumps(old)))
+    position = StreamPosition.from_json(state["position"])
+    source = replace(POSITION.sources[0], start=replace(POSITION.sources[0].start, lanes=()))
+    assert position == replace(
+        POSITION,
+        sources=(source, POSITION.sources[1]),
+        order=replace(POSITION.order, version=1),
+    )
+    assert [StreamPosition.from_json(each).row for each in state["rank_positions"]] == [30, 31]
+    assert saved_order_version(old) == saved_order_version(state_of_81b91a7()) == 1
+    assert state["hold_outs"] == in_this_version(state_of_81b91a7())["hold_outs"] == {}
+
+
+def test_the_version_of_the_order_is_that_of_the_position():
+    state = {"version": VERSION, "position": POSITION.to_json()}
+    assert saved_order_version(state) == 2
+
+
 def test_other_versions_are_refused():
     state = state_of_81b91a7()
     for source in state["position"]["sources"]:
         del source["start"]["shard_row"]  # a state of `datasets` stood in its place
-    with pytest.raises(UserError, match=r"an older version \(1; this one reads 2 and 3\)"):
+    with pytest.raises(UserError, match=r"an older version \(1; this one reads 2 to 4\)"):
         in_this_version(state)
-    with pytest.raises(UserError, match=r"a newer version \(4; this one reads 2 and 3\)"):
-        in_this_version({"version": 4})
-
-
-def test_revisions_are_read_from_a_checkpoint():
-    assert saved_revisions({"version": VERSION, "revisions": {"": "abc", "b": None}}) == {
-        "": "abc",
-        "b": None,
-    }
-    assert saved_revisions(state_of_81b91a7()) == {}
+    with pytest.raises(UserError, match=r"a newer version \(5; this one reads 2 to 4\)"):
+        in_this_version({"version": 5})
 
 
 def test_after_resharding_all_start_at_the_first_pass_that_no_rank_has_begun():

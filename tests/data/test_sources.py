@@ -20,12 +20,13 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import without_folders
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.items import StreamItem
+from speech_finetuning.data.passes import RankShare
 from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.reading import read_audio
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import RankShare, SpeechStream
+from speech_finetuning.data.stream import SpeechStream
 
 Train = Callable[[str], dict[str, float]]
 ROWS = demonstration.make_rows(6, seed=11)

@@ -30,10 +30,10 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.data.audio import decode_audio, pad_features
+from speech_finetuning.data.passes import read_pass
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.reading import read_audio
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import read_pass
 from speech_finetuning.training.stages import save_final_model
 from speech_finetuning.training.trainer import SpeechTrainer
 

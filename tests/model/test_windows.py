@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
+from speech_finetuning.data.passes import RankShare
 from speech_finetuning.data.positions import StreamPosition
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.data.stream import RankShare, SpeechStream, group_by_length
+from speech_finetuning.data.stream import SpeechStream, group_by_length
 from speech_finetuning.model.windows import TrainingWindow, encoder_window
 
 Train = Callable[[str], dict[str, float]]

@@ -216,6 +216,8 @@ def test_every_field_that_can_change_the_rows_is_in_the_key_of_the_cache():
         "source": "its fields",
         "preprocessor": "its fields",
         "weight": "of training rows",
+        "row_groups": "what files says",
+        "is_held_out": "selection",
     }
     names = set()
     for kind in (SpeechDataset, SpeechSource, Preprocessor):

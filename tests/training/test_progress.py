@@ -12,13 +12,13 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.items import RejectedRow
+from speech_finetuning.data.passes import RankShare
 from speech_finetuning.data.positions import (
     BlockStart,
     SourcePass,
     SourcePosition,
     StreamPosition,
 )
-from speech_finetuning.data.stream import RankShare
 from speech_finetuning.training.progress import StreamProgress, resume_progress
 
 

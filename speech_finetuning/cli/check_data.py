@@ -1,0 +1,243 @@
+"""--check_data: reads a whole data set once, without training, and tells what is odd about it.
+
+Writes check.html (one page without anything from elsewhere), check.json, rejected.jsonl (rows that
+no run would use) and suspects.jsonl (rows that may be wrong), whose lines --exclude_rows takes.
+"""
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import transformers
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import json_line, printable, write_json
+from speech_finetuning.base.network import retry_on_network_error
+from speech_finetuning.base.rejections import describe_counts, list_rejections
+from speech_finetuning.base.threads import map_in_order, read_ahead
+from speech_finetuning.cli.console import describe_source, set_up_logging
+from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
+from speech_finetuning.data.data_check import (
+    SplitCheck,
+    Suspect,
+    describe_characters,
+    find_suspects,
+    num_listed_twice,
+    repeated_texts,
+    text_overlap,
+)
+from speech_finetuning.data.hold_out import USUAL_EVAL_SPLIT
+from speech_finetuning.data.passes import Block, read_pass
+from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.row_check import RowChecker, silent_share
+from speech_finetuning.data.selection import read_excluded_ids
+from speech_finetuning.data.shards import SourceRow
+from speech_finetuning.data.sources import MissingSplit, load_source
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = Path(__file__).with_name("check_template.html")
+RESULTS = ("check.html", "check.json", "rejected.jsonl", "suspects.jsonl")
+USUAL_TEST_SPLIT = "test"
+WINDOW_IN_FRAMES = 3_000  # of every Whisper checkpoint: 30 s
+ROWS_PER_BLOCK = 100
+ROWS_BETWEEN_LINES = 5_000  # of the log
+MAX_SHOWN = 200  # rows in a table of the page; the files have all
+EXAMPLE_BATCH_SIZE = 16
+
+
+def preprocessor_without_model(data_args: Any) -> Preprocessor:
+    """The row-to-example stage as far as it needs no checkpoint: without tokens and features."""
+    return Preprocessor(
+        tokenizer=None,  # type: ignore[arg-type]
+        mel_filters=np.zeros((0, 0), np.float32),
+        window_in_frames=WINDOW_IN_FRAMES,
+        max_label_length=0,
+        min_duration_in_seconds=data_args.min_duration_in_seconds,
+        max_duration_in_seconds=data_args.max_duration_in_seconds,
+        do_lower_case=data_args.do_lower_case,
+        do_remove_punctuation=data_args.do_remove_punctuation,
+        max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
+    )
+
+
+def open_splits(records: list[Any], cache_dir: str | None) -> list[tuple[str, bool, SpeechDataset]]:
+    """(name, whether it is trained on, split) of every data set's splits to train on and to score,
+    as far as they are there. records: the script's. Raises: UserError."""
+    opened = []
+    for record in records:
+        scored = [record.eval_split_name, record.test_split_name or USUAL_TEST_SPLIT]
+        for split in dict.fromkeys([record.train_split_name, *scored]):
+            if not split:
+                continue
+            try:
+                source = load_source(
+                    record.dataset_name,
+                    config_name=record.dataset_config_name,
+                    split=split,
+                    audio_column=record.audio_column_name,
+                    text_column=record.text_column_name,
+                    cache_dir=cache_dir,
+                    streaming=record.streaming,
+                    record=record.name,
+                    allow_audio_urls=record.allow_audio_urls,
+                )
+            except MissingSplit:
+                if split not in (USUAL_EVAL_SPLIT, USUAL_TEST_SPLIT):
+                    raise
+                continue
+            dataset = SpeechDataset(
+                source,
+                preprocessor_without_model(record),
+                excluded_ids=read_excluded_ids(record.exclude_rows),
+            )
+            name = f"{record.name} {split}".strip()
+            opened.append((name, split == record.train_split_name, dataset))
+    return opened
+
+
+def tagged_rows(dataset: SpeechDataset) -> Iterator[tuple[None, SourceRow]]:
+    """Every row of a split, undecoded, as `map_in_order` takes them."""
+    for block in read_ahead(read_pass(dataset, block_size=ROWS_PER_BLOCK), size_of_block):
+        for row in block.rows:
+            if row.id not in dataset.excluded_ids:
+                yield None, row
+
+
+def size_of_block(block: Block) -> int:
+    return block.size_in_bytes
+
+
+def check_split(
+    dataset: SpeechDataset, name: str, *, is_trained: bool, num_threads: int
+) -> SplitCheck:
+    """Decodes and measures every row of a split."""
+    result = SplitCheck(name=name, is_trained=is_trained)
+    checker = RowChecker(preprocessor=dataset.preprocessor)
+    rows = map_in_order(checker, tagged_rows(dataset), num_threads)
+    for number, (_, checked) in enumerate(rows, start=1):
+        result.add(checked)
+        if number % ROWS_BETWEEN_LINES == 0:
+            logger.info("%s: %s rows read", name, f"{number:,}")
+    logger.info(
+        "%s: %s usable rows, %.2f h, rejected: %s",
+        name,
+        f"{len(result.rows):,}",
+        result.seconds() / 3600,
+        describe_counts(Counter(rejection.reason for rejection in result.rejections)),
+    )
+    return result
+
+
+def summarise(
+    splits: list[SplitCheck], suspects: list[Suspect], seconds: float, num_threads: int
+) -> dict[str, Any]:
+    """What check.json contains."""
+    rows = [row for split in splits for row in split.rows]
+    trained = [row for split in splits if split.is_trained for row in split.rows]
+    num_read = len(rows) + sum(len(split.rejections) for split in splits)
+    reasons = Counter(reason for suspect in suspects for reason in suspect.reasons)
+    rate = num_read / seconds
+    return {
+        "splits": {split.name: split.summary() for split in splits},
+        "suspects": {"num_rows": len(suspects), "reasons": dict(reasons.most_common())},
+        "listed_twice": num_listed_twice(rows),
+        "text_in_training_and_evaluation": text_overlap(splits),
+        "texts_of_most_rows": repeated_texts(trained),
+        "characters": describe_characters(rows),
+        "reading": {
+            "seconds": round(seconds, 1),
+            "threads": num_threads,
+            "rows_per_second": round(rate, 1),
+        },
+        "one_pass": {
+            "rows": len(trained),
+            "hours_of_speech": sum(row.seconds for row in trained) / 3600,
+            "steps_of_16_rows": math.ceil(len(trained) / EXAMPLE_BATCH_SIZE),
+            "minutes_of_decoding": len(trained) / rate / 60,
+        },
+    }
+
+
+def write_results(
+    output_dir: Path, name: str, splits: list[SplitCheck], suspects: list[Suspect], found: Any
+) -> None:
+    """The page and the files beside it, in place of those of an earlier check."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for file in RESULTS:
+        (output_dir / file).unlink(missing_ok=True)
+    write_json(output_dir / "check.json", found)
+    for split in splits:
+        list_rejections(output_dir, split.name, split.rejections)
+    lines = [json_line(suspect.to_json()) for suspect in suspects]
+    (output_dir / "suspects.jsonl").write_text("".join(lines), encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["printable"] = printable
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        name=name,
+        found=found,
+        rejections=[(split.name, rejection) for split in splits for rejection in split.rejections],
+        suspects=suspects,
+        max_shown=MAX_SHOWN,
+        date=time.strftime("%Y-%m-%d"),
+    )
+    (output_dir / "check.html").write_text(page, encoding="utf-8")
+
+
+def check_data(
+    records: list[Any],
+    cache_dir: str | None,
+    training_args: transformers.Seq2SeqTrainingArguments,
+) -> dict[str, float]:
+    """Reads everything once and writes what was found. Returns its figures.
+
+    records: the script's, of the data. Raises: UserError if a data set cannot be opened or has no
+    usable row, and errors of the network that lasted too long.
+    """
+    set_up_logging(training_args)
+    if training_args.world_size > 1:
+        raise UserError("--check_data reads with threads: start one process.")
+    assert training_args.output_dir is not None
+    output_dir = Path(training_args.output_dir)
+    num_threads = records[0].num_decoding_threads
+    datasets = retry_on_network_error(
+        open_splits,
+        records,
+        cache_dir,
+        task="opening the data",
+        limit_in_seconds=records[0].max_network_wait_in_seconds,
+    )
+    for split, _, dataset in datasets:
+        logger.info("%s: %s", split, describe_source(dataset))
+    name = ", ".join(dict.fromkeys(record.dataset_name for record in records))
+    silent_share(
+        np.ones(SAMPLE_RATE_IN_HZ, np.float32)
+    )  # has librosa imported before the clock runs
+    began = time.perf_counter()
+    splits = [
+        check_split(dataset, split, is_trained=is_trained, num_threads=num_threads)
+        for split, is_trained, dataset in datasets
+    ]
+    seconds = time.perf_counter() - began
+    suspects = find_suspects(splits)
+    found = summarise(splits, suspects, seconds, num_threads)
+    write_results(output_dir, name, splits, suspects, found)
+    num_rows = sum(len(split.rows) for split in splits)
+    num_rejected = sum(each.num_rows for split in splits for each in split.rejections)
+    if num_rows == 0:
+        raise UserError(f"no usable row in {name}. See {output_dir / 'rejected.jsonl'}.")
+    logger.info("suspects: %s", ", ".join(describe_suspects(found)) or "none")
+    logger.info("page: %s", output_dir / "check.html")
+    if suspects:
+        logger.info("without them: --exclude_rows %s", output_dir / "suspects.jsonl")
+    return {"rows": num_rows, "rejected": num_rejected, "suspects": len(suspects)}
+
+
+def describe_suspects(found: dict[str, Any]) -> list[str]:
+    return [f"{count} {reason}" for reason, count in found["suspects"]["reasons"].items()]

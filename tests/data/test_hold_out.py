@@ -1,0 +1,271 @@
+"""What is held out of a training split: whole speakers, the same ones for ever, never trained on."""
+
+import itertools
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rows import make_clip, write_clips
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.hold_out import (
+    choose_groups,
+    choose_rows,
+    load_or_hold_out,
+    read_keys,
+)
+from speech_finetuning.data.passes import RankShare, read_pass
+from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.selection import HoldOut, hash_of
+from speech_finetuning.data.sources import MissingSplit, load_source
+from speech_finetuning.data.stream import SpeechStream
+
+
+@dataclass
+class Record:
+    """What `choose_rows` asks of the script's."""
+
+    dataset_name: str
+    train_split_name: str | None = "train"
+    speaker_column_name: str | None = None
+    eval_fraction: float = 0.1
+    name: str = ""
+    is_continued: bool = False
+    hold_out: HoldOut | None = None
+
+
+def open_speech(
+    record: Record, preprocessor: Preprocessor, max_rows: int | None = None
+) -> dict[str, list[SpeechDataset]]:
+    """As the script opens one data set to train and to score."""
+    speech = {}
+    for role, split in (("train", "train"), ("eval", "validation")):
+        source, is_held_out = load_or_hold_out(
+            lambda **changes: load_source(record.dataset_name, record=record.name, **changes),
+            role,
+            split,
+            record,
+        )
+        speech[role] = [
+            SpeechDataset(source, preprocessor, max_rows=max_rows, is_held_out=is_held_out)
+        ]
+    return choose_rows(speech, [record])
+
+
+def ids_read(dataset: SpeechDataset) -> list[str]:
+    blocks = read_pass(dataset, block_size=7)
+    return [row.id.split("/", 3)[-1] for block in blocks for row in block.rows]
+
+
+def ids_trained(dataset: SpeechDataset, count: int, **changes: object) -> list[str]:
+    settings = {"seed": 1, "block_size": 7, "micro_batch_size": 2, "num_threads": 1}
+    stream = SpeechStream(sets=(dataset,), **{**settings, **changes})
+    rows = itertools.islice(stream.rows(), count)
+    return [drawn.row.id.split("/", 3)[-1] for _, drawn in rows]
+
+
+def speaker_of(number: int) -> str:
+    """Twenty speakers of five rows each, one after the other."""
+    return f"speaker {number // 5}"
+
+
+def write_list(folder: Path, num_rows: int = 100, column: str | None = "speaker") -> Path:
+    """A list sorted by speaker."""
+    folder.mkdir(exist_ok=True, parents=True)
+    clip = make_clip(0.2)
+    lines = ["path,sentence" + (f",{column}" if column else "")]
+    for number in range(num_rows):
+        (folder / f"{number:03}.wav").write_bytes(clip)
+        lines.append(f"{number:03}.wav,uno" + (f",{speaker_of(number)}" if column else ""))
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_parquet(folder: Path, num_rows: int = 100, **columns: list) -> Path:
+    folder.mkdir(exist_ok=True, parents=True)
+    data = make_clip(0.2)
+    audio = [{"bytes": data, "path": f"{number:03}.wav"} for number in range(num_rows)]
+    for shard in range(2):
+        rows = slice(shard * num_rows // 2, (shard + 1) * num_rows // 2)
+        table = pa.table(
+            {
+                "audio": audio[rows],
+                "text": ["uno"] * len(audio[rows]),
+                **{name: values[rows] for name, values in columns.items()},
+            }
+        )
+        pq.write_table(table, folder / f"train-{shard}.parquet", row_group_size=10)
+    return folder
+
+
+def numbers_of(ids: list[str]) -> set[int]:
+    return {int(Path(row_id).stem) for row_id in ids}
+
+
+@pytest.mark.parametrize("kind", ["list", "parquet"])
+def test_whole_speakers_are_held_out_and_never_trained_on(
+    tmp_path: Path, preprocessor, kind: str, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    if kind == "list":
+        write_list(tmp_path / "speech")
+    else:
+        write_parquet(tmp_path / "speech", client_id=[speaker_of(n) for n in range(100)])
+    speech = open_speech(Record(str(tmp_path / "speech")), preprocessor)
+    (train,), (scored,) = speech["train"], speech["eval"]
+    held_out = numbers_of(ids_read(scored))
+    assert len(held_out) == 10 == scored.rows_per_pass() and train.rows_per_pass() == 90
+    assert len({speaker_of(number) for number in held_out}) == 2
+    trained = ids_trained(train, 270)
+    for number in range(3):
+        assert numbers_of(trained[90 * number : 90 * number + 90]) == set(range(100)) - held_out
+    shares = [RankShare(rank=rank, world_size=2) for rank in (0, 1)]
+    ranks = [ids_trained(train, 90, share=share) for share in shares]
+    assert not numbers_of(ranks[0] + ranks[1]) & held_out
+    lines = [message for message in caplog.messages if message.startswith("hold-out")]
+    assert len(lines) == 1 and "10 of 100 rows" in lines[0] and "2 of 20 speakers" in lines[0]
+
+
+def test_a_hold_out_is_the_same_in_another_folder(tmp_path: Path, preprocessor):
+    first = write_list(tmp_path / "a", column=None)
+    held_out = []
+    for folder in (first, shutil.copytree(first, tmp_path / "moved" / "b")):
+        held_out.append(ids_read(open_speech(Record(str(folder)), preprocessor)["eval"][0]))
+    assert [numbers_of(ids) for ids in held_out] == [numbers_of(held_out[0])] * 2
+    assert len(held_out[0]) == 10
+
+
+def test_rows_that_are_added_change_nothing_of_what_a_checkpoint_held_out(
+    tmp_path: Path, preprocessor
+):
+    folder = write_list(tmp_path / "speech")
+    train = open_speech(Record(str(folder)), preprocessor)["train"][0]
+    saved = HoldOut.from_json(json.loads(json.dumps(train.selection.hold_out.to_json())))
+    before = numbers_of(ids_trained(train, 90))
+    write_list(folder, num_rows=300)
+    record = Record(str(folder), is_continued=True, hold_out=saved)
+    speech = open_speech(record, preprocessor)
+    held_out = numbers_of(ids_read(speech["eval"][0]))
+    assert held_out == set(range(100)) - before
+    assert numbers_of(ids_trained(speech["train"][0], 290)) == set(range(300)) - held_out
+
+
+def test_a_run_that_was_trained_on_all_rows_gets_no_hold_out(tmp_path: Path, preprocessor):
+    record = Record(str(write_list(tmp_path / "speech")), is_continued=True)
+    with pytest.raises(UserError, match=r"was trained on all rows .* --eval_split_name"):
+        open_speech(record, preprocessor)
+
+
+def test_a_hold_out_stays_held_out_when_nothing_is_scored(tmp_path: Path, preprocessor):
+    folder = write_list(tmp_path / "speech")
+    speech = open_speech(Record(str(folder)), preprocessor)
+    hold_out = speech["train"][0].selection.hold_out
+    record = Record(str(folder), is_continued=True, hold_out=hold_out)
+    train = replace(speech["train"][0], selection=None)
+    (again,) = choose_rows({"train": [train]}, [record])["train"]
+    assert np.array_equal(again.selection.mask, speech["train"][0].selection.mask)
+
+
+def test_segments_of_a_recording_stay_together(tmp_path: Path, preprocessor):
+    write_clips(tmp_path, 20)
+    rows = [
+        {"audio_filepath": f"clips/{n // 5}.wav", "text": "uno", "offset": 0.1 * (n % 5)}
+        for n in range(100)
+    ]
+    text = "".join(json.dumps(row | {"duration": 0.1}) + "\n" for row in rows)
+    (tmp_path / "train.jsonl").write_text(text)
+    speech = open_speech(Record(str(tmp_path / "train.jsonl")), preprocessor)
+    recordings = [row_id.split("#")[0] for row_id in ids_read(speech["eval"][0])]
+    assert len(recordings) == 10 and len(set(recordings)) == 2
+    trained = [row_id.split("#")[0] for row_id in ids_trained(speech["train"][0], 90)]
+    assert not set(trained) & set(recordings)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_rows_of_tars_are_held_out_by_name(tmp_path: Path, preprocessor, suffix: str):
+    from test_stream import make_tars
+
+    make_tars(tmp_path / "speech", [60, 70, 70], suffix)
+    speech = open_speech(Record(str(tmp_path / "speech")), preprocessor)
+    held_out = numbers_of(ids_read(speech["eval"][0]))
+    assert 8 < len(held_out) < 35
+    rest = 200 - len(held_out)
+    assert numbers_of(ids_trained(speech["train"][0], rest)) == set(range(200)) - held_out
+
+
+def test_a_named_split_that_is_not_there_is_an_error(tmp_path: Path):
+    folder = write_list(tmp_path / "speech")
+    record = Record(str(folder))
+    for role, split in (("eval", "dev"), ("test", "validation"), ("train", "validation")):
+        with pytest.raises(MissingSplit, match=f"split '{split}'"):
+            load_or_hold_out(
+                lambda **changes: load_source(str(folder), **changes), role, split, record
+            )
+
+
+def test_a_column_of_speakers_that_is_not_there_is_an_error(tmp_path: Path, preprocessor):
+    record = Record(str(write_list(tmp_path / "speech")), speaker_column_name="who")
+    with pytest.raises(UserError, match=r"--speaker_column_name who: .*Found: path, sentence"):
+        open_speech(record, preprocessor)
+
+
+def test_rows_without_a_speaker_are_recordings_of_their_own(tmp_path: Path, preprocessor):
+    speakers = ["Ana"] * 3 + [None, ""] + ["Ben"] * 5
+    folder = write_parquet(tmp_path / "speech", num_rows=10, speaker=speakers)
+    source = load_source(str(folder), split="train")
+    keys = read_keys(SpeechDataset(source, preprocessor))
+    expected = [hash_of("Ana")] * 3 + [hash_of("003.wav"), hash_of("004.wav")]
+    assert keys.speakers.tolist() == expected + [hash_of("Ben")] * 5
+    assert len(set(keys.rows.tolist())) == 10
+
+
+def test_at_most_500_rows_are_scored(tmp_path: Path, preprocessor):
+    speakers = [f"s{number % 10}" for number in range(12_000)]
+    folder = write_parquet(tmp_path / "speech", num_rows=12_000, speaker=speakers)
+    speech = open_speech(Record(str(folder)), preprocessor)
+    assert speech["eval"][0].rows_per_pass() == 500
+    assert speech["train"][0].rows_per_pass() == 10_800  # a speaker's 1,200 rows are not trained on
+
+
+def test_samples_are_of_what_is_trained_and_of_what_is_held_out(tmp_path: Path, preprocessor):
+    record = Record(str(write_list(tmp_path / "speech")))
+    whole = open_speech(record, preprocessor)
+    few = open_speech(record, preprocessor, max_rows=6)
+    for role in ("train", "eval"):
+        ids = ids_read(few[role][0])
+        assert len(ids) == 6 and set(ids) < set(ids_read(whole[role][0]))
+
+
+# ---- the choice of groups ----
+def sizes_of(counts: list[int], fraction: float = 0.1, max_rows: int = 500) -> list[int] | None:
+    """Sizes of the groups that are held out of groups of these sizes, whose keys are in order."""
+    keys = np.repeat(np.arange(len(counts)), counts).astype(np.uint64)
+    chosen = choose_groups(keys, fraction, max_rows)
+    return None if chosen is None else [counts[number] for number in sorted(chosen)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "held_out"),
+    [
+        ([5] * 20, [5, 5]),
+        ([50, 3, 40, 4, 3], [3, 4, 3]),  # those that fit
+        ([20] * 5, [20]),  # none fits: one of at most twice as many rows
+        ([60, 2, 38], [2]),  # too few, but no other is small enough
+        ([50, 50], None),
+        ([100], None),
+        ([1] * 10, [1]),
+        ([1] * 3, None),
+        ([], None),
+    ],
+)
+def test_groups_are_held_out_whole(counts: list[int], held_out: list[int] | None):
+    assert sizes_of(counts) == held_out
+
+
+def test_a_large_table_gives_up_500_rows():
+    assert sum(sizes_of([7] * 10_000)) in range(490, 501)
