@@ -535,10 +535,10 @@ def test_another_machine_goes_on_from_the_hub(
         [*words, "--output_dir", "whole", "--max_steps", "10", "--hub_model_id", "alice/other"],
     )
     assert whole.returncode == 0, whole.stderr[-2000:]
-    assert run(hub, tmp_path / "first", words).returncode == 0
-    again = run(
-        hub, tmp_path / "second", [*words, "--resume_from_checkpoint", "hub", "--max_steps", "10"]
-    )
+    words += ["--resume_from_checkpoint", "hub"]
+    first = run(hub, tmp_path / "first", words)
+    assert first.returncode == 0 and "has no checkpoint yet: the run begins" in first.stderr
+    again = run(hub, tmp_path / "second", [*words, "--max_steps", "10"])
     assert again.returncode == 0, again.stderr[-3000:]
     assert "continues from out/checkpoint-6" in again.stderr
     one, other = (
