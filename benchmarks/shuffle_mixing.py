@@ -250,7 +250,7 @@ def train_once(order_version: int, seed: int, num_steps: int, folder: Path) -> N
                 *f"--output_dir {output_dir} --seed {seed} --max_steps {num_steps}".split(),
                 *"--language es --do_train --do_eval --learning_rate 2e-3".split(),
                 *"--warmup_steps 50 --per_device_train_batch_size 16".split(),
-                *"--per_device_eval_batch_size 50 --save_strategy no --eval_strategy no".split(),
+                *f"--per_device_eval_batch_size 50 --save_strategy no --eval_steps {num_steps}".split(),
                 *"--report_to none --data_report_samples 0 --generation_max_length 24".split(),
             ]
         )
