@@ -9,7 +9,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -63,23 +63,27 @@ def decode_foreign(
     assert kind is not None, "see is_foreign"
     demuxer = DEMUXERS[kind.suffix]
     try:
-        with (
-            io.BytesIO(recording)
-            if isinstance(recording, bytes)
-            else open(recording, "rb") as file,
-            av.open(file, format=demuxer, io_open=refuse_to_open) as container,
-        ):
-            return decode_container(container, demuxer, check_duration, segment)
+        for seeks in (demuxer in SEEKABLE, False):
+            with (
+                open_recording(recording) as file,
+                av.open(file, format=demuxer, io_open=refuse_to_open) as container,
+            ):
+                found = decode_container(container, demuxer, check_duration, segment, seeks)
+            if found is not None:
+                return found
+        raise ValueError(f"second {segment} is not found")
     except (av.error.FFmpegError, ValueError, OverflowError) as error:
         detail = one_line(getattr(error, "strerror", None) or error)
         advice = f"If it plays, {conversion(kind.suffix)}"
         raise Rejection("audio_unreadable", f"{kind.name}: {detail} {advice}") from error
 
 
+def open_recording(recording: bytes | str) -> BinaryIO:
+    return io.BytesIO(recording) if isinstance(recording, bytes) else open(recording, "rb")
+
+
 def first_bytes(recording: bytes | str) -> bytes:
-    if isinstance(recording, bytes):
-        return recording[:64]
-    with open(recording, "rb") as file:
+    with open_recording(recording) as file:
         return file.read(64)
 
 
@@ -93,8 +97,12 @@ def decode_container(
     demuxer: str,
     check_duration: Callable[[float], None],
     segment: Segment | None,
-) -> tuple[np.ndarray, int]:
-    """As `decode_foreign`. container: PyAV's."""
+    seeks: bool,
+) -> tuple[np.ndarray, int] | None:
+    """As `decode_foreign`; None if seeking has led behind the beginning of the segment.
+
+    container: PyAV's.
+    """
     stream = container.streams.best("audio")
     if stream is None:
         if container.streams.video:
@@ -105,16 +113,22 @@ def decode_container(
     stream.codec_context.thread_count = 1  # rows are decoded in threads of our own
     clip = DecodedClip(segment=segment, check_duration=check_duration)
     start_in_seconds = 0.0
-    if segment is not None and demuxer in SEEKABLE:
+    if segment is not None and seeks:
         preroll = PREROLL_OF_CODECS.get(stream.codec_context.name, PREROLL_IN_SECONDS)
         start_in_seconds = segment.start_in_seconds - preroll
     for position, frame in frames_from(container, stream, start_in_seconds):
+        if position is not None and position > round(segment_start(segment) * frame.sample_rate):
+            return None
         clip.add(frame, position)
         if clip.is_complete():
             break
     else:
         clip.end(stated_seconds(container, stream, demuxer), NEGLIGIBLE_SECONDS.get(demuxer))
     return np.concatenate(clip.blocks), clip.rate_in_hz
+
+
+def segment_start(segment: Segment | None) -> float:
+    return 0.0 if segment is None else segment.start_in_seconds
 
 
 def frames_from(
@@ -128,7 +142,8 @@ def frames_from(
     """
     frames = container.decode(stream)
     beginning = list(itertools.islice(frames, 2))
-    if start_in_seconds <= PREROLL_IN_SECONDS or len(beginning) < 2:
+    has_times = len(beginning) == 2 and beginning[0].time is not None
+    if start_in_seconds <= PREROLL_IN_SECONDS or not has_times:
         for frame in itertools.chain(beginning, frames):
             yield None, frame
         return

@@ -101,6 +101,24 @@ def test_a_segment_is_that_part_of_the_whole(suffix: str, tmp_path: Path):
             assert np.abs(part - expected).max() <= tolerance
 
 
+def test_a_recording_whose_index_leads_astray_is_read_from_its_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    data = encoded("m4a", 20.0)
+    segment = Segment(start_in_seconds=12.7, duration_in_seconds=1.0)
+    expected, _ = ffmpeg.decode_foreign(data, accept, segment)
+    honest = ffmpeg.frames_from
+    starts = []
+
+    def astray(container, stream, start_in_seconds: float):
+        starts.append(start_in_seconds)
+        return honest(container, stream, start_in_seconds + (2.0 if start_in_seconds > 0 else 0.0))
+
+    monkeypatch.setattr(ffmpeg, "frames_from", astray)
+    found, _ = ffmpeg.decode_foreign(data, accept, segment)
+    assert starts == [11.7, 0.0] and np.abs(found - expected).max() < 1e-4
+
+
 @pytest.mark.parametrize("suffix", KINDS)
 def test_a_segment_has_to_lie_in_its_recording(suffix: str):
     for start, duration in [(5.5, 2.0), (60.0, 1.0), (2.0, -1.0)]:
