@@ -228,8 +228,8 @@ def segments_as_html(segments: list[Segment], other: str | None = None) -> str:
     model's text; what it has not is marked."""
     marks = marked_words(" ".join(text for _, _, text in segments), other)
     row = (
-        '<p dir="auto"><button class="segment" data-start="{}" onclick="{}"><u>{} - {}</u></button>'
-        " {}</p>"
+        '<p dir="auto"><button class="segment" style="font-size:.8em;padding:.1em .4em;font-weight:400" '
+        'data-start="{}" onclick="{}"><u>{} - {}</u></button> {}</p>'
     )
     rows = []
     for start, end, text in segments:
@@ -328,6 +328,7 @@ def build_page(recognisers: list[Recogniser], folder: Path) -> Any:
             type="filepath",
             label="Speech",
             elem_id="speech",
+            buttons=["download"],  # not the one that shares a recording with the world
             waveform_options=gradio.WaveformOptions(show_recording_waveform=False),
         )
         with gradio.Row():

@@ -116,7 +116,7 @@ def draw_pictures(rows: list[AlignedRow], eval_set: datasets.Dataset) -> dict[in
         features = values.reshape(num_mel_bins(len(values), num_frames), -1)
         longest = int(LONGEST_PICTURE_IN_SECONDS * FRAMES_PER_SECOND)
         figure.clear()
-        axes = figure.add_axes((0.09, 0.2, 0.9, 0.77))  # a layout engine takes twice the time
+        axes = figure.add_axes((0.11, 0.2, 0.88, 0.77))  # a layout engine takes twice the time
         librosa.display.specshow(
             features[:, :longest],
             x_axis="time",

@@ -364,6 +364,7 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path):
     arabic = page.locator("p.words", has_text=ARABIC.split()[0]).first
     assert arabic.evaluate("made => getComputedStyle(made).direction") == "rtl"
 
+    assert page.locator("#group-label").is_visible()
     page.fill("#query", "gato")
     page.wait_for_function("document.querySelectorAll('details.row').length === 1")
     page.fill("#query", "")
@@ -415,6 +416,7 @@ def test_ten_thousand_rows_open_and_are_searched(browser: Any, tmp_path: Path):
     page = browser.new_page()
     page.goto(path.as_uri())
     assert page.locator("details.row").count() >= 50
+    assert not page.locator("#group-label").is_visible(), "there are no groups"
     took_in_ms = page.evaluate(
         "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
     )
