@@ -92,11 +92,10 @@ from speech_finetuning.scoring.eval_sets import prepare_eval_sets
 from speech_finetuning.scoring.normalization import ScoringTarget, scoring_targets
 from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.sharing.claim import Run, claim_run
-from speech_finetuning.sharing.hub import base_licence
-from speech_finetuning.sharing.model_card import CardWriter
+from speech_finetuning.sharing.model_card import CardWriter, make_card_writer
 from speech_finetuning.sharing.report_page import ReportPage
 from speech_finetuning.sharing.reports import write_reports
-from speech_finetuning.sharing.run_info import collect_run_info
+from speech_finetuning.training.averaging import WeightOptions, choose_weights
 from speech_finetuning.training.callbacks import early_stopping
 from speech_finetuning.training.checkpoints import pin_to_checkpoint
 from speech_finetuning.training.compat import make_reproducible
@@ -119,6 +118,12 @@ class ModelArguments:
     cache_dir: str | None = HfArg(default=None, help="Folder for downloads; default: the Hub's.")
     freeze_encoder: bool = HfArg(default=False, help="Trains the decoder only: takes less memory.")
     lora_rank: int = HfArg(default=0, help="Rank of low-rank adapters (peft); 0: all weights.")
+    average_checkpoints: int = HfArg(
+        default=1, help="At the end also scores the mean of the last N; the better is saved."
+    )
+    base_weight_shares: list[float] = HfArg(
+        default_factory=list, help="Also scores such shares of the untouched model, as 0.3 0.5."
+    )
     model_index_name: str | None = HfArg(default=None, help="Name of the model on its card.")
     config: str | None = HfArg(default=None, help="YAML file of flags and values.")
 
@@ -585,6 +590,7 @@ class Job:
     data_args: DataArguments
     trainer: SpeechTrainer
     final_sets: dict[str, datasets.Dataset]  # scored once, at the end, by role: test, predict
+    weight_options: WeightOptions
 
     @property
     def run_info(self) -> dict[str, Any]:
@@ -665,33 +671,6 @@ def all_flags(
     return {**asdict(model_args), **asdict(data_args), **training_args.to_dict()}
 
 
-def make_card_writer(
-    argv: list[str],
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    inputs: Inputs,
-    run: Run,
-) -> CardWriter:
-    """What writes the model card, at every save and at the end, from what repeats the run."""
-    name = model_args.model_index_name
-    if name is None:
-        name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
-    info = collect_run_info(
-        argv=argv,
-        arguments=all_flags(model_args, data_args, training_args),
-        speech=inputs.speech,
-        identity=run.identity,
-        base_licence=base_licence(model_args.model_name_or_path) if run.uploads else None,
-    )
-    return CardWriter(
-        run_info=info,
-        languages=[language or "en" for language in dict.fromkeys(inputs.languages)],
-        model_name=name,
-        has_training_code=run.uploads is not None,
-    )
-
-
 def resume_stream(
     run: Run,
     data_args: DataArguments,
@@ -726,6 +705,45 @@ def resume_stream(
     return progress, stream
 
 
+def make_trainer(
+    *,
+    model: transformers.WhisperForConditionalGeneration,
+    inputs: Inputs,
+    stream: SpeechStream,
+    progress: StreamProgress,
+    eval_rows: datasets.Dataset | None,
+    run: Run,
+    card_writer: CardWriter,
+    stop: StopSignals,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> SpeechTrainer:
+    """Seq2SeqTrainer with its collators, loss, metrics and callbacks."""
+    tokenizer = inputs.processor.tokenizer
+    return SpeechTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=stream if training_args.do_train else None,
+        eval_dataset=eval_rows,
+        data_collator=make_train_collator(inputs, data_args, seed=stream.rank_seed()),
+        eval_collator=EvalCollator(
+            n_mels=inputs.config.num_mel_bins, pad_token_id=tokenizer.pad_token_id
+        ),
+        processing_class=inputs.processor,
+        compute_loss_func=TokenWeightedLoss(training_args.label_smoothing_factor),
+        compute_metrics=Scorecard(tokenizer=tokenizer, targets=inputs.targets),
+        callbacks=early_stopping(data_args.early_stopping_patience),
+        progress=progress,
+        stop=stop,
+        uploads=run.uploads,
+        card_writer=card_writer,
+        train_window=data_args.train_window,
+        full_window_fraction=data_args.full_window_fraction,
+        max_train_time_in_hours=data_args.max_train_time_in_hours,
+        max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
+    )
+
+
 def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     """From the command line to a trainer with its model and data. Raises: UserError."""
     model_args, data_args, training_args = parse_arguments(argv)
@@ -747,27 +765,18 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
 
     make_reproducible(training_args)
     model = load_model(model_args, data_args, inputs.generation_config, inputs.languages)
-    trainer = SpeechTrainer(
+    flags = all_flags(model_args, data_args, training_args)
+    trainer = make_trainer(
         model=model,
-        args=training_args,
-        train_dataset=stream if training_args.do_train else None,
-        eval_dataset=eval_sets.pop("eval", None),
-        data_collator=make_train_collator(inputs, data_args, seed=stream.rank_seed()),
-        eval_collator=EvalCollator(
-            n_mels=inputs.config.num_mel_bins, pad_token_id=inputs.processor.tokenizer.pad_token_id
-        ),
-        processing_class=inputs.processor,
-        compute_loss_func=TokenWeightedLoss(training_args.label_smoothing_factor),
-        compute_metrics=Scorecard(tokenizer=inputs.processor.tokenizer, targets=inputs.targets),
-        callbacks=early_stopping(data_args.early_stopping_patience),
+        inputs=inputs,
+        stream=stream,
         progress=progress,
+        eval_rows=eval_sets.pop("eval", None),
+        run=run,
+        card_writer=make_card_writer(argv, flags, inputs.speech, inputs.languages, run),
         stop=stop or StopSignals(),
-        uploads=run.uploads,
-        card_writer=make_card_writer(argv, model_args, data_args, training_args, inputs, run),
-        train_window=data_args.train_window,
-        full_window_fraction=data_args.full_window_fraction,
-        max_train_time_in_hours=data_args.max_train_time_in_hours,
-        max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
+        data_args=data_args,
+        training_args=training_args,
     )
     trainer.add_callback(ReportPage(trainer, inputs.speech, data_args))
     # From here on every rank draws dropout and masks of its own.
@@ -775,7 +784,13 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     describe_run(
         model, inputs.speech, training_args, run.checkpoint, progress.share.is_sharded_by_rank
     )
-    return Job(run=run, data_args=data_args, trainer=trainer, final_sets=eval_sets)
+    return Job(
+        run=run,
+        data_args=data_args,
+        trainer=trainer,
+        final_sets=eval_sets,
+        weight_options=WeightOptions.of(model_args, data_args, training_args),
+    )
 
 
 def run_job(job: Job) -> dict[str, float]:
@@ -797,6 +812,8 @@ def run_job(job: Job) -> dict[str, float]:
         metrics |= train(trainer, run.checkpoint)
     if training_args.do_eval:
         metrics |= final_scores(trainer)
+    if training_args.do_train and training_args.do_eval:
+        metrics |= choose_weights(trainer, job.weight_options, metrics)
     for role, rows in job.final_sets.items():
         metrics |= trainer.evaluate(rows, metric_key_prefix=role)
     if trainer.is_world_process_zero():

@@ -98,18 +98,11 @@ def tracker_problems(flags: argparse.Namespace) -> Iterator[str]:
 
 
 def training_problems(flags: argparse.Namespace) -> Iterator[str]:
-    """Flags that need training, or training with scoring, to have an effect."""
+    """Flags that need training to have an effect, and what a stream cannot do."""
     if not flags.do_train:
         yield from idle_problems(flags, OF_TRAINING_ONLY, "--do_train")
     if not flags.do_eval:
         yield from idle_problems(flags, OF_SCORING_ONLY, "--do_eval")
-    if not (flags.do_train and flags.do_eval):
-        if flags.early_stopping_patience is not None:
-            yield "--early_stopping_patience needs --do_train and --do_eval."
-        if flags.eval_before_training:
-            yield "--eval_before_training needs --do_train and --do_eval."
-        if flags.load_best_model_at_end:
-            yield "--load_best_model_at_end needs --do_train and --do_eval."
     # 0.1 is the default, which nobody asked for.
     if flags.train_window == "full" and flags.full_window_fraction not in (0.1, 1):
         yield "--full_window_fraction needs --train_window longest: 'full' is a fraction of 1."
@@ -126,6 +119,30 @@ def idle_problems(
     idle = [f"--{name}" for name, value in idle_values.items() if getattr(flags, name) != value]
     if idle:
         yield f"{' and '.join(idle)}: of no effect without {needed}."
+
+
+def best_model_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """Flags that compare models, for which one must be trained and scored."""
+    if not (flags.do_train and flags.do_eval):
+        is_given = {
+            "early_stopping_patience": flags.early_stopping_patience is not None,
+            "eval_before_training": flags.eval_before_training,
+            "load_best_model_at_end": flags.load_best_model_at_end,
+            "average_checkpoints": flags.average_checkpoints > 1,
+            "base_weight_shares": bool(flags.base_weight_shares),
+        }
+        for name in filter(is_given.get, is_given):
+            yield f"--{name} needs --do_train and --do_eval."
+    if flags.average_checkpoints < 1:
+        yield "--average_checkpoints must be at least 1 (1 takes the trained weights as they are)."
+    elif flags.save_total_limit and flags.save_total_limit < flags.average_checkpoints:
+        yield (
+            f"--average_checkpoints {flags.average_checkpoints}: --save_total_limit "
+            f"{flags.save_total_limit} keeps fewer. Use --save_total_limit "
+            f"{flags.average_checkpoints}."
+        )
+    if any(not 0 <= share <= 1 for share in flags.base_weight_shares):
+        yield "--base_weight_shares must lie between 0 (as trained) and 1 (the untouched model)."
 
 
 def number_problems(flags: argparse.Namespace) -> Iterator[str]:
@@ -173,6 +190,7 @@ def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:
             *task_problems(flags),
             *file_problems(flags),
             *training_problems(flags),
+            *best_model_problems(flags),
             *number_problems(flags),
             *hub_problems(flags),
             *tracker_problems(flags),

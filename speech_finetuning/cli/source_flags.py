@@ -98,7 +98,8 @@ def add_flag(
 ) -> None:
     """Adds a field to a parser, as HfArgumentParser would."""
     settings = read_settings(node)
-    options: dict[str, Any] = {"default": settings.get("default"), "help": settings.get("help")}
+    default = [] if settings.get("default_factory") == "list" else settings.get("default")
+    options: dict[str, Any] = {"default": default, "help": settings.get("help")}
     options |= options_of_kind(ast.unparse(node.annotation), enums)
     for key in ("nargs", "const", "choices"):
         if key in settings and not isinstance(settings[key], Source):
@@ -125,7 +126,7 @@ def options_of_kind(annotation: str, enums: dict[str, list[str]]) -> dict[str, A
         return {"type": truth_value, "nargs": "?", "const": True}
     takes_list = any(kind.startswith("list[") for kind in kinds)
     if takes_list and kinds[0] != "None":  # else HfArgumentParser takes one word
-        return {"nargs": "+"}
+        return {"nargs": "+", "type": float if "list[float]" in kinds else str}
     for kind, type_ in (("int", int), ("float", float)):
         if kind in kinds:
             return {"type": type_}

@@ -188,10 +188,36 @@ def read_row_errors(record: Path) -> dict[str, dict[int, RowErrors]]:
 
 
 def final_scores(trainer: SpeechTrainer) -> dict[str, float]:
-    """Scores of the weights that are saved; the last evaluation may have scored them already."""
+    """Scores of the weights that are saved. The last evaluation may have been of these; an earlier
+    one, of the best step, is repeated, because its transcripts are no longer there."""
     step = trainer.state.global_step
     # The best step of all may lie between two saves: what was loaded is the best checkpoint.
     best_checkpoint = trainer.state.best_model_checkpoint
     if trainer.args.load_best_model_at_end and best_checkpoint:
         step = step_of(Path(best_checkpoint))
-    return last_scores(trainer.state.log_history, step) or trainer.evaluate()
+    history = trainer.state.log_history
+    if not last_scores(history, step):
+        return trainer.evaluate()
+    if last_scores(history) == last_scores(history, step):
+        return last_scores(history, step)
+    label = "eval_best"
+    metrics = score_aside(trainer, label)
+    if trainer.is_world_process_zero():
+        move_predictions(trainer.output_dir(), label, is_kept=True)
+    return metrics
+
+
+def score_aside(trainer: SpeechTrainer, label: str) -> dict[str, float]:
+    """Scores under the names of an evaluation, which are not logged as one of this step: its files
+    and what is logged have the label instead of `eval`."""
+    metrics = trainer.evaluate(metric_key_prefix=label)
+    return {name.replace(label, "eval", 1): value for name, value in metrics.items()}
+
+
+def move_predictions(output_dir: Path, label: str, *, is_kept: bool) -> None:
+    """The transcripts of weights that are saved become those of the evaluation; others go."""
+    for path in [*output_dir.glob(f"predictions_{label}*"), *output_dir.glob(f"worst_{label}*")]:
+        if is_kept:
+            path.replace(path.with_name(path.name.replace(label, "eval", 1)))
+        else:
+            path.unlink()
