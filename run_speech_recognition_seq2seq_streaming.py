@@ -92,9 +92,9 @@ from speech_finetuning.scoring.eval_sets import prepare_eval_sets
 from speech_finetuning.scoring.normalization import ScoringTarget, scoring_targets
 from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.sharing.claim import Run, claim_run
-from speech_finetuning.sharing.model_card import CardWriter, make_card_writer
+from speech_finetuning.sharing.model_card import CardWriter
 from speech_finetuning.sharing.report_page import ReportPage
-from speech_finetuning.sharing.reports import write_reports
+from speech_finetuning.sharing.reports import make_card_writer, write_reports
 from speech_finetuning.training.averaging import WeightOptions, choose_weights
 from speech_finetuning.training.callbacks import early_stopping
 from speech_finetuning.training.checkpoints import pin_to_checkpoint

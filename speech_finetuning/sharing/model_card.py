@@ -11,14 +11,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.modelcard import make_markdown_table
 
-from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.scoring.score_table import score_table
 from speech_finetuning.scoring.scores import last_scores
-from speech_finetuning.sharing.claim import Run
 from speech_finetuning.sharing.examples import WHY_PADDED, faster_whisper_example
-from speech_finetuning.sharing.hub import base_licence
 from speech_finetuning.sharing.public import LOCAL_DATA, LOCAL_MODEL, public_run_info
-from speech_finetuning.sharing.run_info import collect_run_info
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TASK = "automatic-speech-recognition"  # as the Hub calls it
@@ -170,7 +166,6 @@ class CardWriter:
             faster_whisper=faster_whisper_example("whisper-ct2", language),
             why_padded=WHY_PADDED,
             weights=self.weights_table,
-            spoken=f'"{self.languages[0]}"' if len(self.languages) == 1 else "None",
             training=describe_training(metrics),
             settings=", ".join(f"{name} {info['arguments'][name]}" for name in SETTINGS),
             hardware=", ".join(info["machine"]["gpus"]) or f"{info['machine']['cores']} CPU cores",
@@ -196,30 +191,3 @@ class CardWriter:
             model_name=self.model_name,
             eval_results=eval_results(self.info["data"], metrics) or None,
         )
-
-
-def make_card_writer(
-    argv: list[str],
-    arguments: dict[str, Any],
-    speech: dict[str, list[SpeechDataset]],
-    languages: list[str | None],
-    run: Run,
-) -> CardWriter:
-    """What writes the card of this run. arguments: all flags; speech: the sets by role; languages:
-    of each source, None for a model that knows English only."""
-    name = arguments["model_index_name"]
-    if name is None:
-        name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
-    info = collect_run_info(
-        argv=argv,
-        arguments=arguments,
-        speech=speech,
-        identity=run.identity,
-        base_licence=base_licence(arguments["model_name_or_path"]) if run.uploads else None,
-    )
-    return CardWriter(
-        run_info=info,
-        languages=[language or "en" for language in dict.fromkeys(languages)],
-        model_name=name,
-        has_training_code=run.uploads is not None,
-    )

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.files import write_json
+from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.scoring.score_table import describe_regressions, score_table
 from speech_finetuning.scoring.scores import ROLES
+from speech_finetuning.sharing.claim import Run
+from speech_finetuning.sharing.hub import base_licence
+from speech_finetuning.sharing.model_card import CardWriter
+from speech_finetuning.sharing.run_info import collect_run_info
 
 logger = logging.getLogger(__name__)
 
@@ -32,3 +37,30 @@ def write_reports(
         logger.info("scores\n%s", score_table(metrics, names))
         for sentence in describe_regressions(metrics, names):
             logger.warning("%s", sentence)
+
+
+def make_card_writer(
+    argv: list[str],
+    arguments: dict[str, Any],
+    speech: dict[str, list[SpeechDataset]],
+    languages: list[str | None],
+    run: Run,
+) -> CardWriter:
+    """What writes the card of this run. arguments: all flags; speech: the sets by role; languages:
+    of each source, None for a model that knows English only."""
+    name = arguments["model_index_name"]
+    if name is None:
+        name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
+    info = collect_run_info(
+        argv=argv,
+        arguments=arguments,
+        speech=speech,
+        identity=run.identity,
+        base_licence=base_licence(arguments["model_name_or_path"]) if run.uploads else None,
+    )
+    return CardWriter(
+        run_info=info,
+        languages=[language or "en" for language in dict.fromkeys(languages)],
+        model_name=name,
+        has_training_code=run.uploads is not None,
+    )
