@@ -77,6 +77,7 @@ from speech_finetuning.data.items import StepInfo, StreamItem
 from speech_finetuning.data.packing import UtterancePacker, build_packer
 from speech_finetuning.data.positions import ORDER_VERSION
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.roles import open_by_role
 from speech_finetuning.data.selection import HoldOut, read_excluded_ids
 from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import SpeechStream
@@ -442,27 +443,14 @@ def load_speech(
 ) -> dict[str, list[SpeechDataset]]:
     """What this run reads, undecoded, by role: train, eval, test, predict.
     Raises: UserError with all that cannot be opened."""
-    roles = [
-        ("train", training_args.do_train),
-        ("eval", training_args.do_eval),
-        ("test", True),  # wherever --test_split_name is given
-        ("predict", training_args.do_predict),
-    ]
-    problems = Problems()
-    speech: dict[str, list[SpeechDataset]] = {}
-    for role, is_wanted in roles:
-        for record, preprocessor in zip(records, preprocessors, strict=True):
-            split = getattr(record, f"{role}_split_name")
-            if is_wanted and split:
-                dataset = problems.attempt(
-                    record.name, open_dataset, role, split, record, preprocessor, cache_dir
-                )
-                speech.setdefault(role, [])
-                if dataset is not None:
-                    speech[role].append(dataset)
-        if is_wanted and role in ("train", "eval") and role not in speech:
-            raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
-    problems.raise_if_any()
+    is_wanted = {
+        "train": training_args.do_train,
+        "eval": training_args.do_eval,
+        "test": True,  # wherever --test_split_name is given
+        "predict": training_args.do_predict,
+    }
+    open_one = functools.partial(open_dataset, cache_dir=cache_dir)
+    speech = open_by_role(records, preprocessors, is_wanted, open_one)
     warn_of_overlap(speech)
     return choose_rows(speech, records)
 

@@ -48,6 +48,13 @@ PRIVATE_NAMES = (
         ends="a save that is atomic",
     ),
     PrivateName(
+        path="transformers.integrations.integration_utils:TensorBoardCallback._init_summary_writer",
+        parameters=("self", "args"),
+        used_in="training.callbacks",
+        why="the curves begin with scores before training, when the library has no writer yet",
+        ends="a writer that is made when it is needed",
+    ),
+    PrivateName(
         path="transformers.trainer:Trainer._save",
         parameters=("self", "output_dir", "state_dict"),
         used_in="training.resumable",

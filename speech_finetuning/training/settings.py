@@ -41,6 +41,9 @@ OF_THE_RUN = (
 OF_A_SOURCE = (
     "weight",
     "max_train_samples",
+    "exclude_rows",
+    "eval_fraction",
+    "speaker_column_name",
     "max_duration_in_seconds",
     "min_duration_in_seconds",
     "do_lower_case",
