@@ -20,7 +20,7 @@ from speech_finetuning.data.builders import (
     open_split,
     warn_if_moved,
 )
-from speech_finetuning.data.cells import AudioCell, check_path
+from speech_finetuning.data.cells import AudioCell, check_path, is_relative, path_of
 from speech_finetuning.data.columns import OpenedSplit, SpeechColumns, WantedColumns
 from speech_finetuning.data.dataset_names import check_path_exists
 from speech_finetuning.data.kaldi import find_kaldi_folders, open_kaldi_folder
@@ -96,13 +96,23 @@ class SpeechSource:
         """The address of a parquet file, which is a shard."""
         return self.data_files[self.shards().index((part, shard))]
 
+    def audio_beside_file(self, cell: AudioCell, place: tuple[int, int]) -> AudioCell:
+        """A path in a local parquet file is relative to that file, unless it leads somewhere from
+        the working directory, from which `datasets` looks."""
+        path = path_of(cell)
+        has_bytes = isinstance(cell, dict) and cell["bytes"] is not None
+        if self.kind != "parquet" or not path or has_bytes or not is_relative(path):
+            return cell
+        beside = os.path.join(os.path.dirname(self.url(*place)), path)
+        return beside if os.path.isfile(beside) and not os.path.exists(path) else cell
+
     def own_audio(self, cell: AudioCell, place: tuple[int, int]) -> AudioCell:
         """The audio of a row of this shard, which of a data set from the Hub must be its own.
 
         Raises: Rejection(audio_outside_dataset).
         """
         if self.root is None:
-            return cell
+            return self.audio_beside_file(cell, place)
         folder = self.root
         if len(self.data_files) == len(self.shards()):  # each shard is a file
             folder = os.path.dirname(self.url(*place))

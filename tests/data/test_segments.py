@@ -120,6 +120,20 @@ def test_segments_in_columns_of_parquet(
     assert preprocessor(read[2])["duration"] == 1.0
 
 
+def test_paths_in_parquet_are_relative_to_it(
+    tmp_path: Path, preprocessor, monkeypatch: pytest.MonkeyPatch
+):
+    folder = Path(write_parquet(tmp_path / "d", [{"audio": "clips/a.wav", "text": "uno"}]))
+    (folder / "clips").mkdir()
+    (folder / "clips" / "a.wav").write_bytes(encode(noise(1), ".wav"))
+    source = load_source(str(folder), split="train")
+    assert outcomes(source, preprocessor) == ["uno"]
+    (tmp_path / "clips").mkdir()  # as `datasets` would find it
+    (tmp_path / "clips" / "a.wav").write_bytes(encode(noise(2), ".wav"))
+    monkeypatch.chdir(tmp_path)
+    assert preprocessor(read_rows(source)[0])["duration"] == 2.0
+
+
 def test_clips_that_are_cut_already_are_read_whole(
     tmp_path: Path, preprocessor, caplog: pytest.LogCaptureFixture
 ):
