@@ -210,7 +210,7 @@ def lists_of(builder: datasets.DatasetBuilder) -> dict[str, list[str]] | None:
     """{split: [file]} of the tables that hold a data set's rows: its files, or an audio folder's
     metadata. None if other files hold them, or the data set has its own rules to read a table."""
     files = files_of_builder(builder)
-    suffixes = (".csv", ".tsv", ".jsonl")
+    suffixes = (".csv", ".tsv", ".jsonl", ".json")
     if builder.name in ("csv", "json"):
         rules = [getattr(builder.config, name, None) for name in ("names", "column_names", "field")]
         is_plain = all(url.endswith(suffixes) for urls in files.values() for url in urls)
@@ -333,6 +333,9 @@ def errors_of_builder(builder: datasets.DatasetBuilder) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except StopIteration as error:  # datasets 5.2, json.py: of an empty file
+        place = builder.config.data_dir or builder.base_path
+        raise UserError(f"{place}: a file of its data is empty.") from error
     except (ValueError, pyarrow.ArrowException, KeyError, NotImplementedError) as error:
         if is_network_error(error):
             raise

@@ -59,7 +59,8 @@ def is_damage(error: Exception) -> bool:
     """Whether an error of reading means that the file itself is damaged.
 
     pyarrow's "Corrupt snappy compressed data" is a bare OSError; the disk's have a number."""
-    is_of_the_content = type(error) in (pyarrow.ArrowInvalid, OSError, tarfile.ReadError)
+    kinds = (pyarrow.ArrowException, UnicodeDecodeError, tarfile.ReadError)
+    is_of_the_content = isinstance(error, kinds) or type(error) is OSError
     return is_of_the_content and getattr(error, "errno", None) is None
 
 

@@ -70,11 +70,18 @@ def open_tars(urls: list[str], wanted: WantedColumns, num_rows: int | None) -> O
 
 
 def endings_of_first_rows(url: str) -> list[str]:
-    """Of a damaged tar those before the damage, which is a rejection when it is read."""
+    """Of a damaged tar those before the damage, which is a rejection when it is read.
+
+    Raises: UserError if there are none.
+    """
     found: dict[str, None] = {}
-    with contextlib.suppress(tarfile.ReadError):
+    try:
         for _, members in itertools.islice(read_members(url, {}), NUM_ROWS_TO_INSPECT):
             found |= dict.fromkeys(member.ending for member in members)
+    except tarfile.ReadError as error:
+        if not found:
+            reason = one_line(error)
+            raise UserError(f"{url}: damaged, or not a tar: {reason} Fetch it again.") from error
     return list(found)
 
 

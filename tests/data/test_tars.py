@@ -94,6 +94,13 @@ def test_a_column_within_json_members_can_be_named(tmp_path: Path, preprocessor)
     assert outcomes(source, preprocessor) == ["Uno."]
 
 
+@pytest.mark.parametrize("content", [b"", b"no tar" * 200])
+def test_a_tar_without_a_row_says_that_it_is_damaged(tmp_path: Path, content: bytes):
+    (tmp_path / "train-0.tar").write_bytes(content)
+    with pytest.raises(UserError, match="train-0.tar: damaged, or not a tar"):
+        load_source(str(tmp_path), split="train")
+
+
 def test_a_tar_that_is_cut_off_is_damaged(tmp_path: Path, preprocessor):
     members = {"a.wav": make_clip(), "a.txt": b"uno", "b.wav": make_clip(), "b.txt": b"dos"}
     folder = write_tar(tmp_path / "train-0.tar", members)

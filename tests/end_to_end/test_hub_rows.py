@@ -173,7 +173,7 @@ def paths_outside(secret: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "struct", "csv", "jsonl"])
+@pytest.mark.parametrize("kind", ["parquet", "struct", "csv", "json", "jsonl"])
 def test_a_data_set_from_the_hub_reads_only_itself(
     hub: Hub, tmp_path: Path, read: Read, secret: Path, kind: str
 ):
@@ -182,9 +182,10 @@ def test_a_data_set_from_the_hub_reads_only_itself(
     if kind == "csv":
         lines = ["path,text", *(f"{path},uno" for path in paths)]
         files["train.csv"] = "\n".join(lines).encode()
-    elif kind == "jsonl":
+    elif kind in ("json", "jsonl"):
         rows = [{"path": path, "text": "uno"} for path in paths]
-        files["train.jsonl"] = "\n".join(map(json.dumps, rows)).encode()
+        as_lines = "\n".join(map(json.dumps, rows))
+        files[f"train.{kind}"] = (as_lines if kind == "jsonl" else json.dumps(rows)).encode()
     elif kind == "struct":
         files["train.parquet"] = parquet([{"bytes": None, "path": path} for path in paths])
     else:
@@ -229,6 +230,31 @@ def test_an_audio_folder_with_a_way_out_is_one_line(
     hub.add_repo("dataset", "alice/speech", files)
     answer = read("alice/speech")
     assert answer.reasons() == ["audio_outside_dataset", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        (
+            '{"path": "a.wav", "text": ["uno"]}\n{"path": "a.wav", "text": "dos"}',
+            ["row_unreadable", None],
+        ),
+        ('[{"path": "a.wav", "text": true}, {"path": 3, "text": "dos"}]', ["row_unreadable"] * 2),
+        ('{"path": "a.wav", "text": "uno"}\n{"path": "a.w', [None, "row_unreadable"]),
+        ('{"path": "a.wav", "text": "se\xf1al"}', "line 1: is not UTF-8"),
+        ('[{"path": "a.wav", "te', "no JSON"),
+        ("", "the split is empty"),
+    ],
+)
+def test_json_on_the_hub_is_read_by_our_own_rules(
+    hub: Hub, read: Read, text: str, outcome: list[str | None] | str
+):
+    hub.add_repo("dataset", "alice/speech", {"a.wav": CLIP, "train.json": text.encode("latin-1")})
+    answer = read("alice/speech")
+    if isinstance(outcome, str):
+        assert answer.code == 2 and outcome in answer.log, answer.log[-2000:]
+    else:
+        assert answer.reasons() == outcome, answer.log[-2000:]
 
 
 # ---- revisions ----
