@@ -97,7 +97,8 @@ class Row:
 
     def flags(self) -> list[str]:
         words = ["--per_device_train_batch_size", str(self.batch), *WINDOWS[self.window][1]]
-        words += [f"--{self.precision}"] if self.precision != "float32" else []
+        for precision in ("fp16", "bf16"):
+            words += [f"--{precision}", str(precision == self.precision)]
         words += [
             "--gradient_checkpointing",
             str(self.with_checkpointing),
