@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speech_finetuning.base.errors import UserError
@@ -22,6 +22,7 @@ from speech_finetuning.data.tables import numbered_lines
 logger = logging.getLogger(__name__)
 
 KIND = "kaldi"
+SPEAKERS = "utt2spk"
 IN_ARCHIVE = re.compile(r".*\.ark:\d+(\[.*\])?")
 RUN_ONCE = (
     'mkdir -p wav; while read -r id command; do sh -c "${command%|}" > "wav/$id.wav"; '
@@ -47,6 +48,7 @@ class KaldiFolder:
     path: str
     root: str
     has_text: bool
+    has_speakers: bool
 
     def file(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -55,9 +57,11 @@ class KaldiFolder:
         """In the order of segments, else of wav.scp."""
         paths = dict(read_pairs(self.file("wav.scp")))
         texts = dict(read_pairs(self.file("text"))) if self.has_text else {}
+        speakers = dict(read_pairs(self.file(SPEAKERS))) if self.has_speakers else {}
         if not os.path.isfile(self.file("segments")):
             for utterance, path in paths.items():
-                yield self.clip(utterance, path, None, texts)
+                clip = self.clip(utterance, path, None, texts)
+                yield replace(clip, speaker=speakers.get(utterance))
             return
         for utterance, line in read_pairs(self.file("segments")):
             span = parse_span(line)
@@ -73,7 +77,8 @@ class KaldiFolder:
                 text = f"{self.file('segments')}: utterance {utterance}: {problem}."
                 yield ListedClip(place=utterance, problem=text)
                 continue
-            yield self.clip(utterance, paths[span.recording], span.segment, texts)
+            clip = self.clip(utterance, paths[span.recording], span.segment, texts)
+            yield replace(clip, speaker=speakers.get(utterance))
 
     def clip(
         self, utterance: str, path: str, segment: Segment | None, texts: dict[str, str]
@@ -102,7 +107,7 @@ def find_kaldi_folders(name: str, config_name: str | None) -> dict[str, list[str
 
 def files_of_folder(folder: Path) -> list[str]:
     """wav.scp first."""
-    files = [folder / name for name in ("wav.scp", "text", "segments")]
+    files = [folder / name for name in ("wav.scp", "text", "segments", SPEAKERS)]
     return [str(file) for file in files if file.is_file()]
 
 
@@ -118,11 +123,18 @@ def open_kaldi_folder(
     if wanted.text_required and not has_text:
         raise UserError(f"{path}: has wav.scp, but no file text, with lines 'utterance words ...'.")
     check_names_files(os.path.join(path, "wav.scp"))
-    folder = KaldiFolder(path=path, root=root_of_paths(path), has_text=has_text)
+    has_speakers = os.path.isfile(os.path.join(path, SPEAKERS))
+    folder = KaldiFolder(
+        path=path, root=root_of_paths(path), has_text=has_text, has_speakers=has_speakers
+    )
     clips = list(folder.clips())
     if has_text:
         warn_of_unused_texts(folder, {clip.place for clip in clips})
-    columns = SpeechColumns(audio="wav.scp", text="text" if has_text else None)
+    columns = SpeechColumns(
+        audio="wav.scp",
+        text="text" if has_text else None,
+        speaker=SPEAKERS if has_speakers else None,
+    )
     return open_lists([folder], columns, len(clips), limits)
 
 

@@ -247,10 +247,10 @@ def open_parts(
     """Every part of a split; their columns have the same names. Raises: UserError."""
     opened = []
     has_no_columns = found.kind in (kaldi.KIND, recordings.KIND)
-    if has_no_columns and (wanted.audio or wanted.text):
+    if has_no_columns and (wanted.audio or wanted.text or wanted.speaker):
         logger.warning(
-            "--audio_column_name and --text_column_name have no effect: the files of %s have no "
-            "columns to choose from.",
+            "--audio_column_name, --text_column_name and --speaker_column_name have no effect: the "
+            "files of %s have no columns to choose from.",
             "Kaldi" if found.kind == kaldi.KIND else "recordings with transcripts",
         )
     for part in parts:

@@ -24,11 +24,13 @@ def test_segments_of_recordings(tmp_path: Path, preprocessor):
         tmp_path / "data",
         wav_scp="rec wav/a.wav\n",
         segments="u1 rec 0.0 0.5\nu2 rec 0.5 -1\nu3 rec 3.0 4.0\nu4 gone 0 1\nu5 rec 0\nu6 rec 0 1 2\n",
+        utt2spk="u1 anna\nu2 ben\n",
         text="u1 uno dos\nu2\ttres\nu3 seis\nu4 x\nu5 x\nu6 x\nu7 unused\n",
     )
     source = load_source(str(folder), split="train")
     assert (source.kind, source.num_rows) == ("kaldi", 6)
     rows = read_rows(source)
+    assert [row.speaker for row in rows[:3]] == ["anna", "ben", None]
     texts = outcomes(source, preprocessor)
     assert texts == ["uno dos", "tres", "segment_outside_audio", *["row_unreadable"] * 3]
     assert [preprocessor(row)["duration"] for row in rows[:2]] == [0.5, 1.5]

@@ -201,7 +201,7 @@ def test_columns_that_are_not_there_to_choose_have_no_effect(
     write_recording(tmp_path)
     (tmp_path / "talk.srt").write_text(SRT)
     source = load_source(str(tmp_path), split="train", text_column="sentence")
-    assert source.num_rows == 2 and "--text_column_name have no effect" in caplog.text
+    assert source.num_rows == 2 and "--speaker_column_name have no effect" in caplog.text
 
 
 def test_clips_are_not_taken_for_transcripts(tmp_path: Path):
