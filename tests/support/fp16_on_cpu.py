@@ -4,12 +4,15 @@ only."""
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import accelerate
 import torch
 import transformers
 
+import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import devices
 
 
@@ -20,15 +23,14 @@ def fp16_on_cpu() -> Iterator[None]:
     All else is the libraries': accelerate (1.15, accelerator.py) leaves out autocast and scaler
     where the device is a CPU, for which reason the script refuses --fp16 there.
     """
-    start = accelerate.Accelerator.__init__
-    check = devices.check_devices
-    accelerate.Accelerator.__init__ = functools.partialmethod(start_with_scaler, start)
-    devices.check_devices = accept_devices
-    try:
+    with contextlib.ExitStack() as patches:
+        start = accelerate.Accelerator.__init__
+        with_scaler = functools.partialmethod(start_with_scaler, start)
+        patches.enter_context(mock.patch.object(accelerate.Accelerator, "__init__", with_scaler))
+        patches.enter_context(mock.patch.object(devices, "check_devices", accept_devices))
+        if hasattr(script, "settle_precision"):  # switches --fp16 off where there is no GPU
+            patches.enter_context(mock.patch.object(script, "settle_precision", keep_precision))
         yield
-    finally:
-        accelerate.Accelerator.__init__ = start
-        devices.check_devices = check
 
 
 def start_with_scaler(
@@ -39,6 +41,11 @@ def start_with_scaler(
         assert self.device.type == "cpu"
         self.native_amp = True
         self.scaler = torch.amp.GradScaler("cpu")
+
+
+def keep_precision(words: list[str]) -> SimpleNamespace:
+    """In place of the script's settle_precision: the command line as it is."""
+    return SimpleNamespace(words=words)
 
 
 def accept_devices(args: transformers.Seq2SeqTrainingArguments) -> None:
