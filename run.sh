@@ -67,6 +67,7 @@ train() {
   local child code status ended="" processes=${NUM_PROCESSES:-$(count_gpus)} command=("$python" "$script")
   if ((processes > 1)); then
     echo "run.sh: $processes processes, by torchrun (NUM_PROCESSES=1 for one)" >&2
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own choice, which it would warn of
     command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$processes"
       --shutdown-timeout "${SHUTDOWN_TIMEOUT:-300}" --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$script")
   else
@@ -99,8 +100,8 @@ train() {
 
 # The demonstration model and data, made on the spot: TRAIN VALIDATION rows in FOLDER.
 make_demonstration() {
-  echo "making a tiny model and synthetic speech in $1 ..."
-  PYTHONPATH="$project_dir" "$python" -m speech_finetuning.cli.demonstration "$1" --train "$2" --validation "$3" --test "$3" 2>/dev/null
+  echo "making a tiny model and synthetic speech ..."
+  PYTHONPATH="$project_dir" "$python" -m speech_finetuning.cli.demonstration "$1" --train "$2" --validation "$3" --test "$3"
 }
 
 smoke() {
@@ -122,14 +123,14 @@ smoke() {
       --gradient_checkpointing \
       "$@"
   ) # a shell of its own: train may replace it
-  PYTHONPATH="$project_dir" exec "$python" -m speech_finetuning.cli.demonstration "$folder" --transcribe "$folder/output"
+  PYTHONPATH="$project_dir" exec "$python" -m speech_finetuning.cli.demonstration "$folder" --check "$folder/output"
 }
 
 learn() {
   set_up requirements.txt
   local folder=$calling_dir/whisper-learn
   if [[ -d $folder/speech && -d $folder/model ]]; then
-    echo "going on in $folder (delete it to start over)"
+    echo "going on in ${folder#"$calling_dir"/} (delete it to start over)"
   else
     rm -rf "$folder/unfinished" "$folder/speech" "$folder/model" # of an interrupted start
     make_demonstration "$folder/unfinished" 2000 100
@@ -222,8 +223,6 @@ recipe() {
     --per_device_train_batch_size 16 \
     --per_device_eval_batch_size 16 \
     --gradient_accumulation_steps 2 \
-    --gradient_checkpointing \
-    --fp16 \
     --generation_max_length 225 \
     --eval_steps 500 \
     --save_steps 500 \

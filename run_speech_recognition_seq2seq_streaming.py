@@ -17,6 +17,7 @@
 #     "tensorboard>=2.19,<3",
 #     "langcodes[data]>=3.5,<4",
 #     "jinja2>=3.1,<4",
+#     "rich>=14,<16",
 # ]
 # ///
 """Fine-tune a Whisper model on speech that is streamed from the Hugging Face Hub or from disk.
@@ -25,7 +26,7 @@
         --model_name_or_path openai/whisper-small --language es \\
         --dataset_name facebook/multilingual_librispeech --dataset_config_name spanish \\
         --text_column_name transcript --eval_split_name dev \\
-        --do_train --do_eval --max_steps 2000 --fp16 --output_dir whisper-small-es
+        --do_train --do_eval --max_steps 2000 --output_dir whisper-small-es
     python run_speech_recognition_seq2seq_streaming.py --config recipe.yaml --learning_rate 1e-5
 
 The path of one utterance: load_source -> SpeechStream (one order) -> encode_text -> decode_audio ->
@@ -45,7 +46,6 @@ if __name__ == "__main__":
 import copy
 import functools
 import logging
-import math
 import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -56,7 +56,7 @@ import torch
 import transformers
 from transformers.hf_argparser import HfArg
 
-from speech_finetuning.base.errors import Problems, UserError
+from speech_finetuning.base.errors import Problems
 from speech_finetuning.base.files import write_json
 from speech_finetuning.base.network import as_user_error, limit_silence, retry_on_network_error
 from speech_finetuning.base.shutdown import StopSignals
@@ -68,8 +68,15 @@ from speech_finetuning.cli.devices import check_adapters, check_arguments
 from speech_finetuning.cli.dry_run import dry_run
 from speech_finetuning.cli.exit_status import exit_code_of, forget_earlier_ending
 from speech_finetuning.cli.flags import flag_name, with_config_file
+from speech_finetuning.cli.next_steps import say_what_next
 from speech_finetuning.cli.parsing import parse_flags, read_records
-from speech_finetuning.cli.translation import translate, warn_of_retired_flags
+from speech_finetuning.cli.precision import (
+    choose_checkpointing,
+    settle_precision,
+    tell_of_changed_flags,
+)
+from speech_finetuning.cli.run_screen import replace_progress_callbacks
+from speech_finetuning.cli.translation import translate
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, SILENCE
 from speech_finetuning.data.batches import join_clips, pad_labels
 from speech_finetuning.data.hold_out import choose_rows, load_or_hold_out
@@ -100,6 +107,7 @@ from speech_finetuning.training.averaging import WeightOptions, choose_weights
 from speech_finetuning.training.callbacks import early_stopping
 from speech_finetuning.training.checkpoints import pin_to_checkpoint
 from speech_finetuning.training.compat import make_reproducible
+from speech_finetuning.training.length import count_steps, save_within
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.progress import StreamProgress, resume_progress
 from speech_finetuning.training.settings import check_finished_run, training_settings
@@ -241,6 +249,7 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     num_train_epochs: float | None = HfArg(default=None, help="Data passes instead of --max_steps.")
     predict_with_generate: bool = HfArg(default=True, help="Stays True: WER needs generated text.")
     report_to: str = HfArg(default="tensorboard", help="Curves go to tensorboard, wandb, none, ...")
+    logging_steps: float = HfArg(default=25, help="Steps between two lines of the log.")
     eval_strategy: Literal["steps", "no"] = HfArg(
         default="steps", help="When --do_eval scores: every --eval_steps, or no: at the end only."
     )
@@ -268,6 +277,7 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
             # The known name; transformers 5.23 warns about it.
             self.activation_checkpointing = self.gradient_checkpointing
             self.gradient_checkpointing = None
+        self.is_checkpointing_given = self.activation_checkpointing is not None
         self.remove_unused_columns = False  # our collator takes rows apart itself
         if not self.accelerator_config:
             # Dispatching, the default for evaluation on several processes, concatenates batches of
@@ -291,7 +301,7 @@ def data_records(data_args: DataArguments) -> list[DataRecord]:
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """The command line, with its --config file, to the three groups of arguments.
     Raises: UserError with all that is wrong with it."""
-    words = translate(with_config_file(argv)).words
+    words = settle_precision(translate(with_config_file(argv)).words).words
     given = {flag_name(word) for word in words}
     # Both are about the best model. Put first, so that an explicit flag wins.
     wants_best = given & {"test_split_name", "early_stopping_patience"}
@@ -524,19 +534,6 @@ def choose_learning_rate(config: transformers.WhisperConfig, has_adapters: bool)
     return LEARNING_RATE_BY_WIDTH[width]
 
 
-def count_steps(training_args: TrainingArguments, train_sets: tuple[SpeechDataset, ...]) -> int:
-    """Steps of --num_train_epochs passes. Raises: UserError if they cannot be counted."""
-    if len(train_sets) > 1:
-        raise UserError(
-            "--num_train_epochs: the passes of a mix end at different times. Pass --max_steps N "
-            "instead."
-        )
-    num_rows = train_sets[0].rows_per_pass()
-    if num_rows is None:
-        raise UserError("--num_train_epochs: rows cannot be counted. Pass --max_steps N instead.")
-    return math.ceil(training_args.num_train_epochs * num_rows / training_args.rows_per_step)
-
-
 def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adapters: bool) -> None:
     """Fills in what depends on the model and the data: learning rate, steps, the best model's
     metric. Raises: UserError if rows must be counted and cannot be."""
@@ -546,7 +543,10 @@ def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adap
     if not training_args.learning_rate:
         training_args.learning_rate = choose_learning_rate(config, has_adapters)
     if inputs.train_sets and training_args.max_steps <= 0:
-        training_args.max_steps = count_steps(training_args, inputs.train_sets)
+        training_args.max_steps = count_steps(
+            training_args.num_train_epochs, inputs.train_sets, training_args.rows_per_step
+        )
+        save_within(training_args)
     # Schedule-free optimisers take the number as it is: no fraction.
     training_args.warmup_steps = training_args.get_warmup_steps(training_args.max_steps)
     if training_args.num_train_epochs is None:
@@ -737,7 +737,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     model_args, data_args, training_args = parse_arguments(argv)
     check_arguments(data_args, training_args)
     set_up_logging(training_args)
-    warn_of_retired_flags(argv)
+    tell_of_changed_flags(argv)
     records = data_records(data_args)
     run = claim_run(model_args, data_args, training_args, records)
     if run.checkpoint is not None:
@@ -753,6 +753,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
 
     make_reproducible(training_args)
     model = load_model(model_args, data_args, inputs.generation_config, inputs.languages)
+    choose_checkpointing(model, training_args, training_args.is_checkpointing_given)
     flags = all_flags(model_args, data_args, training_args)
     trainer = make_trainer(
         model=model,
@@ -767,11 +768,10 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         training_args=training_args,
     )
     trainer.add_callback(ReportPage(trainer, inputs.speech, data_args))
+    replace_progress_callbacks(trainer)
     # From here on every rank draws dropout and masks of its own.
     transformers.set_seed(training_args.seed + training_args.process_index)
-    describe_run(
-        model, inputs.speech, training_args, run.checkpoint, progress.share.is_sharded_by_rank
-    )
+    describe_run(trainer, inputs.speech, run.checkpoint)
     return Job(
         run=run,
         data_args=data_args,
@@ -830,7 +830,10 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
             build_job=functools.partial(build_job, stop=stop),
             run_job=run_job,
         )
-    return run_job(build_job(argv, stop))
+    job = build_job(argv, stop)
+    metrics = run_job(job)
+    say_what_next(training_args, job.run.uploads)
+    return metrics
 
 
 if __name__ == "__main__":

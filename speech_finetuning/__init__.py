@@ -12,13 +12,12 @@
               alignment, predictions:
               rows to numbers that cannot flatter
     training  loss, settings, progress, checkpoints, callbacks, meter, resumable, trainer, stages, averaging,
-              reload_check, compat:
-              Seq2SeqTrainer, the few overrides
+              reload_check, length, memory, compat: Seq2SeqTrainer, the few overrides
     sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, examples, reports, run_info,
               report_page, report_rows, report_clips, report_charts: what others see
     cli       early_exit, help, flags, source_flags, retired, translation, parsing, checks, devices,
-              console, data_report, check_data, dry_run, demonstration, exit_status,
-              transcribe, subtitles, export: what the terminal sees
+              precision, terminal, silenced, console, data_report, check_data, run_lines, run_screen, next_steps, dry_run,
+              demonstration, exit_status, transcribe, subtitles, export: what the terminal sees
 
 The script run_speech_recognition_seq2seq_streaming.py stands on all of them; nothing here imports it.
 """

@@ -3,8 +3,9 @@ in this process."""
 
 import functools
 import gc
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,7 @@ from preprocessors import make_preprocessor
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
+from speech_finetuning.cli.terminal import ScreenHandler
 from speech_finetuning.data.preprocessing import Preprocessor
 
 # What has been imported stays: each training collects garbage once, which takes 0.36 s of walking
@@ -31,6 +33,14 @@ def place_in_order(item: pytest.Item) -> int:
     if item.path.name == "test_processes.py":
         return 0
     return 1 if item.get_closest_marker("slow") else 2
+
+
+@pytest.fixture(autouse=True)
+def no_log_of_an_earlier_test() -> Iterator[None]:
+    """Each test sets up the log of its own runs."""
+    yield
+    root = logging.getLogger()
+    root.handlers = [entry for entry in root.handlers if not isinstance(entry, ScreenHandler)]
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,9 @@ QUESTION_PAGES = sorted((PROJECT / "docs").glob("*.md"))
 PAGES = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *QUESTION_PAGES]
 PAGE_NAMES = [str(page.relative_to(PROJECT)) for page in PAGES]
 
-# These need a GPU or a token before they can be parsed; everything else of a command is parsed and
+# These need a token before they can be parsed; everything else of a command is parsed and
 # checked here.
-NEEDS_MORE_THAN_THIS_MACHINE = ("--fp16", "--push_to_hub", "$@")
+NEEDS_MORE_THAN_THIS_MACHINE = ("--push_to_hub", "$@")
 
 # A command that starts with one of these belongs to another program: to the shell, or to a project
 # whose documentation says the same, or another test runs it (tests of the demo, of the export, of

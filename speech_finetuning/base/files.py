@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import unicodedata
@@ -77,6 +78,13 @@ def printable(text: str) -> str:
         character.encode("unicode_escape").decode() if is_control(character) else character
         for character in text
     )
+
+
+def finite_or_none(value: Any) -> Any:
+    """The value, but None for a number that is not finite: JSON has no word for those."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def json_line(value: Any) -> str:

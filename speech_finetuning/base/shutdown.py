@@ -46,7 +46,10 @@ class StopSignals:
         self.received = number
         # Not through the logger: the signal may have interrupted a write to stderr, whose buffer
         # then refuses a second one.
-        message = f"\n{signal.Signals(number).name} received: saving and stopping.\n"
+        # On a terminal over the bar, and the ^C that the terminal has put behind it.
+        start = "\r\x1b[2K" if os.isatty(2) else "\n"
+        more = " Ctrl-C once more ends it at once." if number == signal.SIGINT else ""
+        message = f"{start}{signal.Signals(number).name} received: saving and stopping.{more}\n"
         os.write(2, message.encode())
         if not self.is_deferred:
             self.check()

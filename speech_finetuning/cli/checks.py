@@ -62,8 +62,6 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
         )
     if bool(flags.dataset_name) == bool(flags.data_mix):
         yield "pass either --dataset_name or --data_mix FILE."
-    if flags.do_train and flags.max_steps <= 0 and flags.num_train_epochs is None:
-        yield "how long to train? Pass --max_steps N (or --num_train_epochs N)."
     if flags.max_steps > 0 and flags.num_train_epochs:
         yield "pass --max_steps or --num_train_epochs, not both."
     if flags.long_form and not (flags.do_eval or flags.do_predict):
@@ -168,6 +166,11 @@ def number_problems(flags: argparse.Namespace) -> Iterator[str]:
         )
 
 
+def precision_problems(flags: argparse.Namespace) -> Iterator[str]:
+    if flags.fp16 and flags.bf16:
+        yield "--fp16 and --bf16: pass one, not both."
+
+
 def hub_problems(flags: argparse.Namespace) -> Iterator[str]:
     """What is pushed and fetched."""
     if flags.push_predictions and not flags.push_to_hub:
@@ -192,6 +195,7 @@ def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:
             *training_problems(flags),
             *best_model_problems(flags),
             *number_problems(flags),
+            *precision_problems(flags),
             *hub_problems(flags),
             *tracker_problems(flags),
         ]

@@ -2,71 +2,68 @@
 
 import logging
 import math
-import os
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import transformers
 
+from speech_finetuning.cli.next_steps import folder_of_curves
+from speech_finetuning.cli.silenced import WithoutSilenced, quieten_libraries
+from speech_finetuning.cli.terminal import SCREEN, ScreenHandler, shown
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.training.compat import leave_retrying_to_us
+from speech_finetuning.training.length import MANY_PASSES, SOME_PASSES
+from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
 
-# They report every request and every file.
-TALKATIVE_LIBRARIES = ("httpx", "httpx2", "datasets", "fsspec")
-# Fine-tuning takes some passes; after many a model recites its training set. The second number is
-# the one that the warning proposes.
-MANY_PASSES = 20
-SOME_PASSES = 10
 SHARED_MEMORY = Path("/dev/shm")
 
 
 def set_up_logging(args: transformers.Seq2SeqTrainingArguments) -> None:
     """One readable log from rank 0; the others speak up only for warnings."""
-    package_logger = logging.getLogger("speech_finetuning")
-    if not package_logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-        package_logger.addHandler(handler)
     is_main = args.process_index == 0
-    package_logger.setLevel(logging.INFO if is_main else logging.WARNING)
-    for name in TALKATIVE_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    transformers.logging.set_verbosity_warning()
+    SCREEN.open(draws_bars=is_main)
+    root = logging.getLogger()
+    for handler in [entry for entry in root.handlers if isinstance(entry, ScreenHandler)]:
+        root.removeHandler(handler)  # of an earlier run in this process
+    handler = ScreenHandler()
+    handler.addFilter(WithoutSilenced(is_main))
+    root.addHandler(handler)
+    logging.getLogger("speech_finetuning").setLevel(logging.INFO if is_main else logging.WARNING)
+    quieten_libraries()
     leave_retrying_to_us()
 
 
 def describe_run(
-    model: Any,
-    sets: dict[str, list[SpeechDataset]],
-    args: transformers.Seq2SeqTrainingArguments,
-    checkpoint: Path | None,
-    is_sharded_by_rank: bool,
+    trainer: SpeechTrainer, sets: dict[str, list[SpeechDataset]], checkpoint: Path | None
 ) -> None:
     """The first screen of the log: what will happen, in numbers."""
+    model = trainer.model
+    args = trainer.args
     num_all = model.num_parameters()
     num_trainable = model.num_parameters(only_trainable=True)
     sizes = f"{num_all:,} parameters, {num_trainable:,} of them trainable"
-    logger.info("model: %s, %s, on %s", model.name_or_path, sizes, args.device)
+    logger.info("model: %s, %s, on %s", shown(str(model.name_or_path)), sizes, args.device)
     for role, role_sets in sets.items():
         for dataset in role_sets:
-            logger.info("%s data: %s", role, describe_source(dataset))
+            logger.info("%s: %s", role, describe_source(dataset))
     if args.do_train:
-        describe_training(args, checkpoint, is_sharded_by_rank)
+        describe_training(args, checkpoint, trainer.progress.share.is_sharded_by_rank)
         describe_length(sets["train"], args)
         warn_of_shared_memory(model.config, args)
     if "tensorboard" in cast(list[str], args.report_to):  # since its __post_init__
         assert args.output_dir is not None
-        runs = os.environ.get("TENSORBOARD_LOGGING_DIR", str(Path(args.output_dir) / "runs"))
-        logger.info("curves: tensorboard --logdir %s", runs)
+        logger.info(
+            "curves: tensorboard --logdir %s", shown(folder_of_curves(Path(args.output_dir)))
+        )
 
 
 def describe_source(dataset: SpeechDataset) -> str:
     """Where the rows come from, how many there are and which columns are used."""
     source = dataset.source
-    names = (source.record, source.name, source.config_name, source.split)
+    names = (source.record, shown(source.name), source.config_name, source.split)
     place = " ".join(name for name in names if name)
     rows = "rows not counted" if source.num_rows is None else f"{source.num_rows:,} rows"
     if dataset.rows_per_pass() != source.num_rows:
@@ -95,7 +92,7 @@ def describe_training(
         args.learning_rate,
         args.save_steps,
     )
-    start = "from the beginning" if checkpoint is None else f"continues from {checkpoint}"
+    start = "from the beginning" if checkpoint is None else f"continues from {shown(checkpoint)}"
     logger.info("start: %s", start)
 
 

@@ -30,6 +30,7 @@ from speech_finetuning.training.trainer import SpeechTrainer
 logger = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 3
+NUM_BINS = 14  # of a histogram, so that its line has 80 columns
 # Where nearly every row is rejected for one reason, what has probably happened.
 REMEDIES = {
     "audio_empty": "Does --audio_column_name name the column with the audio?",
@@ -191,7 +192,7 @@ def figures_of(dataset: SpeechDataset, rows: PreparedRows) -> dict[str, Any]:
 
 def describe_rows(dataset: SpeechDataset, rows: PreparedRows, style: str) -> None:
     """Logs durations, tokens, sampling rates, and the first label as the model will see it."""
-    logger.info("  %s", histogram("durations in s", [row["duration"] for row in rows.examples]))
+    logger.info("  %s", histogram("seconds", [row["duration"] for row in rows.examples]))
     logger.info("  %s", histogram("tokens", [len(row["labels"]) for row in rows.examples]))
     rates = Counter(f"at {row['sampling_rate']} Hz" for row in rows.examples)
     num_rows = dataset.rows_per_pass()
@@ -212,13 +213,13 @@ def describe_rows(dataset: SpeechDataset, rows: PreparedRows, style: str) -> Non
 
 
 def histogram(name: str, values: list[float]) -> str:
-    """One line: how many values lie in each twentieth of the range up to the 99th percentile, and
+    """One line: how many values lie in each part of the range up to the 99th percentile, and
     percentiles."""
     low, middle, high, last = np.percentile(values, [5, 50, 95, 99])
-    counts, _ = np.histogram(np.minimum(values, last), bins=20, range=(0, last))
+    counts, _ = np.histogram(np.minimum(values, last), bins=NUM_BINS, range=(0, last))
     bars = "".join(" .:-=+*#%@"[math.ceil(9 * count / max(counts))] for count in counts)
-    spread = f"5 % {low:.1f}, median {middle:.1f}, 95 % {high:.1f}, max {max(values):.1f}"
-    return f"{name}: 0 [{bars}] {last:.1f}   {spread}"
+    spread = f"5 % {low:.1f}  median {middle:.1f}  95 % {high:.1f}  max {max(values):.1f}"
+    return f"{name:8} 0 [{bars}] {last:<5.1f} {spread}"
 
 
 def describe_style(texts: list[str]) -> str:

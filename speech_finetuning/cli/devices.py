@@ -55,27 +55,32 @@ def check_processes(data_args: Any, args: transformers.Seq2SeqTrainingArguments)
         raise UserError(*problems)
 
 
+def why_no_gpu(use_cpu: bool) -> str:
+    """Why this process trains on the CPU, as far as torch says; "" if it has a GPU."""
+    if use_cpu:
+        return "--use_cpu was given"
+    if torch.cuda.is_available():
+        return ""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the second: a CPU build of torch
+        return str(error).split(". ")[0].splitlines()[0].rstrip(".")
+    return "torch finds none"
+
+
 def check_devices(args: transformers.Seq2SeqTrainingArguments) -> None:
-    """Raises UserError for GPU flags without a usable GPU, naming the driver if that is the
-    reason."""
+    """Raises UserError for several GPUs in one process, and for a GPU whose driver is too old."""
     if args.n_gpu > 1:
         raise UserError(
             f"{args.n_gpu} GPUs in one process. Start with torchrun --nproc_per_node {args.n_gpu}."
         )
-    reason = "--use_cpu was given" if args.use_cpu else ""
-    if not torch.cuda.is_available() and not args.use_cpu:
-        try:
-            torch.cuda.init()
-        except (RuntimeError, AssertionError) as error:  # the second: a CPU build of torch
-            reason = str(error).split(". ")[0].splitlines()[0]
+    reason = why_no_gpu(args.use_cpu)
     if "driver" in reason and "too old" in reason:
         version = torch.__version__.split("+")[0]
         raise UserError(
             f"{reason}. Update the NVIDIA driver, or install the build of torch {version} for its "
             "CUDA version (see pytorch.org), or pass --use_cpu."
         )
-    if args.fp16 and reason:
-        raise UserError(f"--fp16 needs a GPU: {reason}. Leave out --fp16 to train on the CPU.")
 
 
 def check_optimizer(args: transformers.Seq2SeqTrainingArguments) -> None:

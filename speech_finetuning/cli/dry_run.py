@@ -1,7 +1,6 @@
 """The whole job in miniature: what it tries, what it finds, what the full run will need."""
 
 import itertools
-import json
 import logging
 import math
 import shutil
@@ -21,8 +20,10 @@ from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.cli.data_report import report_data
 from speech_finetuning.data.audio import seconds_of_frames
 from speech_finetuning.data.items import StreamItem
+from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.sharing.hub import describe_access
+from speech_finetuning.training.length import count_steps
 from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def miniature_flags(
         "report_to": "none",
         "output_dir": folder,
     }
-    if full_args.max_steps > 0:
+    if full_args.num_train_epochs is None:
         changes["max_steps"] = 3
     else:
         changes["num_train_epochs"] = 1
@@ -182,10 +183,24 @@ def steps_between(steps: float, num_steps: int) -> int:
     return int(steps) if steps >= 1 else math.ceil(steps * num_steps)
 
 
+def count_full_steps(
+    full_args: transformers.Seq2SeqTrainingArguments,
+    sets: tuple[SpeechDataset, ...],
+    max_train_samples: int | None,
+) -> int:
+    """Steps of the full run. sets: those of the miniature, which may be cut short."""
+    if full_args.max_steps > 0:
+        return full_args.max_steps
+    whole_sets = [replace(dataset, max_rows=max_train_samples) for dataset in sets]
+    rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
+    return count_steps(full_args.num_train_epochs, whole_sets, rows_per_step)
+
+
 def estimate_needs(
     *,
     trainer: SpeechTrainer,
     full_args: transformers.Seq2SeqTrainingArguments,
+    num_steps: int,
     data: dict[str, list[dict[str, Any]]],
     max_eval_samples: int | None,
     metrics: dict[str, float],
@@ -193,10 +208,6 @@ def estimate_needs(
 ) -> dict[str, Check]:
     """What the full run will need, judging by three steps. data: sources by role, with num_rows."""
     rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
-    num_train_rows = sum(source["num_rows"] or 0 for source in data["train"])
-    num_steps = full_args.max_steps
-    if num_steps <= 0:
-        num_steps = math.ceil(full_args.num_train_epochs * num_train_rows / rows_per_step)
     limit = max_eval_samples or sys.maxsize
     num_eval_rows = sum(min(limit, source["num_rows"] or 0) for source in data.get("eval", []))
 
@@ -228,7 +239,8 @@ def estimate_needs(
 
 def conclude(checks: dict[str, Check], versions: dict[str, str]) -> None:
     """Logs the table. Raises: UserError if a check failed."""
-    logger.info("%-8s %-10s %s", "ok", "versions", json.dumps(versions))
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    logger.info("%-8s %-10s %s", "ok", "versions", packages)
     for name, check in checks.items():
         logger.info("%-8s %-10s %s", check.state, name, check.found)
     failed = [f"{name}: {check.found}" for name, check in checks.items() if check.state == "error"]
@@ -251,6 +263,7 @@ def dry_run(
     with tempfile.TemporaryDirectory() as folder:
         job = build_job(miniature_flags(argv, full_args, folder))
         report_data(job.trainer.train_dataset, NUM_READ_ROWS, curves=None, output_dir=None)
+        sets = job.trainer.train_dataset.sets
         sample = take_sample(job.trainer.train_dataset, NUM_READ_ROWS)
         rehearse(job.trainer, sample, full_args)
         metrics = run_job(job)
@@ -259,6 +272,7 @@ def dry_run(
     checks |= estimate_needs(
         trainer=job.trainer,
         full_args=full_args,
+        num_steps=count_full_steps(full_args, sets, data_args.max_train_samples),
         data=job.run_info["data"],
         max_eval_samples=data_args.max_eval_samples,
         metrics=metrics,

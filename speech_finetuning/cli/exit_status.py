@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_line
-from speech_finetuning.base.files import redacted, write_json
+from speech_finetuning.base.files import printable, redacted, write_json
 from speech_finetuning.base.shutdown import StopSignals, end_workers
-from speech_finetuning.cli.flags import find_group, find_value, values_of, with_config_file
+from speech_finetuning.cli.flags import find_value, is_on, with_config_file
+from speech_finetuning.cli.terminal import SCREEN
 
 # run.sh names a file of its own in this variable, because torchrun swallows its children's codes.
 LAUNCHER_VARIABLE = "EXIT_STATUS_FILE"
@@ -52,6 +53,7 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
         code = ending.code
         reason = ending.reason
     finally:
+        SCREEN.hide_bar()
         end_workers()
         # A dry run leaves nothing, and ends with 0 or 2.
         is_first = write_exit_status([] if is_dry_run(argv) else argv, code, reason)
@@ -89,7 +91,7 @@ def report(code: int, reason: str) -> None:
         sys.stderr.write(f"stopped: {reason}. {GO_ON}\n")
     else:
         for line in reason.splitlines():
-            sys.stderr.write(f"error: {line}\n")
+            sys.stderr.write(f"error: {printable(line)}\n")
 
 
 def all_words(argv: list[str]) -> list[str]:
@@ -101,11 +103,7 @@ def all_words(argv: list[str]) -> list[str]:
 
 def is_dry_run(argv: list[str]) -> bool:
     """Whether --dry_run is given. Must be known even if the rest of the command line is wrong."""
-    group = find_group(all_words(argv), "dry_run")
-    if group is None:
-        return False
-    is_off = [value.lower() in ("no", "false", "f", "n", "0") for value in values_of(group)]
-    return not any(is_off)
+    return is_on(all_words(argv), "dry_run")
 
 
 def is_of_earlier_start(file: Path) -> bool:

@@ -18,6 +18,7 @@ from speech_finetuning.cli.help import IMPORTANT_FLAGS
 from speech_finetuning.cli.retired import LOGIN, MEANT, REFUSED, TOKEN_FLAGS
 
 REQUIRED_FLAGS = ("model_name_or_path",)
+FALSE_WORDS = ("no", "false", "f", "n", "0")
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -65,6 +66,14 @@ def find_value(words: list[str], name: str) -> str | None:
     """The value of --name; None without any."""
     values = values_of(find_group(words, name) or [f"--{name}"])
     return values[0] if values else None
+
+
+def is_on(words: list[str], name: str) -> bool:
+    """Whether --name, a flag that is on or off, is on; the last one counts."""
+    group = find_group(words, name)
+    if group is None:
+        return False
+    return not any(value.lower() in FALSE_WORDS for value in values_of(group))
 
 
 def with_config_file(words: list[str]) -> list[str]:

@@ -17,9 +17,6 @@ SHORT_HELP: dict[str, dict[str, str]] = {
         "dataset_name": "Hub id, folder, or CSV, TSV, JSONL file.",
         "language": "Code or English name; not for .en models.",
         "output_dir": "For checkpoints, the model and reports.",
-        "do_train": "Trains, and needs one of these two:",
-        "max_steps": "how long, in optimizer steps, or",
-        "num_train_epochs": "in passes over the data.",
     },
     "data": {
         "dataset_config_name": "Configuration, often the language.",
@@ -39,11 +36,14 @@ SHORT_HELP: dict[str, dict[str, str]] = {
         "do_predict": "Transcribes --predict_split_name.",
     },
     "training": {
+        "do_train": "Trains,",
+        "max_steps": "for so many optimizer steps, or",
+        "num_train_epochs": "passes; else by the number of rows.",
         "learning_rate": "Else by size of model, 3.75e-5 to 5e-6.",
         "per_device_train_batch_size": "Clips at a time.",
         "gradient_accumulation_steps": "Such batches to a step.",
-        "fp16": "Mixed precision; --bf16 on newer GPUs.",
-        "gradient_checkpointing": "Less memory, more time.",
+        "fp16": "Mixed precision, else what the GPU has.",
+        "gradient_checkpointing": "Less memory, more time; else if needed.",
         "train_window": "longest: far faster (docs/memory.md).",
         "lora_rank": "Low-rank adapters; 0: all weights.",
     },
@@ -61,7 +61,7 @@ IMPORTANT_FLAGS = [name for group in SHORT_HELP.values() for name in group]
 USAGE = """\
 usage: python run_speech_recognition_seq2seq_streaming.py --output_dir FOLDER \\
          --model_name_or_path MODEL --dataset_name DATA --language LANGUAGE \\
-         --do_train --do_eval --max_steps N [--flag VALUE ...]"""
+         --do_train --do_eval [--flag VALUE ...]"""
 EPILOGUE = "All flags: --help_all. Recipes: bash run.sh help. More: README.md, docs/."
 WIDEST_LINE = 100
 TEXT_COLUMN = 35

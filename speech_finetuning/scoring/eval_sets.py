@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ CACHE_VERSION = 3  # rises when the same rows are prepared otherwise than before
 ROWS_PER_BLOCK = 100
 ROWS_PER_WRITE = 16  # of unpadded features: some 10 MB
 NUM_EXAMPLES = 3  # of rejected rows, in an error
+SECONDS_BETWEEN_LINES = 15  # of the log, while rows are prepared
 
 FEATURES = datasets.Features(
     {
@@ -189,8 +191,13 @@ def block_size_in_bytes(block: Block) -> int:
 
 
 def eval_rows(dataset: SpeechDataset, num_threads: int) -> Iterator[dict[str, Any]]:
-    """The rows of a split as FEATURES says."""
-    for _, example in map_in_order(dataset.preprocessor, tagged_rows(dataset), num_threads):
+    """The rows of a split as FEATURES says; the log tells how far it is, if that takes long."""
+    told_at = time.monotonic()
+    prepared = map_in_order(dataset.preprocessor, tagged_rows(dataset), num_threads)
+    for number, (_, example) in enumerate(prepared):
+        if time.monotonic() - told_at > SECONDS_BETWEEN_LINES:
+            told_at = time.monotonic()
+            logger.info("%s: %d rows are prepared", dataset.source.split, number)
         if isinstance(example, Rejection):
             yield {
                 "id": storable(example.row),

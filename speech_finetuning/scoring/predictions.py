@@ -1,7 +1,5 @@
 """Every scored row, and the worst ones, as files."""
 
-import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +8,7 @@ import jiwer
 from speech_finetuning.base.files import json_line, printable, write_text
 from speech_finetuning.scoring.scorecard import ScoredRow
 
-logger = logging.getLogger(__name__)
-
 NUM_WORST_ROWS = 20
-
-
-def log_examples(rows: Sequence[ScoredRow]) -> None:
-    """References and transcripts side by side; only transcripts where there is no reference."""
-    for row in rows:
-        if row.row.reference:
-            logger.info("reference:   %s", printable(row.row.reference))
-        logger.info("transcribed: %s", printable(row.prediction))
 
 
 def write_predictions(output_dir: Path, role: str, rows: list[ScoredRow]) -> list[Path]:

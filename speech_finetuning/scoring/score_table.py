@@ -8,17 +8,19 @@ from speech_finetuning.scoring.scores import (
     TEST,
     UNTOUCHED_TEST,
     ZERO_SHOT,
+    ErrorRates,
     Interval,
     Scores,
     read_scores,
 )
 
+LONGEST_CHANGES = 56  # characters of two that stand on one line
+
 
 def score_table(metrics: dict[str, float], set_names: list[str]) -> str:
-    """Before, after and test side by side, in total and for each named set.
-
-    At the end of a line stand the WER's 95 % interval and the change against the untouched model.
-    """
+    """Before, after and test side by side, in total and for each named set, with the WER's 95 %
+    interval; below a line the change against the untouched model. 80 columns wide if names are
+    short."""
     titles = {
         ZERO_SHOT: "before training",
         EVAL: "after training" if "train_rows" in metrics else "as it is",
@@ -26,39 +28,48 @@ def score_table(metrics: dict[str, float], set_names: list[str]) -> str:
         TEST: "test split",
         PREDICT: "predicted",
     }
-    lines = [f"{'':24s}     WER      CER   subst   delet  insert    rows   loops %   95 % interval"]
+    rows: list[tuple[str, str]] = []
     for role in ROLES:
         for set_name in ["", *set_names]:
             scores = read_scores(metrics, role=role, set_name=set_name)
             if scores is None or scores.leading is None:
                 continue
-            before = None
-            if role in BEFORE:
-                before = read_scores(metrics, role=BEFORE[role], set_name=set_name)
-            title = f"{titles[role]} {set_name}"
-            lines.append(f"{title:24s}{describe_scores(scores, before)}")
-    return "\n".join(lines)
+            rows.append((f"{titles[role]} {set_name}".rstrip(), describe_scores(scores)))
+            if scores.translation is not None:
+                found = scores.translation
+                rows.append(("", f"  BLEU {found.bleu:.1f}   chrF {found.chrf:.1f}"))
+            before = read_scores(metrics, role=BEFORE.get(role, "none"), set_name=set_name)
+            if before is not None and before.leading is not None:
+                rows += describe_changes(scores, before.leading)
+    width = max([len("before training"), *(len(title) for title, _ in rows)])
+    header = "    WER    CER subst delet insert   rows loops %   95 % interval"
+    return "\n".join([f"{'':{width}}{header}", *(f"{title:{width}}{row}" for title, row in rows)])
 
 
-def describe_scores(scores: Scores, before: Scores | None) -> str:
+def describe_scores(scores: Scores) -> str:
     """The figures of one line of the table, of a set with error rates."""
     now = scores.leading
     assert now is not None
-    text = f"{now.wer:8.2f} {now.cer:8.2f}"
+    text = f" {now.wer:6.2f} {now.cer:6.2f}"
     if scores.counts is not None:
-        text += f"{scores.counts.substitutions:8d}"
-        text += f"{scores.counts.deletions:8d}"
-        text += f"{scores.counts.insertions:8d}"
-    text += f"{scores.num_rows:8d}{scores.repetition_loops:10.1f}"
+        text += f" {scores.counts.substitutions:5d}"
+        text += f" {scores.counts.deletions:5d}"
+        text += f" {scores.counts.insertions:6d}"
+    text += f" {scores.num_rows:6d} {scores.repetition_loops:7.1f}"
     if scores.interval is not None:
-        text += f"   {scores.interval.low:.2f} to {scores.interval.high:.2f}"
-    if scores.translation is not None:
-        text += f"  BLEU {scores.translation.bleu:.1f}  chrF {scores.translation.chrf:.1f}"
-    if before is not None and before.leading is not None:
-        earlier = before.leading
-        text += f"  {describe_change('WER', now.wer, earlier.wer, scores.wer_change)}"
-        text += f"  {describe_change('CER', now.cer, earlier.cer, scores.cer_change)}"
+        text += f"   {scores.interval.low:.1f} to {scores.interval.high:.1f}"
     return text
+
+
+def describe_changes(scores: Scores, before: ErrorRates) -> list[tuple[str, str]]:
+    """[("  change", "  WER -12.3 %   CER -4.5 %")]; long ones on a line each."""
+    now = scores.leading
+    assert now is not None
+    wer = describe_change("WER", now.wer, before.wer, scores.wer_change)
+    cer = describe_change("CER", now.cer, before.cer, scores.cer_change)
+    if len(wer) + len(cer) < LONGEST_CHANGES:
+        return [("  change", f"  {wer}   {cer}")]
+    return [("  change", f"  {wer}"), ("", f"  {cer}")]
 
 
 def describe_change(name: str, now: float, before: float, interval: Interval | None) -> str:

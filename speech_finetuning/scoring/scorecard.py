@@ -106,7 +106,7 @@ class Scorecard:
     rows: dict[int, ReferenceRow] = field(default_factory=dict)  # by index
     scored: list[ScoredRow] = field(default_factory=list)  # by the last call
     leading: dict[str, str] = field(default_factory=dict)  # reading by the name of the set
-    announced: set[str] = field(default_factory=set)  # sentences that the log already has
+    announced: set[str] = field(default_factory=set)  # what the log already says
     role: str = ""  # of the set that is scored: eval, test, zero_shot ...
     # What was wrong with the rows of a role, by index, when the untouched model transcribed them.
     untouched: dict[str, dict[int, RowErrors]] = field(default_factory=dict)
@@ -230,8 +230,10 @@ class Scorecard:
         return interval_of(words), interval_of(characters)
 
     def warn_of_cut_outputs(self, scores: Scores) -> None:
-        """Most transcripts without an end are no accident."""
-        if scores.cut_outputs > MAX_CUT_OUTPUTS:
+        """Most transcripts without an end are no accident; said once, as every score tells the
+        share."""
+        if scores.cut_outputs > MAX_CUT_OUTPUTS and "cut" not in self.announced:
+            self.announced.add("cut")
             logger.warning(
                 "%.0f %% of %d transcripts end at the length limit of %d tokens. Either the model "
                 "does not stop (%.0f %% end in a loop), or --generation_max_length is too low.",

@@ -1,7 +1,10 @@
 """What happens beside the training loop."""
 
+import contextlib
+import json
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,15 @@ from accelerate.utils import gather_object
 from transformers.integrations.integration_utils import TensorBoardCallback, default_logdir
 
 from speech_finetuning.base.errors import ExitCode, RunEnded
-from speech_finetuning.base.files import write_json
-from speech_finetuning.scoring.predictions import log_examples, write_predictions
+from speech_finetuning.base.files import finite_or_none, json_line, write_json, write_text
+from speech_finetuning.scoring.predictions import write_predictions
 from speech_finetuning.scoring.scorecard import Scorecard
+from speech_finetuning.scoring.scores import PREDICT
 from speech_finetuning.training.progress import StreamProgress
 
 logger = logging.getLogger(__name__)
 
 MAX_BROKEN_STEPS = 10  # steps in a row without a finite loss before the run is given up
-NUM_LOGGED_PREDICTIONS = 3  # of each evaluation
 
 
 class SkipBrokenSteps(transformers.TrainerCallback):
@@ -118,8 +121,39 @@ class TensorBoardCurves(TensorBoardCallback):
         self.tb_writer.flush()
 
 
+class TrainerLog(transformers.TrainerCallback):
+    """Every figure that is logged, as a line of trainer_log.jsonl; the terminal shows a few."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.file = output_dir / "trainer_log.jsonl"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drops the lines of steps that will be trained again."""
+        if not state.is_world_process_zero or not self.file.is_file():
+            return
+        kept = []
+        for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # torn by a kill
+                if json.loads(line)["step"] <= state.global_step:
+                    kept.append(f"{line}\n")
+        write_text(self.file, "".join(kept))
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "step": state.global_step,
+            "max_steps": state.max_steps,
+        }
+        line |= {name: finite_or_none(value) for name, value in logs.items()}
+        write_text(self.file, json_line(line), mode="a")
+
+
 class SavePredictions(transformers.TrainerCallback):
-    """Writes every transcript of an evaluation to files, and the first ones to the log."""
+    """Writes every transcript of an evaluation to files."""
 
     def __init__(self, scorecard: Scorecard) -> None:
         self.scorecard = scorecard
@@ -132,11 +166,10 @@ class SavePredictions(transformers.TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        rows = self.scorecard.scored
-        log_examples(rows[:NUM_LOGGED_PREDICTIONS])
         if state.is_world_process_zero:
             name = evaluation_name(metrics or {})
-            for path in write_predictions(Path(args.output_dir), name, rows):
+            paths = write_predictions(Path(args.output_dir), name, self.scorecard.scored)
+            for path in paths if name == PREDICT else []:
                 logger.info("all transcripts: %s", path)
 
 

@@ -153,7 +153,9 @@ def save_at_the_end(trainer: SpeechTrainer) -> None:
     newest = find_checkpoint(output_dir, "auto")
     if trainer.is_world_process_zero():
         saved = newest or "nothing, no step was finished"
-        logger.warning("saved: %s. To go on, start the same command again.", saved)
+        # A run that was stopped says how to go on as its last word.
+        advice = "" if trainer.stop.received else ". To go on, start the same command again."
+        logger.info("saved: %s%s", saved, advice)
 
 
 def zero_shot_scores(

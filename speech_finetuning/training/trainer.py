@@ -32,6 +32,7 @@ from speech_finetuning.training.callbacks import (
     SavePredictions,
     SkipBrokenSteps,
     TensorBoardCurves,
+    TrainerLog,
 )
 from speech_finetuning.training.compat import (
     compile_windows_of_any_length,
@@ -95,6 +96,7 @@ class SpeechTrainer(ResumableTrainer):
         self.broken_steps = SkipBrokenSteps(self.accelerator, progress)
         self.add_callback(self.broken_steps)
         self.add_callback(SavePredictions(self.compute_metrics))
+        self.add_callback(TrainerLog(self.output_dir()))
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(TensorBoardCurves())
         if self.args.torch_compile:

@@ -25,7 +25,7 @@ COMMON = "--dry_run --do_train --do_eval --max_steps 4000"
 
 def table(log: str) -> dict[str, tuple[str, str]]:
     """{check: (state, what was found)} of the log's last lines."""
-    lines = [re.sub(r".*(INFO|py:\d+) ", "", line) for line in log.splitlines()]
+    lines = [re.sub(r"^(.*py:\d+|\d\d:\d\d:\d\d) ", "", line) for line in log.splitlines()]
     states = [
         line.split(maxsplit=2) for line in lines if line.startswith(("ok ", "warning ", "error "))
     ]

@@ -84,11 +84,12 @@ def test_mistakes_are_answered_without_torch(without_torch: dict[str, str], tmp_
         "error: unknown flag --lr. Did you mean --learning_rate?",
         "error: --max_steps: invalid int value: 'many'.",
     ]
-    result = run([*REQUIRED, "--do_train", "--load_best_model_at_end"], without_torch, tmp_path)
+    words = [*REQUIRED, "--do_train", "--load_best_model_at_end", "--fp16", "--bf16"]
+    result = run(words, without_torch, tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        "error: how long to train? Pass --max_steps N (or --num_train_epochs N).",
         "error: --load_best_model_at_end needs --do_train and --do_eval.",
+        "error: --fp16 and --bf16: pass one, not both.",
     ]
 
 

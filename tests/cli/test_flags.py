@@ -67,6 +67,7 @@ def test_defaults_that_differ_from_the_library():
         1,
     )
     assert args.eval_steps == args.save_steps == 500
+    assert args.logging_steps == 25
     assert (args.eval_strategy, args.save_strategy, args.resume_from_checkpoint) == (
         "steps",
         "steps",
@@ -200,10 +201,8 @@ def test_harmful_flags_are_refused(name: str):
     ("flags", "message"),
     [
         ("--max_steps 1", "nothing to do"),
-        ("--do_train", "how long to train"),
         ("--do_train --max_steps 1 --num_train_epochs 2", "not both"),
-        ("--do_train --max_steps 1 --fp16", "--fp16 needs a GPU"),
-        ("--do_train --max_steps 1 --fp16 --bf16 --use_cpu", "not both"),
+        ("--do_train --max_steps 1 --fp16 --bf16", "--fp16 and --bf16: pass one, not both"),
         ("--do_train --max_steps 1 --dataloader_num_workers 4", "--num_decoding_threads 4"),
         ("--do_train --max_steps 1 --early_stopping_patience 2", "needs --do_train and --do_eval"),
         ("--do_train --max_steps 1 --eval_before_training", "needs --do_train and --do_eval"),
@@ -249,7 +248,6 @@ def test_all_bad_flags_are_told_at_once(capsys: pytest.CaptureFixture):
     assert exit_code_of(script.main, [*REQUIRED, *words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert [line.split()[1] for line in lines] == [
-        "how",
         "a",
         "--shuffle_buffer_size",
         "--push_predictions",
@@ -410,4 +408,5 @@ def test_header_equals_requirements():
     not_imported = ("accelerate", "tensorboard", "jinja2", "librosa")
     for requirement in listed:
         name = re.match(r"\w+", requirement).group()
-        assert f"import {name}" in source or name in not_imported, f"{name} is never used"
+        is_imported = re.search(rf"\b(import|from) {name}\b", source) is not None
+        assert is_imported or name in not_imported, f"{name} is never used"

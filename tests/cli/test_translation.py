@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
-from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli import demonstration
 
 # run.sh of the Whisper fine-tuning event, December 2022, as it was handed out.
@@ -69,10 +68,9 @@ def test_the_event_s_command_means_what_it_meant():
     assert data_args.streaming and data_args.do_normalize_eval
     assert (args.eval_strategy, args.eval_steps, args.save_steps) == ("steps", 1000, 1000)
     assert args.load_best_model_at_end and args.greater_is_better is False
-    assert args.activation_checkpointing and args.fp16 and args.push_to_hub
-    with pytest.raises(UserError) as error:  # the tests have no GPU
-        script.check_arguments(data_args, args)
-    assert str(error.value).startswith("--fp16 needs a GPU")
+    assert args.activation_checkpointing and args.push_to_hub
+    assert not args.fp16  # the tests have no GPU: see below
+    script.check_arguments(data_args, args)
 
 
 def make_common_voice(folder: Path) -> Path:
@@ -94,12 +92,12 @@ def test_the_event_s_command_trains(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    """Its model and data are replaced, and what needs a GPU or an account is left out."""
+    """Its model and data are replaced, and what needs an account is left out."""
     data = make_common_voice(tmp_path / "common_voice")
     (tmp_path / "clone").mkdir()
     (tmp_path / "clone" / "README.md").write_text("of the model's repository")
     monkeypatch.chdir(tmp_path / "clone")
-    words = [word for word in EVENT_FLAGS if word not in ("--fp16", "--push_to_hub")]
+    words = [word for word in EVENT_FLAGS if word != "--push_to_hub"]
     words = [word for word in words if not word.startswith("--dataset_config_name")]
     words += ["--model_name_or_path", str(tiny_model), "--dataset_name", str(data)]
     words += "--max_steps 2 --warmup_steps 1 --eval_steps 2 --save_steps 2".split()
@@ -111,3 +109,4 @@ def test_the_event_s_command_trains(
     told = [record.message for record in caplog.records if "flags of 2022" in record.message]
     assert len(told) == 1
     assert all(f"--{name} " in told[0] for name in RETIRED)
+    assert [record.message for record in caplog.records if "--fp16 is off" in record.message]

@@ -414,7 +414,7 @@ def test_the_report_tells_what_the_filters_reject(
     demonstration.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
     train(f"--do_train --max_steps 1 --dataset_name {tmp_path / 'data'} --data_report_samples 10")
     assert "first 10 rows of" in caplog.text and "rejected: 3 audio_unreadable" in caplog.text
-    assert "durations in s: 0 [" in caplog.text and "lower case, no punctuation" in caplog.text
+    assert "  seconds  0 [" in caplog.text and "lower case, no punctuation" in caplog.text
     caplog.clear()
     train(f"--do_train --max_steps 2 --dataset_name {tmp_path / 'data'}")
     assert "data report" not in caplog.text  # a continued run knows its data

@@ -516,11 +516,12 @@ def test_ctrl_c_in_a_terminal_during_evaluation(flags: list[str], tmp_path: Path
     ]
     process, terminal = pty.fork()
     if process == 0:
+        os.environ["TERM"] = "xterm-256color"
         os.execv(sys.executable, [sys.executable, script.__file__, *words])
     fcntl.ioctl(
         terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0)
     )  # else the progress bar hides
-    text = read_terminal(terminal, "/400 [")
+    text = read_terminal(terminal, "/400 batches")
     os.write(terminal, b"\x03")
     text += read_terminal(terminal, None)
     _, ended = os.waitpid(process, 0)
@@ -534,7 +535,7 @@ def read_terminal(terminal: int, until: str | None) -> str:
     """What the terminal shows until a text comes after the training has begun, or until the program
     ends."""
     text = ""
-    while until is None or until not in text.partition("'loss'")[2]:
+    while until is None or until not in text.partition("clips/s")[2]:
         try:
             text += os.read(terminal, 4096).decode(errors="replace")
         except OSError:  # the other side has closed

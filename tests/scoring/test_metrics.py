@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import logging
 import time
 import zlib
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from speech_finetuning.scoring.normalization import (
     ScoringTarget,
     text_normalizers,
 )
-from speech_finetuning.scoring.predictions import log_examples, write_predictions
+from speech_finetuning.scoring.predictions import write_predictions
 from speech_finetuning.scoring.scorecard import Scorecard
 
 # Accents in one and in two code points, scripts without capitals or spaces, an elision.
@@ -173,19 +172,6 @@ def test_prediction_files_show_control_characters_and_do_not_obey_them(tokenizer
         assert text.replace("\n", "").isprintable()
     assert json.loads(lines)["reference"] == hostile
     assert json.loads(lines)["prediction"] == hostile + " cuatro"
-
-
-def test_transcripts_without_references_have_no_empty_reference_in_the_log(tokenizer, caplog):
-    card = scorecard(tokenizer, ["", "dos\x07"])
-    card(outputs(tokenizer, ["uno", "dos tres"], [0, 1]))
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        log_examples(card.scored)
-    assert caplog.messages == [
-        "transcribed: uno",
-        "reference:   dos\\x07",
-        "transcribed: dos tres",
-    ]
 
 
 def test_the_interval_is_seeded_and_contains_the_rate(tokenizer):

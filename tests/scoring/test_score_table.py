@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from example_scores import SCORES, WITHOUT_REFERENCES, logged, with_rates
 
+from speech_finetuning.scoring.metrics import WordCounts
 from speech_finetuning.scoring.score_table import describe_regressions, score_table
 from speech_finetuning.scoring.scores import Interval
 
@@ -12,22 +13,35 @@ def test_the_table_has_a_line_for_each_scored_set():
     metrics = logged(with_rates("zero_shot", 100.0, 80.0)) | logged(SCORES)
     metrics |= logged(replace(SCORES, set_name="clean")) | logged(WITHOUT_REFERENCES)
     lines = score_table(metrics, ["clean"]).splitlines()
-    assert [line[:24].strip() for line in lines[1:]] == [
+    assert [line[:15].strip() for line in lines[1:]] == [
         "before training",
         "as it is",
+        "change",
         "as it is clean",
     ]
-    assert lines[2].split() == [
-        *"as it is 50.00 25.00 1 2 3 4 75.0 10.00 to 90.00".split(),
-        *"WER -50.0 % CER -68.8 %".split(),
-    ]
+    assert lines[2].split() == "as it is 50.00 25.00 1 2 3 4 75.0 10.0 to 90.0".split()
+    assert lines[3].strip() == "change         WER -50.0 %   CER -68.8 %"
     assert "after training" in score_table(metrics | {"train_rows": 1}, [])
 
 
 def test_no_error_before_training_does_not_hide_the_change():
     metrics = logged(with_rates("zero_shot", 0.0, 20.0)) | logged(with_rates("eval", 5.0, 30.0))
-    after = score_table(metrics, []).splitlines()[-1]
-    assert after.endswith("WER +5.00 points  CER +50.0 %")
+    change = score_table(metrics, []).splitlines()[-1]
+    assert change.endswith("WER +5.00 points   CER +50.0 %")
+
+
+def test_the_widest_figures_fit_80_columns_and_stand_under_their_headings():
+    widest = replace(
+        with_rates("zero_shot", 100.0, 438.57),
+        counts=WordCounts(substitutions=12345, deletions=12345, insertions=123456, hits=0),
+        num_rows=123456,
+        repetition_loops=99.9,
+        interval=Interval(low=100.0, high=100.0),
+    )
+    header, line = score_table(logged(widest), []).splitlines()
+    assert max(len(header), len(line)) <= 80
+    for heading, value in (("CER", "438.57"), ("insert", "123456"), ("loops %", "99.9")):
+        assert header.index(heading) + len(heading) == line.index(value) + len(value)
 
 
 def test_every_figure_that_became_worse_is_named():
@@ -53,7 +67,13 @@ def test_a_change_whose_interval_contains_zero_is_called_none():
     )
     metrics = logged(before) | logged(after)
     line = score_table(metrics, []).splitlines()[-1]
-    assert line.endswith("WER no clear change (-0.50 to +2.50)  CER -20.0 %")
+    assert line.endswith("  change         WER no clear change (-0.50 to +2.50)   CER -20.0 %")
+    both = replace(after, cer_change=Interval(low=-3.0, high=1.0))
+    lines = score_table(metrics | logged(both), []).splitlines()
+    assert [line.strip() for line in lines[-2:]] == [
+        "change         WER no clear change (-0.50 to +2.50)",
+        "CER no clear change (-3.00 to +1.00)",
+    ]
     assert not [text for text in describe_regressions(metrics, []) if "wer" in text]
     worse = replace(after, wer_change=Interval(low=0.5, high=2.5))
     assert [t for t in describe_regressions(metrics | logged(worse), []) if "wer 21.00 %" in t]
@@ -65,6 +85,13 @@ def test_the_test_split_has_a_line_before_training_too():
     for number, role in enumerate(roles):
         metrics |= logged(with_rates(role, 40.0 - 10 * number, 30.0))
     lines = score_table(metrics, []).splitlines()
-    titles = [line[:24].strip() for line in lines[1:]]
-    assert titles == ["before training", "as it is", "test before", "test split"]
+    titles = [line[:15].strip() for line in lines[1:]]
+    assert titles == [
+        "before training",
+        "as it is",
+        "change",
+        "test before",
+        "test split",
+        "change",
+    ]
     assert "WER -50.0 %" in lines[-1] and "WER" not in lines[-2]

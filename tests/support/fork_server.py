@@ -146,7 +146,8 @@ def run_fork(job: dict[str, Any]) -> int:
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, descriptor in (("output", 1), ("log", 2)):
-        os.dup2(os.open(job[name], os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
+        # To read as well: else a terminal would not become the one whose Ctrl-C this process gets.
+        os.dup2(os.open(job[name], os.O_CREAT | os.O_RDWR | os.O_APPEND), descriptor)
     if job["cwd"] is not None:
         os.chdir(job["cwd"])
     os.environ.update(job["environment"])

@@ -1,0 +1,112 @@
+"""What a run says of itself while it goes on: its lines, at most 80 columns wide."""
+
+import math
+from dataclasses import dataclass
+
+from speech_finetuning.scoring.scores import (
+    EVAL,
+    PREDICT,
+    TEST,
+    UNTOUCHED_TEST,
+    ZERO_SHOT,
+    Scores,
+)
+
+TITLES = {
+    ZERO_SHOT: "score before training",
+    UNTOUCHED_TEST: "score of the test split before training",
+    TEST: "score of the test split",
+    PREDICT: "transcribed",
+}
+STEP_HEADER = "    step     loss      rate    pass  clips/s  waiting       left"
+INDENT = "    "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What a score is compared with, of the same error rate."""
+
+    last: float  # of the evaluation before
+    best: float
+    step_of_best: int  # 0: before training
+
+
+def describe_time(seconds: float) -> str:
+    """'0.4 s', '45 s', '4:05 min', '1:40 h'; an estimate that is none yet is '-'."""
+    if not math.isfinite(seconds):
+        return "-"
+    if 0.05 <= seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min"
+    return f"{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f} h"
+
+
+def describe_step(step: int, figures: dict[str, float], seconds_left: float) -> str:
+    """The line of a logging step, under STEP_HEADER. figures: as they are logged."""
+    passes = [value for name, value in figures.items() if name.split("_")[0] == "pass"]
+    mantissa, _, exponent = f"{figures['learning_rate']:.1e}".partition("e")
+    rate = f"{mantissa}e{int(exponent)}"
+    loss = f"{figures['loss']:.4f}"
+    waiting = f"{100 * figures['data_wait_fraction']:.0f} %"
+    return (
+        f"{step:>8}{loss:>9}{rate:>10}{max(passes):>8.2f}{figures['samples_per_second']:>9.1f}"
+        f"{waiting:>9}{describe_time(seconds_left):>11}"
+    )
+
+
+def describe_scores_at(
+    role: str,
+    step: int,
+    scores: Scores,
+    *,
+    lead: str,
+    earlier: Earlier | None,
+    seconds: float,
+) -> list[str]:
+    """The block of an evaluation, without its pair. lead: "wer", or "cer" where words are not
+    separated by spaces. earlier: None for the first score."""
+    title = f"score at {step}" if role == EVAL and step else TITLES.get(role, "score")
+    done = f"{scores.num_rows:,} rows in {describe_time(seconds)}"
+    rates = scores.leading
+    if rates is None:
+        return [f"{title}   {done}, without references"]
+    now = rates.cer if lead == "cer" else rates.wer
+    compared = "" if earlier is None or role != EVAL else f" ({describe_change(now, earlier)})"
+    wer = f"WER {rates.wer:.1f} %"
+    cer = f"CER {rates.cer:.1f} %"
+    first, second = (cer, wer) if lead == "cer" else (wer, cer)
+    figures = [done, *describe_faults(scores)]
+    if scores.interval is not None:
+        interval = f"{scores.interval.low:.1f} to {scores.interval.high:.1f}"
+        figures.insert(0, f"95 % interval {interval}")
+    return [f"{title}   {first}{compared}   {second}", INDENT + "   ".join(figures)]
+
+
+def describe_change(now: float, earlier: Earlier) -> str:
+    """'was 57.0, best so far', or 'was 42.0, best 41.2 at 400'."""
+    if now < earlier.best:
+        return f"was {earlier.last:.1f}, best so far"
+    at = f"at {earlier.step_of_best}" if earlier.step_of_best else "before training"
+    return f"was {earlier.last:.1f}, best {earlier.best:.1f} {at}"
+
+
+def describe_faults(scores: Scores) -> list[str]:
+    """Shares of transcripts that no error rate shows, where there are any."""
+    shares = {
+        "empty": scores.empty_outputs,
+        "loops": scores.repetition_loops,
+        "cut": scores.cut_outputs,
+    }
+    return [f"{name} {share:.1f} %" for name, share in shares.items() if share > 0]
+
+
+def describe_set(scores: Scores) -> str:
+    """The line of one set of several."""
+    rates = scores.leading
+    text = f"{INDENT}{scores.set_name:<16}"
+    if rates is not None:
+        text += f"   WER {rates.wer:.1f} %   CER {rates.cer:.1f} %"
+    return f"{text}   {scores.num_rows:,} rows"

@@ -1,0 +1,74 @@
+"""How long to train: passes over the data to steps, and a sensible length where none is given."""
+
+import logging
+import math
+from collections.abc import Sequence
+
+import transformers
+
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.preprocessing import SpeechDataset
+
+logger = logging.getLogger(__name__)
+
+# Fine-tuning takes some passes; after many a model recites its training set.
+MANY_PASSES = 20
+SOME_PASSES = 10
+# Where neither --max_steps nor --num_train_epochs is given: USUAL_PASSES, but at least FEWEST_CLIPS
+# as far as SOME_PASSES allow, and at most MOST_CLIPS, which are the 2022 event's 5,000 steps of 32.
+USUAL_PASSES = 5
+FEWEST_CLIPS = 16_000
+MOST_CLIPS = 160_000
+STEPS_IF_NOT_COUNTED = 2_000
+USUAL_SAVE_STEPS = 500  # the library's default
+FEWEST_SAVES = 5
+
+
+def count_steps(
+    num_passes: float | None, train_sets: Sequence[SpeechDataset], rows_per_step: int
+) -> int:
+    """Steps of --num_train_epochs passes; None: of a length by the number of rows.
+    Raises: UserError if passes are given and cannot be counted."""
+    if num_passes is None:
+        return sensible_steps(train_sets, rows_per_step)
+    if len(train_sets) > 1:
+        raise UserError(
+            "--num_train_epochs: the passes of a mix end at different times. Pass --max_steps N "
+            "instead."
+        )
+    num_rows = train_sets[0].rows_per_pass()
+    if num_rows is None:
+        raise UserError("--num_train_epochs: rows cannot be counted. Pass --max_steps N instead.")
+    return math.ceil(num_passes * num_rows / rows_per_step)
+
+
+def sensible_steps(train_sets: Sequence[SpeechDataset], rows_per_step: int) -> int:
+    """A length by the number of rows, which is told; of a mix by the source that is used up
+    first."""
+    weights = sum(dataset.weight for dataset in train_sets)
+    rows_of_sources = [
+        num_rows * weights / dataset.weight
+        for dataset in train_sets
+        if (num_rows := dataset.rows_per_pass())
+    ]
+    num_steps = STEPS_IF_NOT_COUNTED
+    reason = "as the rows cannot be counted"
+    if rows_of_sources:
+        rows_per_pass = min(rows_of_sources)
+        fewest = min(FEWEST_CLIPS, SOME_PASSES * rows_per_pass)
+        num_clips = min(MOST_CLIPS, max(fewest, USUAL_PASSES * rows_per_pass))
+        num_steps = math.ceil(num_clips / rows_per_step)
+        reason = f"for {rows_per_pass:,.0f} rows"
+    logger.info("length: %s steps, chosen %s; --max_steps N: another", f"{num_steps:,}", reason)
+    return num_steps
+
+
+def save_within(args: transformers.Seq2SeqTrainingArguments) -> None:
+    """Where the length was not known to the user, the defaults of --save_steps and --eval_steps may
+    lie beyond it: a short run is saved and scored at least five times."""
+    if args.save_steps != USUAL_SAVE_STEPS:
+        return
+    steps = min(USUAL_SAVE_STEPS, math.ceil(args.max_steps / FEWEST_SAVES))
+    if args.eval_steps == args.save_steps:
+        args.eval_steps = steps
+    args.save_steps = steps
