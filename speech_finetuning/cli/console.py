@@ -24,7 +24,7 @@ SHARED_MEMORY = Path("/dev/shm")
 def set_up_logging(args: transformers.Seq2SeqTrainingArguments) -> None:
     """One readable log from rank 0; the others speak up only for warnings."""
     is_main = args.process_index == 0
-    SCREEN.open(draws_bars=is_main)
+    SCREEN.open(draws_bars=is_main and not args.disable_tqdm)
     root = logging.getLogger()
     for handler in [entry for entry in root.handlers if isinstance(entry, ScreenHandler)]:
         root.removeHandler(handler)  # of an earlier run in this process

@@ -25,6 +25,7 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
 from speech_finetuning.training.checkpoints import is_complete
 
+STEP_LINE = " %  "  # in the log's line of a step, between the columns `waiting` and `left`
 PROJECT = Path(script.__file__).parent
 COMMON = {
     "language": "es",
@@ -180,9 +181,9 @@ def runs(
         "time": {"words": words(**dealt | longer, max_train_time_in_hours=1.0 / 3600)},
         "rejected": {"words": words(**whole | longer, **TWO, max_rejected_fraction=0.1)},
         "broken": {"words": words(**whole | longer, **TWO), "bad_rank": 1},
-        "signal": {"words": words(**dealt | longer), "signal": [1, signal.SIGTERM, "'loss'"]},
-        "scoring": {"words": ["--do_train", *slow_eval], "signal": [0, signal.SIGUSR1, "'loss'"]},
-        "killed": {"words": words(**dealt | longer), "signal": [1, signal.SIGKILL, "'loss'"]},
+        "signal": {"words": words(**dealt | longer), "signal": [1, signal.SIGTERM, "clips/s"]},
+        "scoring": {"words": ["--do_train", *slow_eval], "signal": [0, signal.SIGUSR1, "clips/s"]},
+        "killed": {"words": words(**dealt | longer), "signal": [1, signal.SIGKILL, "clips/s"]},
         "full": {
             "words": ["--do_eval", "--load_best_model_at_end", *words(**dealt)],
             "full_rank": 0,
@@ -580,12 +581,12 @@ def test_run_sh_restarts_after_a_kill_saves_at_sigterm_and_loses_nothing(
     with open(text, "ab") as file:
         how = {"stdout": file, "stderr": file, "cwd": tmp_path}
         process = subprocess.Popen(command, env=run_sh | {"RESTART": "1"}, **how)
-        wait_for(text, "'loss'", 7)
+        wait_for(text, STEP_LINE, 7)
         os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
         wait_for(text, "starting it again")
         assert "2 processes, by torchrun" in text.read_text()
         assert len(errors(text.read_text())) == 1
-        wait_for(text, "'loss'", text.read_text().count("'loss'") + 3)
+        wait_for(text, STEP_LINE, text.read_text().count(STEP_LINE) + 3)
         assert "continues from" in text.read_text()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143, text.read_text()[-3000:]
