@@ -453,6 +453,9 @@ def forks() -> Iterator[ForkServer]:
         yield server
 
 
+STEP_LINE = " %  "  # in the log's line of a step, between the columns `waiting` and `left`
+
+
 def wait_for(log: Path, text: str, count: int = 1, seconds: float = 120) -> None:
     """Until the log holds the text so many times."""
     deadline = time.monotonic() + seconds
@@ -614,7 +617,6 @@ def on_hub(
     return forks.start([*words, *more.split()], log=log, cwd=folder), log
 
 
-STEP_LINE = " %  "  # in the log's line of a step, between the columns `waiting` and `left`
 FAULTS = [
     {"status": 503, "times": 8},
     {"status": 429, "times": 3, "headers": {"Retry-After": "1"}},
