@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli import precision
 from speech_finetuning.cli.precision import (
     choose_checkpointing,
@@ -80,7 +81,7 @@ def test_what_is_said_stays_as_it_is(gpu: Callable, flags: str, note: str):
 
 
 def test_both_at_once_are_refused_on_every_machine():
-    with pytest.raises(script.UserError, match="--fp16 and --bf16: pass one, not both"):
+    with pytest.raises(UserError, match="--fp16 and --bf16: pass one, not both"):
         script.parse_arguments([*WORDS, "--fp16", "--bf16"])
 
 
