@@ -247,6 +247,7 @@ def choose_weights(
 
     metrics: those of the trained weights, which are saved. Returns the scores of what is saved now.
     """
+    trainer.accelerator.wait_for_everyone()  # the main process may still be writing the weights
     choice = WeightChoice(trainer, metrics)
     if options.num_checkpoints > 1:
         try_average(choice, options.num_checkpoints)
