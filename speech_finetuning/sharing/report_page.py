@@ -95,6 +95,7 @@ class ReportPage(transformers.TrainerCallback):
         self.output_dir: Path = trainer.output_dir()
         self.sets: dict[str, ScoredSet] = {}
         self.metrics: dict[str, float] = {}
+        self.is_announced = False
         if (self.output_dir / CURVE).is_file():  # of an earlier start
             trainer.card_writer.curve_picture = CURVE
 
@@ -169,6 +170,9 @@ class ReportPage(transformers.TrainerCallback):
             best_step=state.best_global_step if TEST in self.sets else None,
         )
         write_aside(self.output_dir / PAGE, render(findings))
+        if not self.is_announced:
+            self.is_announced = True
+            logger.info("to look at and to listen to: %s", self.output_dir / PAGE)
         uploads = self.trainer.uploads
         if uploads is not None and uploads.with_transcripts:
             write_aside(self.output_dir / PUBLIC_PAGE, render(public_findings(findings)))

@@ -50,7 +50,7 @@ SECOND_ORDER = "order_2"  # folder of its numbers
 # 6 steps of 20 rows: three passes over a source of 40 rows, whose blocks hold 16, 16 and 8.
 COMMON = """
     --do_train --max_steps 6 --per_device_train_batch_size 20 --shuffle_buffer_size 16
-    --logging_steps 1 --dataloader_num_workers 0 --report_to none --language es
+    --logging_steps 1 --dataloader_num_workers 0 --report_to none --report_clips 0 --language es
 """
 RUNS = {
     "plain": """

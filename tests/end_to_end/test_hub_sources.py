@@ -24,6 +24,7 @@ def run(
         "per_device_train_batch_size": 4,
         "generation_max_length": 8,
         "report_to": "none",
+        "report_clips": 0,
         "output_dir": home / "output",
         **flags,
     }

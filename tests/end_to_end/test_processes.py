@@ -34,6 +34,7 @@ COMMON = {
     "dataloader_num_workers": 0,
     "logging_steps": 1,
     "report_to": "none",
+    "report_clips": 0,
     "disable_tqdm": True,
     "use_cpu": True,
     "data_report_samples": 0,

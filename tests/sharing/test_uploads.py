@@ -223,6 +223,7 @@ def test_nothing_local_is_in_any_byte_that_is_uploaded(
         "validation 7.flac",
     }
     assert files["worst_eval.txt"].decode().count(", WER ") == 8
+    assert b"clips/validation 0.flac" in files["report.html"]
     state = json.loads(files["last-checkpoint/trainer_state.json"])
     assert state["best_model_checkpoint"] in ("checkpoint-2", "checkpoint-4")
 

@@ -47,6 +47,7 @@ def flags(folder: Path, output_dir: Path, max_steps: int) -> list[str]:
         "logging_steps": 1,
         "generation_max_length": 8,
         "report_to": "none",
+        "report_clips": 0,
         "disable_tqdm": True,
     }
     return [
