@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
     """What the script saves, after one small step."""
     folder = tmp_path_factory.mktemp("export")
     flags = f"--model_name_or_path {make_talkative_model(folder / 'model')} --dataset_name {speech} --language es"
-    flags += f" --do_train --max_steps 1 --learning_rate 1e-9 --output_dir {folder / 'output'} --report_to none --report_clips 0"
+    flags += f" --do_train --max_steps 1 --learning_rate 1e-9 --output_dir {folder / 'output'} --report_to none"
     script.main(
         [*flags.split(), "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0"]
     )
