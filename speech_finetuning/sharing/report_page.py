@@ -111,9 +111,9 @@ class ReportPage(transformers.TrainerCallback):
         """Raises: RunEnded of a signal, and nothing else."""
         if not state.is_world_process_zero:
             return
-        if evaluation_name(metrics or {}) not in ROLES:
-            return  # of weights that are tried, and may not be kept
         try:
+            if evaluation_name(metrics or {}) not in ROLES:
+                return  # of weights that are tried, and may not be kept
             self.take(metrics or {}, eval_dataloader.dataset)
             self.write(state)
         except RunEnded:
