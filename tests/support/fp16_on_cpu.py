@@ -28,8 +28,8 @@ def fp16_on_cpu() -> Iterator[None]:
         with_scaler = functools.partialmethod(start_with_scaler, start)
         patches.enter_context(mock.patch.object(accelerate.Accelerator, "__init__", with_scaler))
         patches.enter_context(mock.patch.object(devices, "check_devices", accept_devices))
-        if hasattr(script, "settle_precision"):  # switches --fp16 off where there is no GPU
-            patches.enter_context(mock.patch.object(script, "settle_precision", keep_precision))
+        # Switches --fp16 off where there is no GPU.
+        patches.enter_context(mock.patch.object(script, "settle_precision", keep_precision))
         yield
 
 
