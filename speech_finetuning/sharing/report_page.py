@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ from speech_finetuning.sharing.report_charts import (
 )
 from speech_finetuning.sharing.report_clips import ClipShelf
 from speech_finetuning.sharing.report_rows import ScoredSet, rows_as_json
-from speech_finetuning.training.callbacks import evaluation_name
+from speech_finetuning.training.callbacks import ScoreKeeper, evaluation_name
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Findings:
     best_step: int | None = None  # of the model that is scored on the test split
 
 
-class ReportPage(transformers.TrainerCallback):
+class ReportPage(ScoreKeeper):
     """Writes report.html after each evaluation, and the learning curve for the model card."""
 
     def __init__(
@@ -96,6 +97,8 @@ class ReportPage(transformers.TrainerCallback):
         self.sets: dict[str, ScoredSet] = {}
         self.metrics: dict[str, float] = {}
         self.is_announced = False
+        # By label, of weights that were tried: metrics, rows and the prepared set.
+        self.tried: dict[str, tuple[dict[str, float], list[AlignedRow], datasets.Dataset]] = {}
         if (self.output_dir / CURVE).is_file():  # of an earlier start
             trainer.card_writer.curve_picture = CURVE
 
@@ -109,26 +112,48 @@ class ReportPage(transformers.TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Raises: RunEnded of a signal, and nothing else."""
-        if not state.is_world_process_zero:
-            return
+        if state.is_world_process_zero:
+            self.attempt(self.follow, metrics or {}, eval_dataloader.dataset, state)
+
+    def adopt(self, label: str, state: transformers.TrainerState) -> None:
+        """The page is of the weights that are saved, not of those that were scored last."""
+        self.attempt(self.take_tried, label, state)
+
+    def attempt(self, write: Callable[..., None], *args: Any) -> None:
+        """write(*args); a page to look at is never worth a run. Raises: RunEnded."""
         try:
-            if evaluation_name(metrics or {}) not in ROLES:
-                return  # of weights that are tried, and may not be kept
-            self.take(metrics or {}, eval_dataloader.dataset)
-            self.write(state)
+            write(*args)
         except RunEnded:
             raise
-        except Exception as error:  # a page to look at is never worth a run
+        except Exception as error:
             kind = type(error).__name__
             logger.warning("%s could not be written: %s: %s", PAGE, kind, one_line(error)[:300])
 
-    def take(self, metrics: dict[str, float], eval_set: datasets.Dataset) -> None:
+    def follow(self, metrics: dict[str, float], eval_set: datasets.Dataset, state: Any) -> None:
+        """Writes what an evaluation has found; of weights that are only tried it is kept."""
+        name = evaluation_name(metrics)
+        rows = scored_rows(self.trainer.compute_metrics)
+        if name in ROLES:
+            self.take(metrics, rows, eval_set)
+            self.write(state)
+        else:
+            self.tried[name] = (metrics, rows, eval_set)
+
+    def take_tried(self, label: str, state: transformers.TrainerState) -> None:
+        metrics, rows, eval_set = self.tried[label]
+        renamed = {name.replace(label, EVAL, 1): value for name, value in metrics.items()}
+        self.take(renamed, rows, eval_set)
+        self.write(state)
+
+    def take(
+        self, metrics: dict[str, float], rows: list[AlignedRow], eval_set: datasets.Dataset
+    ) -> None:
         """Notes what an evaluation has found."""
         role = evaluation_name(metrics)
         self.metrics |= metrics
         if not self.sets:
             self.recall_earlier_start(role)
-        scored = ScoredSet(role=role, rows=scored_rows(self.trainer.compute_metrics))
+        scored = ScoredSet(role=role, rows=rows)
         if role in BEFORE:
             before = self.sets.get(BEFORE[role])
             scored.before = before.rows if before is not None else []

@@ -24,7 +24,12 @@ from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.model.adapters import adapted_layers
 from speech_finetuning.training.checkpoints import is_complete, step_of
 from speech_finetuning.training.reload_check import check_reload
-from speech_finetuning.training.stages import move_predictions, save_final_model, score_aside
+from speech_finetuning.training.stages import (
+    adopt_scores,
+    drop_scores,
+    save_final_model,
+    score_aside,
+)
 from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
@@ -202,20 +207,18 @@ class WeightChoice:
     def save(self) -> None:
         """Has the best weights in the model and in output_dir, and their transcripts under the
         names of an evaluation's."""
-        if len(self.candidates) == 1:
-            return
         place_weights(self.kept.weights, self.trainer.model)
         if self.kept is not self.candidates[0]:
             save_final_model(self.trainer)
             if self.trainer.args.world_size == 1:
                 check_reload(self.trainer, self.trainer.output_dir())
-        if not self.trainer.is_world_process_zero():
-            return
         for candidate in self.candidates[1:]:
-            move_predictions(
-                self.trainer.output_dir(), candidate.label, is_kept=candidate is self.kept
-            )
-        write_json(self.trainer.output_dir() / "weights.json", self.record())
+            if candidate is self.kept:
+                adopt_scores(self.trainer, candidate.label)
+            else:
+                drop_scores(self.trainer, candidate.label)
+        if self.trainer.is_world_process_zero():
+            write_json(self.trainer.output_dir() / "weights.json", self.record())
 
     def record(self) -> list[dict[str, Any]]:
         """All candidates and their scores, for weights.json."""
@@ -247,6 +250,8 @@ def choose_weights(
 
     metrics: those of the trained weights, which are saved. Returns the scores of what is saved now.
     """
+    if options.num_checkpoints == 1 and not any(options.base_shares):
+        return metrics
     trainer.accelerator.wait_for_everyone()  # the main process may still be writing the weights
     choice = WeightChoice(trainer, metrics)
     if options.num_checkpoints > 1:
@@ -259,9 +264,8 @@ def choose_weights(
             weights = BlendedWeights(model=trained.weights, base=base, base_share=share)
             choice.try_weights(title, weights, f"eval_share_{share:g}")
     choice.save()
-    if len(choice.candidates) > 1:
-        trainer.card_writer.weights_table = choice.table()
-        logger.info("weights\n%s", choice.table())
+    trainer.card_writer.weights_table = choice.table()
+    logger.info("weights\n%s", choice.table())
     return choice.kept.metrics
 
 

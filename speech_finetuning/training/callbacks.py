@@ -173,6 +173,15 @@ class SavePredictions(transformers.TrainerCallback):
                 logger.info("all transcripts: %s", path)
 
 
+class ScoreKeeper(transformers.TrainerCallback):
+    """A callback that keeps what evaluations found, and is told when scores that were measured
+    aside (see stages.score_aside) become those of the evaluation set."""
+
+    def adopt(self, label: str, state: transformers.TrainerState) -> None:
+        """The scores that were measured under this label are those of the saved weights."""
+        raise NotImplementedError
+
+
 def evaluation_name(metrics: dict[str, float]) -> str:
     """eval, test, zero_shot ...: the library does not tell callbacks the prefix of its metrics, but
     there is one figure that every evaluation has once."""

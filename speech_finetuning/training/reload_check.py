@@ -71,7 +71,7 @@ def transcribe_with_both(
         ids = generate_ids(
             model,
             model.get_encoder()(features),
-            max_new_tokens=min(MAX_RELOADED_TOKENS, trainer.compute_metrics.max_new_tokens),
+            max_new_tokens=min(MAX_RELOADED_TOKENS, trainer.max_new_tokens()),
             max_length=None,
         )
         transcripts.append(processor.batch_decode(ids))

@@ -13,6 +13,7 @@ from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_lin
 from speech_finetuning.base.files import write_json, write_text
 from speech_finetuning.scoring.metrics import RowErrors
 from speech_finetuning.scoring.scores import UNTOUCHED_TEST, ZERO_SHOT, last_scores
+from speech_finetuning.training.callbacks import ScoreKeeper
 from speech_finetuning.training.checkpoints import (
     find_checkpoint,
     is_complete,
@@ -204,8 +205,7 @@ def final_scores(trainer: SpeechTrainer) -> dict[str, float]:
         return last_scores(history, step)
     label = "eval_best"
     metrics = score_aside(trainer, label)
-    if trainer.is_world_process_zero():
-        move_predictions(trainer.output_dir(), label, is_kept=True)
+    adopt_scores(trainer, label)
     return metrics
 
 
@@ -216,10 +216,25 @@ def score_aside(trainer: SpeechTrainer, label: str) -> dict[str, float]:
     return {name.replace(label, "eval", 1): value for name, value in metrics.items()}
 
 
-def move_predictions(output_dir: Path, label: str, *, is_kept: bool) -> None:
-    """The transcripts of weights that are saved become those of the evaluation; others go."""
-    for path in [*output_dir.glob(f"predictions_{label}*"), *output_dir.glob(f"worst_{label}*")]:
-        if is_kept:
-            path.replace(path.with_name(path.name.replace(label, "eval", 1)))
-        else:
+def adopt_scores(trainer: SpeechTrainer, label: str) -> None:
+    """What was scored aside under this label is what is saved: its files take the place of the
+    evaluation's."""
+    if not trainer.is_world_process_zero():
+        return
+    for path in files_of(trainer.output_dir(), label):
+        path.replace(path.with_name(path.name.replace(label, "eval", 1)))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ScoreKeeper):
+            callback.adopt(label, trainer.state)
+
+
+def drop_scores(trainer: SpeechTrainer, label: str) -> None:
+    """Removes the files of weights that were tried and are not saved."""
+    if trainer.is_world_process_zero():
+        for path in files_of(trainer.output_dir(), label):
             path.unlink()
+
+
+def files_of(output_dir: Path, label: str) -> list[Path]:
+    """The transcripts that an evaluation under this label has written."""
+    return [*output_dir.glob(f"predictions_{label}*"), *output_dir.glob(f"worst_{label}*")]

@@ -1,6 +1,7 @@
 """--average_checkpoints and --base_weight_shares: what is tried, and that the best of it is saved."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def test_the_better_of_trained_and_average_is_saved(
         assert (output / name).read_text() == (tmp_path / "scored" / name).read_text()
     assert not list(output.glob("*eval_average*"))
     assert "average of steps 2, 4, 6" in (output / "README.md").read_text()
+    assert transcripts_on_page(output) == transcripts(output)
     if not adapters:
         folders = last_checkpoints(output, 3 if average["is_kept"] else 1)
         expected = MeanWeights(models=[SavedWeights(folder) for folder in folders])
@@ -145,6 +147,20 @@ def test_the_transcripts_are_those_of_the_best_step(train: Train, tmp_path: Path
     for name in ("predictions_eval.jsonl", "worst_eval.txt"):
         assert (output / name).read_text() == (tmp_path / "scored" / name).read_text()
     assert not list(output.glob("*eval_best*"))
+    assert transcripts_on_page(output) == transcripts(output)
+
+
+def transcripts(folder: Path) -> dict[str, str]:
+    lines = (folder / "predictions_eval.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {record["id"]: record["prediction"] for record in records}
+
+
+def transcripts_on_page(folder: Path) -> dict[str, str]:
+    """Of the explorer's last table; a text as written is left out where it is the counted one."""
+    page = (folder / "report.html").read_text()
+    (text,) = re.findall(r'<script type="application/json" id="tables">(.*?)</script>', page, re.S)
+    return {row[0]: row[9] or row[6] for row in json.loads(text)[-1]["rows"]}
 
 
 def test_equal_scores_keep_the_trained_weights(train: Train, tmp_path: Path):
