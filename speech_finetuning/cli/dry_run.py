@@ -183,6 +183,14 @@ def steps_between(steps: float, num_steps: int) -> int:
     return int(steps) if steps >= 1 else math.ceil(steps * num_steps)
 
 
+def as_a_whole(dataset: SpeechDataset, max_rows: int | None) -> SpeechDataset:
+    """For counting, a set without the miniature's sample: by the hold-out's share of the rows."""
+    selection = dataset.selection
+    if selection is not None:
+        selection = replace(selection, mask=None, max_rows=max_rows)
+    return replace(dataset, max_rows=max_rows, selection=selection)
+
+
 def count_full_steps(
     full_args: transformers.Seq2SeqTrainingArguments,
     sets: tuple[SpeechDataset, ...],
@@ -191,7 +199,7 @@ def count_full_steps(
     """Steps of the full run. sets: those of the miniature, which may be cut short."""
     if full_args.max_steps > 0:
         return full_args.max_steps
-    whole_sets = [replace(dataset, max_rows=max_train_samples) for dataset in sets]
+    whole_sets = [as_a_whole(dataset, max_train_samples) for dataset in sets]
     rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
     return count_steps(full_args.num_train_epochs, whole_sets, rows_per_step)
 

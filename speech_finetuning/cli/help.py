@@ -29,7 +29,7 @@ SHORT_HELP: dict[str, dict[str, str]] = {
     },
     "scoring": {
         "do_eval": "Scores every --eval_steps and at the end.",
-        "eval_split_name": "On this split; else on rows held out.",
+        "eval_split_name": "On this split, or a hold-out.",
         "eval_before_training": "Scores the untouched model, too.",
         "test_split_name": "Scored once, with the best model.",
         "max_eval_samples": "Scores an even sample of N rows.",

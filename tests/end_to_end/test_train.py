@@ -94,7 +94,7 @@ def test_the_whole_job(
     text = caplog.text
     for line in (
         "parameters",
-        "train data",
+        "train: ",
         "a step: 4 rows",
         "steps: 4",
         "tensorboard --logdir",
