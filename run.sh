@@ -118,7 +118,7 @@ smoke() {
       --do_train --do_eval \
       --max_steps 4 \
       --per_device_train_batch_size 4 \
-      --eval_steps 2 --save_steps 2 --logging_steps 1 \
+      --eval_steps 2 --save_steps 2 --logging_steps 1 --report_clips 2 \
       --generation_max_length 16 \
       --gradient_checkpointing \
       "$@"
@@ -146,7 +146,7 @@ learn() {
     --max_steps 600 \
     --learning_rate 2e-3 --warmup_steps 50 \
     --per_device_train_batch_size 16 --per_device_eval_batch_size 50 \
-    --eval_steps 200 --save_steps 200 --logging_steps 50 \
+    --eval_steps 200 --save_steps 200 --logging_steps 50 --report_clips 12 \
     "$@"
 }
 

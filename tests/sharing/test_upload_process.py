@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fork_server import ForkedProcess
 from hub import Hub
+from hub_clients import HubClients, HubWithClients
 
 from speech_finetuning.sharing.upload_process import FAILED, PERMANENT_REFUSALS, REFUSED
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.slow  # a process each
 PROJECT = Path(__file__).parents[2]
 REPO = "alice/whisper-tiny-es"
 SECRET = "hf_owner_token"
+UPLOAD_PARENT = Path(__file__).parents[1] / "support" / "upload_parent.py"
 
 
 @pytest.fixture
@@ -107,29 +110,35 @@ def test_nonsense_is_a_failure_that_may_pass(hub: Hub, tmp_path: Path, snapshot:
     assert upload(hub, tmp_path, snapshot).returncode == 0
 
 
-PARENT = """
-import sys, threading
-from pathlib import Path
-from speech_finetuning.sharing.uploads import HubUploads
-uploads = HubUploads(repo_id=sys.argv[1], output_dir=Path("out"), strategy="end",
-                     with_transcripts=False, must_be_private=False, wait_in_seconds=600)
-wait = threading.Event().wait
-uploads.submit(Path(sys.argv[2]), "card")
-{then}
-"""
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClients]:
+    with HubClients(tmp_path_factory.mktemp("home"), sleeps_at_most=0.1) as clients:
+        yield clients
 
 
-def start_parent(hub: Hub, tmp_path: Path, snapshot: Path, then: str) -> subprocess.Popen:
+@pytest.fixture
+def trainers_hub(clients: HubClients) -> Iterator[HubWithClients]:
+    """A hub for trainers, which are forked."""
+    with clients.new_hub() as server:
+        server.add_repo("model", REPO, {"README.md": b"before"})
+        yield server
+
+
+def start_parent(
+    hub: HubWithClients, tmp_path: Path, snapshot: Path, then: str
+) -> tuple[ForkedProcess, Path]:
+    """A process that submits an upload, as a trainer does, and then does what `then` says. Returns
+    it and the file that it writes to."""
     (tmp_path / "out").mkdir()
-    words = [sys.executable, "-c", PARENT.replace("{then}", then), REPO, str(snapshot)]
-    return subprocess.Popen(
-        words,
-        env=environment(hub, tmp_path),
+    output = tmp_path / "parent.log"
+    process = hub.clients.forks.start(
+        [REPO, snapshot, then],
+        log=output,
+        program=UPLOAD_PARENT,
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        environment={"HF_TOKEN": SECRET},
     )
+    return process, output
 
 
 def uploaders(folder: Path) -> list[int]:
@@ -157,26 +166,19 @@ def is_committing(hub: Hub) -> bool:
     return any("/commit/" in request.path for request in hub.requests)
 
 
-@pytest.mark.parametrize(
-    "then",
-    [
-        "wait(600)",
-        # A worker that is forked while the upload runs holds the pipe open.
-        "import os; os.fork() or wait(5); wait(600)",
-    ],
-    ids=["alone", "with a forked worker"],
-)
+@pytest.mark.parametrize("then", ["wait", "fork and wait"])
 def test_the_upload_ends_with_a_trainer_that_is_killed(
-    hub: Hub, tmp_path: Path, snapshot: Path, then: str
+    trainers_hub: HubWithClients, tmp_path: Path, snapshot: Path, then: str
 ):
+    """Also if a worker, which is forked while the upload runs, holds the pipe open."""
+    hub = trainers_hub
     hub.add_fault(path_contains="/commit/", action="hang", seconds=600, times=None)
-    parent = start_parent(hub, tmp_path, snapshot, then)
+    parent, _ = start_parent(hub, tmp_path, snapshot, then)
     wait_for(lambda: is_committing(hub))
     assert len(uploaders(tmp_path)) == 1
-    parent.kill()
-    parent.wait()
+    parent.send_signal(signal.SIGKILL)
+    assert parent.wait(10) == -signal.SIGKILL
     wait_for(lambda: not uploaders(tmp_path), seconds=3)
-    parent.stdout.close()
 
 
 def test_without_the_kernels_help_the_pipe_ends_the_upload(
@@ -199,55 +201,58 @@ def test_without_the_kernels_help_the_pipe_ends_the_upload(
     assert process.wait(5) == FAILED
 
 
-def test_a_terminals_interrupt_does_not_reach_the_upload(hub: Hub, tmp_path: Path, snapshot: Path):
+def test_a_terminals_interrupt_does_not_reach_the_upload(
+    trainers_hub: HubWithClients, tmp_path: Path, snapshot: Path
+):
+    hub = trainers_hub
     hub.add_fault(path_contains="/commit/", action="hang", seconds=600)
-    parent = start_parent(hub, tmp_path, snapshot, "wait(600)")
+    parent, _ = start_parent(hub, tmp_path, snapshot, "wait")
     wait_for(lambda: is_committing(hub))
     (uploader,) = uploaders(tmp_path)
     assert os.getsid(uploader) != os.getsid(parent.pid)
     parent.send_signal(signal.SIGINT)
     assert parent.wait(10) != 0
     wait_for(lambda: not uploaders(tmp_path), seconds=3)
-    parent.stdout.close()
 
 
-FINISH = """
-from speech_finetuning.base.errors import RunEnded
-try:
-    uploads.finish()
-    print("done")
-except RunEnded as ending:
-    print(ending.code, ending.reason)
-"""
+def finish(hub: HubWithClients, tmp_path: Path, snapshot: Path) -> str:
+    """What a trainer says that waits for its upload."""
+    parent, output = start_parent(hub, tmp_path, snapshot, "finish")
+    assert parent.wait(120) == 0, output.read_text()
+    return output.read_text()
 
 
 @pytest.mark.parametrize("status", PERMANENT_REFUSALS)
 def test_a_lasting_refusal_is_given_up_after_three_tries(
-    hub: Hub, tmp_path: Path, snapshot: Path, status: int
+    trainers_hub: HubWithClients, tmp_path: Path, snapshot: Path, status: int
 ):
     """Although a lost network would be waited for ten minutes."""
+    hub = trainers_hub
     hub.add_fault(path_contains="/commit/", status=status, times=None)
-    parent = start_parent(hub, tmp_path, snapshot, FINISH)
-    output, _ = parent.communicate(timeout=60)
+    output = finish(hub, tmp_path, snapshot)
     assert output.splitlines()[-1].startswith("76 trained and saved, but not uploaded (")
     assert len([r for r in hub.requests if "/commit/" in r.path]) == 3
     assert f"Finish with: hf upload {REPO} out/_upload/next . --private" in output
 
 
-def test_refusals_that_pass_are_not_given_up(hub: Hub, tmp_path: Path, snapshot: Path):
+def test_refusals_that_pass_are_not_given_up(
+    trainers_hub: HubWithClients, tmp_path: Path, snapshot: Path
+):
+    hub = trainers_hub
     for status in (403, 403, 500, 403, 403):
         hub.add_fault(path_contains="/commit/", status=status)
-    parent = start_parent(hub, tmp_path, snapshot, FINISH)
-    output, _ = parent.communicate(timeout=120)
+    output = finish(hub, tmp_path, snapshot)
     assert output.splitlines()[-1] == "done", output
     assert not (tmp_path / "out" / "_upload").exists()  # nor its log
     assert json.loads(hub.files("model", REPO)["config.json"]) == {}
 
 
-def test_the_reason_of_a_failure_is_one_clean_line(hub: Hub, tmp_path: Path, snapshot: Path):
+def test_the_reason_of_a_failure_is_one_clean_line(
+    trainers_hub: HubWithClients, tmp_path: Path, snapshot: Path
+):
     words = "disk \x1b[31mquota\x1b[0m exceeded,\n\rplease\x07 " + "remove something, " * 40
-    hub.add_fault(path_contains="/commit/", status=507, message=words, times=None)
-    output, _ = start_parent(hub, tmp_path, snapshot, FINISH).communicate(timeout=60)
+    trainers_hub.add_fault(path_contains="/commit/", status=507, message=words, times=None)
+    output = finish(trainers_hub, tmp_path, snapshot)
     last = output.splitlines()[-1]
     reason = last.removeprefix("76 trained and saved, but not uploaded (").partition(" Finish")[0]
     assert "disk quota exceeded, please" in reason and reason.endswith("something, ...).")

@@ -90,10 +90,9 @@ class ForkServer:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for process in self.processes.values():
-            if not process.has_ended.is_set():
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+        for process in self.processes.values():  # also what those that have ended left behind
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         assert self.server.stdin is not None
         self.server.stdin.close()
         self.server.wait(60)
