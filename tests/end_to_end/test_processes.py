@@ -19,13 +19,13 @@ import ranks
 import torch
 import transformers
 from fake_venv import make_venv
+from log_lines import count_steps, wait_for_steps
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
 from speech_finetuning.training.checkpoints import is_complete
 
-STEP_LINE = " %  "  # in the log's line of a step, between the columns `waiting` and `left`
 PROJECT = Path(script.__file__).parent
 COMMON = {
     "language": "es",
@@ -582,12 +582,12 @@ def test_run_sh_restarts_after_a_kill_saves_at_sigterm_and_loses_nothing(
     with open(text, "ab") as file:
         how = {"stdout": file, "stderr": file, "cwd": tmp_path}
         process = subprocess.Popen(command, env=run_sh | {"RESTART": "1"}, **how)
-        wait_for(text, STEP_LINE, 7)
+        wait_for_steps(text, 7)
         os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
         wait_for(text, "starting it again")
         assert "2 processes, by torchrun" in text.read_text()
         assert len(errors(text.read_text())) == 1
-        wait_for(text, STEP_LINE, text.read_text().count(STEP_LINE) + 3)
+        wait_for_steps(text, count_steps(text) + 3)
         assert "continues from" in text.read_text()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143, text.read_text()[-3000:]

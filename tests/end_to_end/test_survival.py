@@ -23,6 +23,7 @@ import torch
 from fork_server import ForkedProcess, ForkServer
 from hub import Hub
 from huggingface_hub.errors import HfHubHTTPError
+from log_lines import count_steps, wait_for_steps
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
@@ -453,9 +454,6 @@ def forks() -> Iterator[ForkServer]:
         yield server
 
 
-STEP_LINE = " %  "  # in the log's line of a step, between the columns `waiting` and `left`
-
-
 def wait_for(log: Path, text: str, count: int = 1, seconds: float = 120) -> None:
     """Until the log holds the text so many times."""
     deadline = time.monotonic() + seconds
@@ -477,7 +475,7 @@ def test_every_signal_saves_and_the_run_ends_with_the_same_weights(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         log = tmp_path / f"{number}.log"
         process = forks.start(words, log=log)
-        wait_for(log, STEP_LINE, 10)
+        wait_for_steps(log, 10)
         os.killpg(process.pid, number)  # the whole group, as a terminal or Slurm does
         assert process.wait(60) == 128 + number, log.read_text()[-2000:]
         text = log.read_text()
@@ -717,10 +715,10 @@ def test_a_network_that_stays_away_saves_and_exits_with_75_and_a_signal_is_heard
     process, log = on_hub(
         hub_forks, flags, tmp_path / "later", "--max_steps 400 --save_steps 300 --logging_steps 1"
     )
-    wait_for(log, STEP_LINE, 3)
+    wait_for_steps(log, 3)
     hub.add_fault(method="GET", path_contains="train-0000", status=503, times=None)
     wait_for(log, "Trying again in", 1)
-    trained = log.read_text().count(STEP_LINE)
+    trained = count_steps(log)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143, log.read_text()[-3000:]
     checkpoint = find_checkpoint(tmp_path / "later" / "out", "auto")
