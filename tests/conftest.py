@@ -18,9 +18,12 @@ from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.terminal import ScreenHandler
 from speech_finetuning.data.preprocessing import Preprocessor
 
-# What has been imported stays: each training collects garbage once, which takes 0.36 s of walking
-# through the libraries' own objects, and as many tests as there are train.
-gc.freeze()
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays. Each training collects garbage once, which takes a third of a
+    second of walking through the libraries' own objects, and hundreds of tests train."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

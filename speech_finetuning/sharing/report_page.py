@@ -3,6 +3,7 @@
 One self-contained file, written aside and renamed. Nothing that goes wrong with it ends a run.
 """
 
+import functools
 import json
 import logging
 import os
@@ -316,36 +317,45 @@ def count_first(entry: tuple[tuple[str, str], int]) -> int:
     return -entry[1]
 
 
-def render(findings: Findings) -> str:
-    """The page. Raises: jinja2.TemplateError."""
-    environment = jinja2.Environment(
+@functools.cache
+def templates() -> jinja2.Environment:
+    """Of this folder; compiled once in a process, which takes as long as a page of 100 rows."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(findings: Findings) -> str:
+    """The page. Raises: jinja2.TemplateError."""
     titles = titles_of(findings)
     shown = [scored for role, scored in findings.sets.items() if role not in BEFORE.values()]
     shown = shown or list(findings.sets.values())
     info = findings.run_info
-    return environment.get_template("report_template.html").render(
-        name=findings.name,
-        group_name=findings.group_name,
-        base=Path(info["identity"]["model_name_or_path"]).name,
-        language=info["identity"].get("language"),
-        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        step=findings.step,
-        max_steps=findings.max_steps,
-        titles=titles,
-        lines=score_lines(findings),
-        learning=learning_charts(findings.history, findings.metrics),
-        speed=speed_charts(findings.history),
-        sets=shown,
-        data=data_of(findings),
-        totals=findings.totals,
-        info=info,
-        rows=rows_as_json(shown, titles),
+    return (
+        templates()
+        .get_template("report_template.html")
+        .render(
+            name=findings.name,
+            group_name=findings.group_name,
+            base=Path(info["identity"]["model_name_or_path"]).name,
+            language=info["identity"].get("language"),
+            written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            step=findings.step,
+            max_steps=findings.max_steps,
+            titles=titles,
+            lines=score_lines(findings),
+            learning=learning_charts(findings.history, findings.metrics),
+            speed=speed_charts(findings.history),
+            sets=shown,
+            data=data_of(findings),
+            totals=findings.totals,
+            info=info,
+            rows=rows_as_json(shown, titles),
+        )
     )
 
 
