@@ -6,7 +6,7 @@
 #   bash run.sh --max_steps 500     the same with another flag
 #   bash run.sh smoke               the whole job on any machine: tiny model, 8 utterances, no account;
 #                                   in a new folder below /tmp
-#   bash run.sh learn               a few minutes on two cores in which a tiny model really learns;
+#   bash run.sh learn               a minute on two cores in which a tiny model really learns;
 #                                   in ./whisper-learn, and goes on there if it was interrupted
 #   bash run.sh check DATA          reads all of a data set, without a model, and writes what is odd about
 #                                   it into ./check-DATA: check.html and lists of rows

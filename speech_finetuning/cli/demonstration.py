@@ -10,6 +10,7 @@ sound, so that the model can really learn.
 
 import argparse
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -33,7 +34,7 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from speech_finetuning.cli.silenced import quieten_libraries
+from speech_finetuning.cli.silenced import WithoutSilenced, quieten_libraries
 
 SAMPLE_RATE_IN_HZ = 16_000
 SMOKE_OK = """\
@@ -231,6 +232,9 @@ def main() -> None:
     parser.add_argument("--check", metavar="MODEL", help="only see whether this model works")
     args = parser.parse_args()
     quieten_libraries()
+    handler = logging.StreamHandler()
+    handler.addFilter(WithoutSilenced(is_main=True))
+    logging.getLogger().addHandler(handler)
     speech = Path(args.folder) / "speech"
     if args.check:
         check_saved_model(args.check, speech)
