@@ -44,13 +44,16 @@ def write_text(path: Path, text: str, mode: str = "w") -> None:
         logger.warning("%s could not be written: %s", path, one_line(error))
 
 
-def is_folder_of_data(dataset_name: str | None, output_dir: str | Path) -> bool:
-    """Whether the output would lie among the data: in its folder, or in that of its table."""
+def lies_among_data(dataset_name: str | None, output_dir: str | Path) -> bool:
+    """Whether the output would lie in the folder of the data, where the next start would take a
+    run's own files for data; or right beside its table, whose README would be replaced."""
     if not dataset_name or not Path(dataset_name).exists():
         return False
     data = Path(dataset_name).resolve()
-    folder = data.parent if data.is_file() else data
-    return folder == Path(output_dir).resolve()
+    output = Path(output_dir).resolve()
+    if data.is_file():
+        return output == data.parent
+    return output.is_relative_to(data)
 
 
 def redacted(text: str) -> str:

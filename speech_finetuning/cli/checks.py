@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.files import is_folder_of_data
+from speech_finetuning.base.files import lies_among_data
 from speech_finetuning.cli.flags import word_problems
 
 FRACTIONS = (
@@ -55,10 +55,10 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "nothing to do. Pass --do_train, --do_eval, --do_predict or --check_data."
     if not flags.output_dir:
         yield "--output_dir is missing. Pass --output_dir FOLDER."
-    elif is_folder_of_data(flags.dataset_name, flags.output_dir):
+    elif lies_among_data(flags.dataset_name, flags.output_dir):
         yield (
-            f"--output_dir {flags.output_dir} is the folder of the data, whose README would be "
-            "replaced. Choose another folder."
+            f"--output_dir {flags.output_dir} lies in the folder of the data, where the next start "
+            "would take the run's files for data. Choose a folder beside it."
         )
     if bool(flags.dataset_name) == bool(flags.data_mix):
         yield "pass either --dataset_name or --data_mix FILE."

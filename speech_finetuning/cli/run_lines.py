@@ -68,7 +68,7 @@ def describe_scores_at(
 ) -> list[str]:
     """The block of an evaluation, without its pair. lead: "wer", or "cer" where words are not
     separated by spaces. earlier: None for the first score."""
-    title = f"score at {step}" if role == EVAL and step else TITLES.get(role, "score")
+    title = describe_role(role, step)
     done = f"{scores.num_rows:,} rows in {describe_time(seconds)}"
     rates = scores.leading
     if rates is None:
@@ -83,6 +83,15 @@ def describe_scores_at(
         interval = f"{scores.interval.low:.1f} to {scores.interval.high:.1f}"
         figures.insert(0, f"95 % interval {interval}")
     return [f"{title}   {first}{compared}   {second}", INDENT + "   ".join(figures)]
+
+
+def describe_role(role: str, step: int) -> str:
+    """What is scored; 'eval_share_0.3' and the like are weights that are tried after training."""
+    if role == EVAL and step:
+        return f"score at {step}"
+    if role.startswith(f"{EVAL}_"):
+        return f"score of {role.removeprefix(f'{EVAL}_').replace('_', ' ')}"
+    return TITLES.get(role, "score")
 
 
 def describe_change(now: float, earlier: Earlier) -> str:

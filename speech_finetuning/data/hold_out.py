@@ -9,6 +9,7 @@ there.
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -124,7 +125,7 @@ def keys_of_list(dataset: SpeechDataset) -> Iterator[RowKeys]:
         has_windows = False
         for row in reader:
             path = path_of(row.audio).removeprefix(folder)
-            key = f"{path}#{row.segment}" if path else row_key(place, reader.num_rows)
+            key = f"{path}#{row.segment}" if path else f"{place[0]}/{place[1]}/{reader.num_rows}"
             rows.append(hash_of(key))
             recordings.append(hash_of(path or key))
             speakers.append(recordings[-1] if row.speaker is None else hash_of(row.speaker))
@@ -149,25 +150,25 @@ def common_folder(source: SpeechSource) -> str:
     return f"{os.path.commonpath(sorted(folders))}/"
 
 
-def row_key(place: tuple[int, int], number: int) -> str:
-    """Of a row that has no name of its own. number: within its file."""
-    return f"{place[0]}/{place[1]}/{number}"
-
-
 def keys_of_parquet(source: SpeechSource) -> Iterator[RowKeys]:
     """Of each file. Files are read side by side, each its two columns only."""
     assert source.row_groups is not None
     sizes = [sum(groups) for groups in source.row_groups]
+    urls = [source.url(*place) for place in source.shards()]
+    folder = common_folder(source)
+    # By the file's name, so that a file which is added, wherever it is sorted in, changes nothing
+    # about the rows of the others; their number, in train-00000-of-00002, is left out.
+    names = [re.sub(r"-of-\d+", "", url.removeprefix(folder)) for url in urls]
     with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(keys_of_file, [source] * len(sizes), source.shards(), sizes)
+        yield from pool.map(keys_of_file, [source] * len(sizes), urls, names, sizes)
 
 
-def keys_of_file(source: SpeechSource, place: tuple[int, int], num_rows: int) -> RowKeys:
-    rows = np.array([hash_of(row_key(place, row)) for row in range(num_rows)], np.uint64)
+def keys_of_file(source: SpeechSource, url: str, name: str, num_rows: int) -> RowKeys:
+    """Of a parquet file. name: of the file, in the keys of rows that have none of their own."""
+    rows = np.array([hash_of(f"{name}/{row}") for row in range(num_rows)], np.uint64)
     keys = RowKeys(speakers=None, recordings=rows, rows=rows)
     if num_rows == 0:
         return keys
-    url = source.url(*place)
     try:
         with fsspec.open(url, "rb") as file:
             parquet = pyarrow.parquet.ParquetFile(file)

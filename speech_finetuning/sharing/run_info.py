@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.files import is_folder_of_data, redacted
+from speech_finetuning.base.files import lies_among_data, redacted
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.sharing.public import is_hub_name, public_identity
 
@@ -62,10 +62,10 @@ def claim_output_dir(output_dir: Path, identity: dict[str, Any], *, do_train: bo
     run, and that the card of trained weights is not written over by the scores of others.
     Raises: UserError."""
     for name in hub_names_of(identity)[1:]:
-        if is_folder_of_data(name, output_dir):  # of a --data_mix: the flag was looked at before
+        if lies_among_data(name, output_dir):  # of a --data_mix: the flag was looked at before
             raise UserError(
-                f"--output_dir {output_dir} is the folder of the data {name}, whose README would be "
-                "replaced. Choose another folder."
+                f"--output_dir {output_dir} lies in the folder of the data {name}, where the next "
+                "start would take the run's files for data. Choose a folder beside it."
             )
     patterns = ("checkpoint-*", "*.safetensors", "pytorch_model*.bin")
     weights = [path for pattern in patterns for path in output_dir.glob(pattern)]

@@ -254,13 +254,17 @@ def test_all_bad_flags_are_told_at_once(capsys: pytest.CaptureFixture):
     ]
 
 
-def test_the_folder_of_the_data_is_no_output_folder(tmp_path: Path):
-    (tmp_path / "train.csv").write_text("path,text\n")
-    for data in (tmp_path, tmp_path / "train.csv", tmp_path / "x" / ".."):
-        (tmp_path / "x").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match="is the folder of the data"):
-            check(f"--do_eval --dataset_name {data} --output_dir {tmp_path}")
-    check(f"--do_eval --dataset_name {tmp_path} --output_dir {tmp_path / 'x'}")
+def test_no_output_goes_into_the_folder_of_the_data(tmp_path: Path):
+    data = tmp_path / "data"
+    (data / "x").mkdir(parents=True)
+    table = data / "train.csv"
+    table.write_text("path,text\n")
+    inside = [(data, data), (data / "x" / "..", data), (data, data / "x" / "out"), (table, data)]
+    for name, output_dir in inside:
+        with pytest.raises(UserError, match="lies in the folder of the data"):
+            check(f"--do_eval --dataset_name {name} --output_dir {output_dir}")
+    for name, output_dir in [(data, tmp_path), (data, tmp_path / "data2"), (table, data / "x")]:
+        check(f"--do_eval --dataset_name {name} --output_dir {output_dir}")
 
 
 @pytest.mark.parametrize(("name", "package"), [("clearml", "clearml"), ("comet_ml", "comet_ml")])

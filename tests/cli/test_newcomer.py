@@ -28,8 +28,8 @@ MISTAKES = {
     f"{NO_SPLIT}\nerror: split 'nowhere': {NO_SPLIT}",
     "--model_name_or_path empty": "error: --model_name_or_path empty: no model, as there is no "
     "config.json. Found: nothing.",
-    "--output_dir speech": "error: --output_dir speech is the folder of the data, whose README "
-    "would be replaced. Choose another folder.",
+    "--output_dir speech": "error: --output_dir speech lies in the folder of the data, where the next "
+    "start would take the run's files for data. Choose a folder beside it.",
     "--load_best_model_at_end": "error: --load_best_model_at_end needs --do_train and --do_eval.",
     "--lr 1 --train_file x": "error: unknown flag --lr. Did you mean --learning_rate?\n"
     "error: unknown flag --train_file. Did you mean --dataset_name?",

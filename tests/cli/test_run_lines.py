@@ -8,6 +8,7 @@ from example_scores import SCORES, WITHOUT_REFERENCES
 from speech_finetuning.cli.run_lines import (
     STEP_HEADER,
     Earlier,
+    describe_role,
     describe_scores_at,
     describe_set,
     describe_step,
@@ -132,3 +133,14 @@ def test_no_line_is_wider_than_80_columns():
     earlier = Earlier(last=157.0, best=141.2, step_of_best=18_000)
     lines = block("eval", 20_000, scores=widest, earlier=earlier, seconds=36_000)
     assert max(map(len, lines)) <= 80
+
+
+def test_weights_that_are_tried_are_named():
+    roles = ("eval_average", "eval_share_0.3", "eval_best", "test")
+    assert [describe_role(role, 6) for role in roles] == [
+        "score of average",
+        "score of share 0.3",
+        "score of best",
+        "score of the test split",
+    ]
+    assert describe_role("eval", 6) == "score at 6" and describe_role("eval", 0) == "score"

@@ -155,6 +155,33 @@ def test_rows_that_are_added_change_nothing_of_what_a_checkpoint_held_out(
     assert numbers_of(ids_trained(speech["train"][0], 290)) == set(range(300)) - held_out
 
 
+@pytest.mark.parametrize("added", ["train-00000-of-00003", "train-00001-of-00003", "train-00009"])
+def test_a_parquet_file_that_is_added_changes_nothing_of_the_others(
+    tmp_path: Path, preprocessor, added: str
+):
+    """Of rows that nothing names but their places; wherever the file is sorted in."""
+    folder = tmp_path / "speech"
+    clips = [{"bytes": make_clip(0.2), "path": None}] * 40
+    write_table(folder / "train-00005-of-00002.parquet", clips, [f"a{i}" for i in range(40)])
+    write_table(folder / "train-00006-of-00002.parquet", clips, [f"b{i}" for i in range(40)])
+    speech = open_speech(Record(str(folder)), preprocessor)
+    held_out = texts_read(speech["eval"][0])
+    saved = speech["train"][0].selection.hold_out
+    assert saved.by in ("recording", "row")
+    write_table(folder / f"{added}.parquet", clips, [f"c{i}" for i in range(40)])
+    record = Record(str(folder), is_continued=True, hold_out=saved)
+    assert texts_read(open_speech(record, preprocessor)["eval"][0]) == held_out
+
+
+def write_table(path: Path, audio: list[dict], texts: list[str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"audio": audio, "text": texts}), path)
+
+
+def texts_read(dataset: SpeechDataset) -> set[str]:
+    return {row.text for block in read_pass(dataset, block_size=7) for row in block.rows}
+
+
 def test_a_run_that_was_trained_on_all_rows_gets_no_hold_out(tmp_path: Path, preprocessor):
     record = Record(str(write_list(tmp_path / "speech")), is_continued=True)
     with pytest.raises(UserError, match=r"was trained on all rows .* --eval_split_name"):

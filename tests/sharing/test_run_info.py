@@ -47,6 +47,6 @@ def test_the_folder_of_an_entry_of_a_mix_is_no_output_folder(tmp_path: Path, pla
     (data / "train.csv").write_text("path,text\n")
     mix = [{"dataset_name": "alice/speech"}, {"dataset_name": str(tmp_path / place)}]
     identity = {"model_name_or_path": "openai/whisper-tiny", "data_mix": mix}
-    with pytest.raises(UserError, match="is the folder of the data"):
+    with pytest.raises(UserError, match="lies in the folder of the data"):
         claim_output_dir(data, identity, do_train=True)
     claim_output_dir(tmp_path, identity, do_train=True)
