@@ -20,25 +20,34 @@ FOLDERS = r"/(?:[\w.@+~-]+/)+"
 DIRECTION_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replaces a file by `value` as JSON: the file holds the old value or the new, never half.
-
-    Raises: OSError.
-    """
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a file, whose folder is made if need be: it holds the old text or the new, never
+    half. What is no character becomes its escape. Raises: OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    unfinished.write_text(f"{text}\n", encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a file by `value` as JSON, as `replace_text`. Raises: OSError."""
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def write_text(path: Path, text: str, mode: str = "w") -> None:
-    """Writes (mode "w") or appends (mode "a") a text for later reading.
+    """Writes (mode "w", as `replace_text`) or appends (mode "a") a text for later reading.
 
     Such a file must not end a run: if it cannot be written, say on a full disk, that is a warning.
     """
     try:
+        if mode == "w":
+            replace_text(path, text)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, mode, encoding="utf-8") as file:
+        with open(path, mode, encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError as error:
         logger.warning("%s could not be written: %s", path, one_line(error))

@@ -6,7 +6,6 @@ the others: it is told on stderr, and the exit code is 1.
 
 import argparse
 import functools
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech_finetuning.base.errors import Problems, UserError
-from speech_finetuning.base.files import json_line, printable
+from speech_finetuning.base.files import json_line, printable, replace_text
 from speech_finetuning.cli.flags import OneLineErrors
 
 if TYPE_CHECKING:
@@ -217,7 +216,7 @@ def deliver(
         "json": functools.partial(subtitles.as_json, str(recording.path), duration_in_seconds),
     }
     if recording.target is not None:
-        write_aside(recording.target, writers[kind](transcript))
+        replace_text(recording.target, writers[kind](transcript))
         tell(f"{recording.path}: {recording.target}")
     elif kind == "json" and not is_alone:  # JSON lines
         record = subtitles.as_record(str(recording.path), duration_in_seconds, transcript)
@@ -226,14 +225,6 @@ def deliver(
         show(f"{printable(str(recording.path))}: {printable(transcript.text)}\n")
     else:
         show("".join(f"{printable(line)}\n" for line in writers[kind](transcript).splitlines()))
-
-
-def write_aside(target: Path, text: str) -> None:
-    """The file is whole or not there. Raises: OSError."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(target)
 
 
 def show(text: str) -> None:

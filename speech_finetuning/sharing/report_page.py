@@ -6,7 +6,6 @@ One self-contained file, written aside and renamed. Nothing that goes wrong with
 import functools
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import jinja2
 import transformers
 
 from speech_finetuning.base.errors import RunEnded, one_line
+from speech_finetuning.base.files import replace_text
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.scoring.alignment import (
     AlignedRow,
@@ -197,28 +197,17 @@ class ReportPage(ScoreKeeper):
             max_steps=state.max_steps,
             best_step=state.best_global_step if TEST in self.sets else None,
         )
-        write_aside(self.output_dir / PAGE, render(findings))
+        replace_text(self.output_dir / PAGE, render(findings))
         if not self.is_announced:
             self.is_announced = True
             logger.info("to look at and to listen to: %s", self.output_dir / PAGE)
         uploads = self.trainer.uploads
         if uploads is not None and uploads.with_transcripts:
-            write_aside(self.output_dir / PUBLIC_PAGE, render(public_findings(findings)))
+            replace_text(self.output_dir / PUBLIC_PAGE, render(public_findings(findings)))
         if self.shelf.num_clips or uploads is not None:
             baseline = findings.metrics.get("zero_shot_wer")
             if draw_curve_picture(self.output_dir / CURVE, history, baseline):
                 self.trainer.card_writer.curve_picture = CURVE
-
-
-def write_aside(path: Path, text: str) -> None:
-    """The file is the old one or the new, never half. Raises: OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
 """Foreign text in files and on the terminal."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from speech_finetuning.base.files import json_line, printable
+from speech_finetuning.base.files import json_line, printable, replace_text, write_text
 
 HOSTILE = "uno\x1b]0;title\x07 \x08dos\n\x9b31m\u202etres\u2028\ud800"
 
@@ -26,3 +27,23 @@ def test_a_json_line_is_one_line_without_control_characters_and_reads_back():
     assert line.splitlines() == [line.removesuffix("\n")]
     assert "\x1b" not in line and "\x9b" not in line and "\u202e" not in line
     assert "Año नमस्ते" in line
+
+
+def test_a_text_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "folder" / "log.jsonl"
+    write_text(path, "old")
+
+    def torn(self: Path, text: str, **settings: str) -> None:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", torn)
+        write_text(path, "new")  # a warning
+        with pytest.raises(OSError):
+            replace_text(path, "new")
+    assert path.read_text() == "old" and [file.name for file in path.parent.iterdir()] == [
+        path.name
+    ]
+    write_text(path, "\ud800 appended", mode="a")
+    assert path.read_text() == "old\\ud800 appended"
