@@ -412,6 +412,7 @@ def open_dataset(
     not there. Rows to predict need no text; long clips are scored with --long_form, but never
     trained on."""
     needs_text = role != "predict"
+    excluded_ids = read_excluded_ids(record.exclude_rows)
     # With timestamps, neighbours of one recording are trained together, pauses and all.
     has_windows = record.pack_utterances and record.timestamp_probability > 0 and role == "train"
     load = functools.partial(
@@ -426,7 +427,7 @@ def open_dataset(
         record=record.name,
         revision=record.revision,
         allow_audio_urls=record.allow_audio_urls,
-        window_limits=preprocessor.window_limits() if has_windows else None,
+        window_limits=preprocessor.window_limits(excluded_ids) if has_windows else None,
         group_column=None if role == "train" else record.group_column_name,
     )
     source, is_held_out = load_or_hold_out(load, role, split, record)
@@ -441,7 +442,7 @@ def open_dataset(
         weight=record.weight,
         order_version=record.order_version,
         is_held_out=is_held_out,
-        excluded_ids=read_excluded_ids(record.exclude_rows),
+        excluded_ids=excluded_ids,
     )
 
 

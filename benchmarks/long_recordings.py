@@ -92,7 +92,7 @@ def write_speech(folder: Path) -> int:
 def count_windows(folder: Path, model: Path) -> int:
     """Rows of the table of recordings, when neighbours share windows."""
     preprocessor = make_preprocessor(model)
-    limits = preprocessor.window_limits()
+    limits = preprocessor.window_limits(frozenset())
     num_rows = load_source(str(folder), split="train", window_limits=limits).num_rows
     assert num_rows is not None
     return num_rows

@@ -306,21 +306,31 @@ def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColum
             # Files may differ in their other columns, which would be cast to those of the first.
             cast(Any, builder.config).columns = columns.top_names(list(features))
             dataset = stream_of(builder, split)
-        undecoded = undecoded_feature(builder.name, feature_at(features, columns.audio))
-        if undecoded is not None:
-            top = top_of(columns.audio, list(features))
-            inner = columns.audio[len(top) + 1 :]
-            dataset = dataset.cast_column(top, without_decoding(features[top], inner, undecoded))
+        dataset = with_undecoded_audio(dataset, builder.name, features, columns.audio)
         if columns.segments is not None and not times_are_of_recordings(
             dataset, columns, f"split '{split}'"
         ):
             columns = replace(columns, segments=None)
-        dataset = dataset.select_columns(columns.top_names(list(features)))
+        # The column of speakers is read by itself from parquet files, and with the rows from others.
+        names = columns.top_names(list(features), with_speaker=builder.name != "parquet")
+        dataset = dataset.select_columns(names)
         row_groups = None
         if builder.name == "parquet":
             row_groups = read_row_groups(dataset, columns, urls)
         num_rows = count_rows(builder, split, dataset, urls, row_groups)
     return OpenedSplit(dataset=dataset, columns=columns, num_rows=num_rows, row_groups=row_groups)
+
+
+def with_undecoded_audio(
+    dataset: datasets.IterableDataset, kind: str, features: datasets.Features, column: str
+) -> datasets.IterableDataset:
+    """A column of audio, or a field of one, as bytes or path."""
+    undecoded = undecoded_feature(kind, feature_at(features, column))
+    if undecoded is None:
+        return dataset
+    top = top_of(column, list(features))
+    inner = column[len(top) + 1 :]
+    return dataset.cast_column(top, without_decoding(features[top], inner, undecoded))
 
 
 @contextlib.contextmanager

@@ -111,9 +111,12 @@ class SpeechColumns:
         # A column may be read for two reasons.
         return list(dict.fromkeys([*filter(None, names), *of_segments]))
 
-    def top_names(self, found: list[str]) -> list[str]:
+    def top_names(self, found: list[str], *, with_speaker: bool = False) -> list[str]:
         """The columns among those found that contain these."""
-        return list(dict.fromkeys(top_of(name, found) for name in self.names()))
+        names = self.names()
+        if with_speaker and self.speaker is not None:
+            names.append(self.speaker)
+        return list(dict.fromkeys(top_of(name, found) for name in names))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,6 @@ def joined(parts: list[np.ndarray]) -> np.ndarray:
 def keys_of_list(dataset: SpeechDataset) -> Iterator[RowKeys]:
     """Of each file of a source whose rows are only paths."""
     source = dataset.source
-    folder = common_folder(source)
     for place in source.shards():
         reader = ShardReader(
             source,
@@ -124,7 +123,7 @@ def keys_of_list(dataset: SpeechDataset) -> Iterator[RowKeys]:
         is_named = False
         has_windows = False
         for row in reader:
-            path = path_of(row.audio).removeprefix(folder)
+            path = name_within(source, path_of(row.audio))
             key = f"{path}#{row.segment}" if path else f"{place[0]}/{place[1]}/{reader.num_rows}"
             rows.append(hash_of(key))
             recordings.append(hash_of(path or key))
@@ -139,15 +138,18 @@ def keys_of_list(dataset: SpeechDataset) -> Iterator[RowKeys]:
         )
 
 
-def common_folder(source: SpeechSource) -> str:
-    """What the paths of a source have in common, with its last slash: data that have been moved
-    keep their hold-out."""
-    if source.root is not None:
-        return f"{source.root}/"
-    folders = {os.path.dirname(url) for url in source.data_files}
-    if any("://" in folder for folder in folders):
-        return f"{os.path.commonprefix(sorted(folders))}/"
-    return f"{os.path.commonpath(sorted(folders))}/"
+def name_within(source: SpeechSource, path: str) -> str:
+    """A path without the folder of the data set, so that data which have been moved, or to which
+    folders were added, keep their hold-out."""
+    folders = [source.root]
+    if source.root is None:
+        name = os.path.normpath(source.name)
+        folder = name if os.path.isdir(name) else os.path.dirname(name)
+        folders = [folder, os.path.abspath(folder)]
+    for folder in filter(None, folders):
+        if path.startswith(f"{folder}/"):
+            return path[len(folder) + 1 :]
+    return path
 
 
 def keys_of_parquet(source: SpeechSource) -> Iterator[RowKeys]:
@@ -155,10 +157,9 @@ def keys_of_parquet(source: SpeechSource) -> Iterator[RowKeys]:
     assert source.row_groups is not None
     sizes = [sum(groups) for groups in source.row_groups]
     urls = [source.url(*place) for place in source.shards()]
-    folder = common_folder(source)
     # By the file's name, so that a file which is added, wherever it is sorted in, changes nothing
     # about the rows of the others; their number, in train-00000-of-00002, is left out.
-    names = [re.sub(r"-of-\d+", "", url.removeprefix(folder)) for url in urls]
+    names = [re.sub(r"-of-\d+", "", name_within(source, url)) for url in urls]
     with ThreadPoolExecutor(16) as pool:
         yield from pool.map(keys_of_file, [source] * len(sizes), urls, names, sizes)
 
@@ -175,14 +176,27 @@ def keys_of_file(source: SpeechSource, url: str, name: str, num_rows: int) -> Ro
             paths = read_paths(parquet, source.columns.audio)
             if paths is not None:
                 keys = replace(keys, recordings=hashes_of(paths, rows))
-            column = source.columns.speaker
-            if column is not None and column in parquet.schema_arrow.names:
-                names = parquet.read(columns=[column]).column(0)
-                keys = replace(keys, speakers=hashes_of(names, keys.recordings))
+            speakers = read_column(parquet, source.columns.speaker)
+            if speakers is not None:
+                keys = replace(keys, speakers=hashes_of(speakers, keys.recordings))
     except (pyarrow.ArrowInvalid, OSError) as error:
         if not is_damage(error):
             raise
     return keys  # of a damaged file what could be read: a rejection will say so
+
+
+def read_column(parquet: pyarrow.parquet.ParquetFile, name: str | None) -> Any:
+    """A column, or a field of one as 'meta.speaker'; None if the file has none of this name."""
+    names = parquet.schema_arrow.names
+    if name is None or name in names:
+        return None if name is None else parquet.read(columns=[name]).column(0)
+    top, _, fields = name.partition(".")
+    if top not in names or not fields:
+        return None
+    table = parquet.read(columns=[name])
+    if table.num_columns == 0:
+        return None
+    return cast(Any, pyarrow.compute).struct_field(table.column(0), fields.split("."))
 
 
 def read_paths(parquet: pyarrow.parquet.ParquetFile, column: str) -> Any:
@@ -276,8 +290,8 @@ def divide(
         return divide_by_name(scored.source, fraction, saved)
     keys = read_keys(scored)
     keys_of_trained = keys
-    if trained.source is not scored.source and trained.source.names_files:
-        keys_of_trained = read_keys(trained)
+    if trained.source is not scored.source and trained.source.is_listed:
+        keys_of_trained = read_keys(trained)  # its rows may be windows of several utterances
     # A window may be of several speakers, and of several rows.
     kinds = ("recording",) if keys_of_trained.has_windows else ("speaker", "recording", "row")
     hold_out = saved or choose_hold_out(scored, keys, fraction, kinds)
@@ -293,13 +307,20 @@ def divide(
             mask=sample,
             hold_out=hold_out,
             is_held_out=True,
-            num_held_out=int(sample.sum()),
+            num_held_out=int(is_scored.sum()),
         ),
     )
 
 
 def divide_by_name(source: SpeechSource, fraction: float, saved: HoldOut | None) -> Division:
-    """Of files whose rows are known only when they are read."""
+    """Of files whose rows are known only when they are read. Raises: UserError for what was held
+    out of files of another kind."""
+    if saved is not None and saved.groups:
+        raise changed_data(source, saved)
+    if source.columns.speaker is not None:
+        logger.warning(
+            "rows of %s files are held out by the hash of their names, not by speaker.", source.kind
+        )
     hold_out = saved or HoldOut(by="recording", fraction=fraction_of(source, fraction))
     logger.info(
         "hold-out: %.3g %% of the rows of split '%s' of %s, by the hash of their names, are scored, "
@@ -322,12 +343,17 @@ def mask_of(keys: RowKeys, hold_out: HoldOut, source: SpeechSource) -> np.ndarra
     if of_rows is not None:
         is_held_out = np.isin(of_rows, np.array(sorted(hold_out.groups), np.uint64))
     if not is_held_out.any() or is_held_out.all():
-        raise UserError(
-            f"--do_eval: the rows of split '{source.split}' of {source.name} that were held out "
-            f"before the checkpoint, by {hold_out.by}, are not there any more. Pass the flags of "
-            "then (--speaker_column_name), or start over in another --output_dir."
-        )
+        raise changed_data(source, hold_out)
     return is_held_out
+
+
+def changed_data(source: SpeechSource, hold_out: HoldOut) -> UserError:
+    """For a run that goes on with other data than it began with."""
+    return UserError(
+        f"--do_eval: of split '{source.split}' of {source.name} rows were held out before the "
+        f"checkpoint, by {hold_out.by}; of the rows that are there now these are none or all. Pass "
+        "the data and flags of then (--speaker_column_name), or start over in another --output_dir."
+    )
 
 
 def fraction_of(source: SpeechSource, fraction: float) -> float:

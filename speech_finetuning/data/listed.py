@@ -94,10 +94,20 @@ class ClipList(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowLimits:
-    """Of neighbours that are trained together. num_tokens: labels, timestamps included."""
+    """Of neighbours that are trained together. num_tokens: labels, timestamps included.
+
+    excluded_ids: of rows that are passed over (--exclude_rows), which no window goes on across.
+    """
 
     seconds: float
     num_tokens: int
+    excluded_ids: frozenset[str] = frozenset()
+
+    def excludes(self, clip: "ListedClip") -> bool:
+        """Whether an id that is excluded ends with this clip's: what stands before it, the split
+        and the number of the file, a list does not know."""
+        name = f"{path_of(clip.audio)}#{clip.segment}"
+        return any(row_id.endswith(f"/{name}") for row_id in self.excluded_ids)
 
 
 def open_lists(
@@ -180,6 +190,8 @@ class RecordingEnds:
 def can_share(clip: ListedClip, limits: WindowLimits, ends: RecordingEnds) -> bool:
     """Whether nothing is wrong with the clip that would cost its neighbours too."""
     if clip.problem is not None or not isinstance(clip.audio, str) or not (clip.text or "").strip():
+        return False
+    if limits.excludes(clip):
         return False
     if clip.segment is None or clip.segment.duration_in_seconds is None:
         return False

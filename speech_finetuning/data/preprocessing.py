@@ -103,13 +103,17 @@ class Preprocessor:
                 texts.append(replace(one, text=text))
         return replace(window, texts=tuple(texts))
 
-    def window_limits(self) -> WindowLimits:
-        """Of neighbours that are trained together. A timestamp less than the longest clip, which
-        the rounding of times to samples may fill."""
+    def window_limits(self, excluded_ids: frozenset[str]) -> WindowLimits:
+        """Of neighbours that are trained together, without those rows. A timestamp less than the
+        longest clip, which the rounding of times to samples may fill."""
         window_in_seconds = self.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
         longest = min(self.max_duration_in_seconds, window_in_seconds)
         num_tokens = self.max_label_length - len(self.tokenizer.prefix_tokens)
-        return WindowLimits(seconds=longest - TIMESTAMP_IN_SECONDS, num_tokens=num_tokens)
+        return WindowLimits(
+            seconds=longest - TIMESTAMP_IN_SECONDS,
+            num_tokens=num_tokens,
+            excluded_ids=excluded_ids,
+        )
 
     def prepare_audio(
         self, audio: AudioCell, segment: Segment | None, speed: float

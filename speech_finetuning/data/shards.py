@@ -179,8 +179,14 @@ class ShardReader:
             if segment is not None:
                 row_id += f"#{segment}"
             audio = self.source.own_audio(audio, self.place)
-            group = group_of(cell_at(row, columns.group)) if columns.group else None
-            return SourceRow(id=row_id, audio=audio, text=text, segment=segment, group=group)
+            return SourceRow(
+                id=row_id,
+                audio=audio,
+                text=text,
+                segment=segment,
+                group=name_at(row, columns.group),
+                speaker=name_at(row, columns.speaker),
+            )
         except ValueError as error:
             return rejected_row(row_id, Rejection("row_unreadable", str(error)))
         except Rejection as rejection:
@@ -206,6 +212,11 @@ class ShardReader:
             group=clip.group,
             speaker=clip.speaker,
         )
+
+
+def name_at(row: dict[str, Any], column: str | None) -> str | None:
+    """The name of a speaker or group in a row; None if nothing names one."""
+    return None if column is None else group_of(cell_at(row, column))
 
 
 def rejected_row(row_id: str, rejection: Rejection) -> SourceRow:

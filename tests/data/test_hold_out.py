@@ -1,8 +1,11 @@
 """What is held out of a training split: whole speakers, the same ones for ever, never trained on."""
 
+import functools
+import io
 import itertools
 import json
 import shutil
+import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from speech_finetuning.data.hold_out import (
     load_or_hold_out,
     read_keys,
 )
+from speech_finetuning.data.listed import WindowLimits
 from speech_finetuning.data.passes import RankShare, read_pass
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.selection import HoldOut, hash_of
@@ -40,13 +44,19 @@ class Record:
 
 
 def open_speech(
-    record: Record, preprocessor: Preprocessor, max_rows: int | None = None
+    record: Record,
+    preprocessor: Preprocessor,
+    max_rows: int | None = None,
+    window_limits: WindowLimits | None = None,
 ) -> dict[str, list[SpeechDataset]]:
-    """As the script opens one data set to train and to score."""
+    """As the script opens one data set to train and to score. window_limits: of training."""
     speech = {}
     for role, split in (("train", "train"), ("eval", "validation")):
+        limits = window_limits if role == "train" else None
         source, is_held_out = load_or_hold_out(
-            lambda **changes: load_source(record.dataset_name, record=record.name, **changes),
+            functools.partial(
+                load_source, record.dataset_name, record=record.name, window_limits=limits
+            ),
             role,
             split,
             record,
@@ -171,6 +181,78 @@ def test_a_parquet_file_that_is_added_changes_nothing_of_the_others(
     write_table(folder / f"{added}.parquet", clips, [f"c{i}" for i in range(40)])
     record = Record(str(folder), is_continued=True, hold_out=saved)
     assert texts_read(open_speech(record, preprocessor)["eval"][0]) == held_out
+
+
+def test_windows_of_an_audio_folder_are_held_out_by_recording(tmp_path: Path, preprocessor):
+    """Its windows are other rows than the utterances that are scored."""
+    folder = tmp_path / "train"
+    folder.mkdir()
+    lines = ["file_name,text,start,end"]
+    for number in range(20):
+        (folder / f"{number:03}.wav").write_bytes(make_clip(3.0))
+        lines += [f"{number:03}.wav,t{number},{at},{at + 0.5}" for at in (0.0, 0.6, 1.2, 1.8, 2.4)]
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    limits = preprocessor.window_limits(frozenset())
+    speech = open_speech(Record(str(tmp_path)), preprocessor, window_limits=limits)
+    (train,) = speech["train"]
+    held_out = {name.partition("#")[0] for name in ids_read(speech["eval"][0])}
+    trained = {name.partition("#")[0] for name in ids_trained(train, 40)}
+    assert len(held_out) == 2 and len(trained) == 18 and not held_out & trained
+    assert train.source.num_rows == 20 and len(train.selection.mask) == 20
+
+
+def test_speakers_within_a_struct_are_held_out_whole(tmp_path: Path, preprocessor):
+    meta = [{"speaker": speaker_of(number)} for number in range(100)]
+    folder = write_parquet(tmp_path / "speech", meta=meta)
+    record = Record(str(folder), speaker_column_name="meta.speaker")
+    speech = open_speech(record, preprocessor)
+    assert speech["train"][0].selection.hold_out.by == "speaker"
+    held_out = numbers_of(ids_read(speech["eval"][0]))
+    assert len(held_out) == 10 and len({speaker_of(number) for number in held_out}) == 2
+
+
+def test_speakers_of_metadata_that_datasets_reads_are_held_out_whole(tmp_path: Path, preprocessor):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    names = [f"{number:03}.wav" for number in range(100)]
+    for name in names:
+        (folder / name).write_bytes(make_clip(0.2))
+    speakers = [speaker_of(number) for number in range(100)]
+    table = pa.table({"file_name": names, "text": ["uno"] * 100, "speaker": speakers})
+    pq.write_table(table, folder / "metadata.parquet")
+    speech = open_speech(Record(str(tmp_path)), preprocessor)
+    assert speech["train"][0].selection.hold_out.by == "speaker"
+    held_out = numbers_of(ids_read(speech["eval"][0]))
+    assert len(held_out) == 10 and len({speaker_of(number) for number in held_out}) == 2
+
+
+def test_a_folder_that_is_added_changes_nothing_of_the_others(tmp_path: Path, preprocessor):
+    write_talks(tmp_path / "talks" / "2023", range(20))
+    speech = open_speech(Record(str(tmp_path / "talks")), preprocessor)
+    held_out = ids_read(speech["eval"][0])
+    saved = speech["train"][0].selection.hold_out
+    write_talks(tmp_path / "talks" / "2024", range(20, 40))
+    record = Record(str(tmp_path / "talks"), is_continued=True, hold_out=saved)
+    assert ids_read(open_speech(record, preprocessor)["eval"][0]) == held_out
+
+
+def test_a_hold_out_of_other_files_is_not_applied_to_tars(tmp_path: Path, preprocessor):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for name, data in (("a.wav", make_clip(0.2)), ("a.txt", b"uno")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    saved = HoldOut(by="speaker", groups=frozenset([1, 2]))
+    record = Record(str(tmp_path), is_continued=True, hold_out=saved)
+    with pytest.raises(UserError, match="held out before the checkpoint, by speaker"):
+        open_speech(record, preprocessor)
+
+
+def write_talks(folder: Path, numbers: range) -> None:
+    folder.mkdir(parents=True)
+    for number in numbers:
+        (folder / f"{number:03}.wav").write_bytes(make_clip(0.2))
+        (folder / f"{number:03}.txt").write_text("uno")
 
 
 def write_table(path: Path, audio: list[dict], texts: list[str]) -> None:

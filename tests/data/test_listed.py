@@ -135,7 +135,9 @@ def windows_of(talk: Path, preprocessor, probability: float, **changes) -> list[
     """Of the whole table in one micro-batch."""
     for name, value in changes.items():
         setattr(preprocessor, name, value)
-    source = load_source(str(talk), split="train", window_limits=preprocessor.window_limits())
+    source = load_source(
+        str(talk), split="train", window_limits=preprocessor.window_limits(frozenset())
+    )
     examples = [preprocessor(row) for row in read_rows(source)]
     items = [
         StreamItem(
@@ -186,22 +188,38 @@ def test_texts_of_a_window_are_normalised_one_by_one(talk: Path, preprocessor):
 
 
 def test_a_segment_outside_its_recording_costs_no_neighbour(talk: Path, preprocessor):
-    source = load_source(str(talk), split="train", window_limits=preprocessor.window_limits())
+    source = load_source(
+        str(talk), split="train", window_limits=preprocessor.window_limits(frozenset())
+    )
     assert source.num_rows == 3
     assert outcomes(source, preprocessor) == ["Uno. ... dos", "tres", "segment_outside_audio"]
     (row, *_) = read_rows(source)
     assert row.id.endswith("talk.flac#1.0-4.98")
 
 
+def test_no_window_goes_on_across_a_row_that_is_excluded(talk: Path, preprocessor):
+    """As bash run.sh check names it: by the utterance."""
+    utterances = read_rows(load_source(str(talk), split="train"))
+    (excluded,) = [row.id for row in utterances if row.id.endswith("talk.flac#2.5-3.0")]
+    limits = preprocessor.window_limits(frozenset([excluded]))
+    rows = read_rows(load_source(str(talk), split="train", window_limits=limits))
+    texts = [row.text for row in rows if row.rejection is None]
+    assert texts[:3] == ["Uno.", "...", "dos"] and rows[1].id == excluded
+
+
 def test_an_end_beyond_the_recording_costs_no_neighbour(talk: Path, preprocessor):
     lines = ["path,start,end,text", "talk.flac,8.0,9.5,uno", "talk.flac,9.6,10.5,dos"]
     (talk / "train.csv").write_text("\n".join(lines))
-    source = load_source(str(talk), split="train", window_limits=preprocessor.window_limits())
+    source = load_source(
+        str(talk), split="train", window_limits=preprocessor.window_limits(frozenset())
+    )
     assert outcomes(source, preprocessor) == ["uno", "segment_outside_audio"]
 
 
 def test_times_follow_the_speed(talk: Path, preprocessor):
-    source = load_source(str(talk), split="train", window_limits=preprocessor.window_limits())
+    source = load_source(
+        str(talk), split="train", window_limits=preprocessor.window_limits(frozenset())
+    )
     row = read_rows(source)[0]
     window = preprocessor(row, 1.1)["window"]
     assert window.cut_in_seconds == pytest.approx(3.2 / 1.1, abs=1e-3)
