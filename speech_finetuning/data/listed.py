@@ -96,18 +96,19 @@ class ClipList(Protocol):
 class WindowLimits:
     """Of neighbours that are trained together. num_tokens: labels, timestamps included.
 
-    excluded_ids: of rows that are passed over (--exclude_rows), which no window goes on across.
+    excluded_clips: names of rows that are passed over, which no window goes on across, see
+    `clips_of_rows`.
     """
 
     seconds: float
     num_tokens: int
-    excluded_ids: frozenset[str] = frozenset()
+    excluded_clips: frozenset[str] = frozenset()
 
-    def excludes(self, clip: "ListedClip") -> bool:
-        """Whether an id that is excluded ends with this clip's: what stands before it, the split
-        and the number of the file, a list does not know."""
-        name = f"{path_of(clip.audio)}#{clip.segment}"
-        return any(row_id.endswith(f"/{name}") for row_id in self.excluded_ids)
+
+def clips_of_rows(row_ids: frozenset[str]) -> frozenset[str]:
+    """What may be the clips of rows: a list does not know what stands before them in an id, which
+    is the split, the numbers of part and file, and perhaps the record's name."""
+    return frozenset(row_id.split("/", slashes)[-1] for row_id in row_ids for slashes in (3, 4, 5))
 
 
 def open_lists(
@@ -191,7 +192,7 @@ def can_share(clip: ListedClip, limits: WindowLimits, ends: RecordingEnds) -> bo
     """Whether nothing is wrong with the clip that would cost its neighbours too."""
     if clip.problem is not None or not isinstance(clip.audio, str) or not (clip.text or "").strip():
         return False
-    if limits.excludes(clip):
+    if f"{path_of(clip.audio)}#{clip.segment}" in limits.excluded_clips:
         return False
     if clip.segment is None or clip.segment.duration_in_seconds is None:
         return False

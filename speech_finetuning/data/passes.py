@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from speech_finetuning.base.errors import UserError
 from speech_finetuning.data.positions import FIRST_BLOCK, FIRST_ORDER_VERSION, BlockStart
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.row_table import RowTable, table_of
@@ -274,8 +275,14 @@ def blocks_of_table(
 ) -> Iterator[Block]:
     """As `read_pass`. `rows_before` of a block is its place in the permutation."""
     numbers = np.arange(len(table))
-    if dataset.selection is not None and dataset.selection.mask is not None:
-        numbers = np.flatnonzero(dataset.selection.mask[: len(table)])
+    selection = dataset.selection
+    if selection is not None and selection.mask is not None:
+        if selection.hold_out is not None and len(selection.mask) != len(table):
+            raise UserError(
+                f"{dataset.source.name} has changed since this run opened it: {len(table)} rows, "
+                f"were {len(selection.mask)}. Start the same command again."
+            )
+        numbers = np.flatnonzero(selection.mask[: len(table)])
     if seed is not None:
         numbers = np.random.default_rng([seed, start.pass_number]).permutation(numbers)
     numbers = share.part(numbers)

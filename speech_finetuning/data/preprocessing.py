@@ -20,7 +20,12 @@ from speech_finetuning.data.audio import (
 )
 from speech_finetuning.data.cells import AudioCell
 from speech_finetuning.data.cuts import cut_out
-from speech_finetuning.data.listed import TIMESTAMP_IN_SECONDS, SpeechWindow, WindowLimits
+from speech_finetuning.data.listed import (
+    TIMESTAMP_IN_SECONDS,
+    SpeechWindow,
+    WindowLimits,
+    clips_of_rows,
+)
 from speech_finetuning.data.positions import ORDER_VERSION
 from speech_finetuning.data.reading import read_patiently
 from speech_finetuning.data.segments import Segment
@@ -112,7 +117,7 @@ class Preprocessor:
         return WindowLimits(
             seconds=longest - TIMESTAMP_IN_SECONDS,
             num_tokens=num_tokens,
-            excluded_ids=excluded_ids,
+            excluded_clips=clips_of_rows(excluded_ids),
         )
 
     def prepare_audio(

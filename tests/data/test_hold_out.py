@@ -226,6 +226,16 @@ def test_speakers_of_metadata_that_datasets_reads_are_held_out_whole(tmp_path: P
     assert len(held_out) == 10 and len({speaker_of(number) for number in held_out}) == 2
 
 
+def test_a_list_that_grows_while_it_is_open_trains_nothing_that_was_held_out(
+    tmp_path: Path, preprocessor
+):
+    folder = write_list(tmp_path / "speech")
+    speech = open_speech(Record(str(folder)), preprocessor)
+    write_list(folder, num_rows=101)
+    with pytest.raises(UserError, match="has changed .* 101 rows, were 100"):
+        ids_trained(speech["train"][0], 5)
+
+
 def test_a_folder_that_is_added_changes_nothing_of_the_others(tmp_path: Path, preprocessor):
     write_talks(tmp_path / "talks" / "2023", range(20))
     speech = open_speech(Record(str(tmp_path / "talks")), preprocessor)
