@@ -107,7 +107,7 @@ from speech_finetuning.training.averaging import WeightOptions, choose_weights
 from speech_finetuning.training.callbacks import early_stopping
 from speech_finetuning.training.checkpoints import pin_to_checkpoint
 from speech_finetuning.training.compat import make_reproducible
-from speech_finetuning.training.length import count_steps, save_within
+from speech_finetuning.training.length import choose_saves, count_steps, save_within
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.progress import StreamProgress, resume_progress
 from speech_finetuning.training.settings import check_finished_run, training_settings
@@ -250,6 +250,9 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     predict_with_generate: bool = HfArg(default=True, help="Stays True: WER needs generated text.")
     report_to: str = HfArg(default="tensorboard", help="Curves go to tensorboard, wandb, none, ...")
     logging_steps: float = HfArg(default=25, help="Steps between two lines of the log.")
+    save_steps: float | None = HfArg(
+        default=None, help="Default: 500 or five saves of a short run, at evaluations."
+    )
     eval_strategy: Literal["steps", "no"] = HfArg(
         default="steps", help="When --do_eval scores: every --eval_steps, or no: at the end only."
     )
@@ -263,8 +266,7 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         if not self.do_eval:
             self.eval_strategy = "no"  # the library would switch do_eval on instead
-        if not self.eval_steps:
-            self.eval_steps = self.save_steps  # the library's logging_steps are far too often
+        choose_saves(self)
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "wer"
         if self.metric_for_best_model is not None and self.greater_is_better is None:

@@ -3,8 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-
-import transformers
+from typing import Any
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.data.preprocessing import SpeechDataset
@@ -20,7 +19,7 @@ USUAL_PASSES = 5
 FEWEST_CLIPS = 16_000
 MOST_CLIPS = 160_000
 STEPS_IF_NOT_COUNTED = 2_000
-USUAL_SAVE_STEPS = 500  # the library's default
+USUAL_SAVE_STEPS = 500
 FEWEST_SAVES = 5
 
 
@@ -63,12 +62,36 @@ def sensible_steps(train_sets: Sequence[SpeechDataset], rows_per_step: int) -> i
     return num_steps
 
 
-def save_within(args: transformers.Seq2SeqTrainingArguments) -> None:
-    """Where the length was not known to the user, the defaults of --save_steps and --eval_steps may
-    lie beyond it: a short run is saved and scored at least five times."""
-    if args.save_steps != USUAL_SAVE_STEPS:
+def choose_saves(args: Any) -> None:
+    """Fills in what is not given of --save_steps and --eval_steps, args being the script's
+    TrainingArguments: the library's logging_steps, for the second, would be far too often. Saves
+    fall on evaluations: only a model that is both scored and saved can be kept as the best."""
+    args.is_saving_given = bool(args.save_steps)
+    args.is_scoring_given = bool(args.eval_steps)
+    if not args.save_steps:
+        args.save_steps = saves_on_evaluations(args.eval_steps, USUAL_SAVE_STEPS)
+    if not args.eval_steps:
+        args.eval_steps = args.save_steps
+
+
+def saves_on_evaluations(eval_steps: float | None, wanted: int) -> float:
+    """The largest multiple of --eval_steps that is at most the wanted --save_steps, or
+    --eval_steps if that is more, or a share of all steps."""
+    if not eval_steps:
+        return wanted
+    if eval_steps < 1:
+        return eval_steps
+    return eval_steps * max(1, wanted // eval_steps)
+
+
+def save_within(args: Any) -> None:
+    """Where the length was not known to the user, the usual --save_steps and --eval_steps may lie
+    beyond it: a short run is saved and scored at least five times. What is given stays."""
+    if args.is_saving_given:
         return
-    steps = min(USUAL_SAVE_STEPS, math.ceil(args.max_steps / FEWEST_SAVES))
-    if args.eval_steps == args.save_steps:
-        args.eval_steps = steps
-    args.save_steps = steps
+    wanted = min(USUAL_SAVE_STEPS, math.ceil(args.max_steps / FEWEST_SAVES))
+    if args.is_scoring_given:
+        args.save_steps = saves_on_evaluations(args.eval_steps, wanted)
+    else:
+        args.save_steps = wanted
+        args.eval_steps = wanted

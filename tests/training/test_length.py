@@ -73,7 +73,15 @@ def test_passes_that_are_asked_for(dataset: SpeechDataset, caplog: pytest.LogCap
         ("", 1_563, (313, 313)),
         ("", 5_000, (500, 500)),
         ("--save_steps 100", 13, (100, 100)),
-        ("--eval_steps 2", 13, (3, 2)),
+        ("--save_steps 500", 13, (500, 500)),
+        ("--save_steps 500 --eval_steps 500", 13, (500, 500)),
+        ("--save_steps 500 --eval_steps 3", 13, (500, 3)),
+        ("--eval_steps 2", 13, (2, 2)),
+        ("--eval_steps 2 --load_best_model_at_end", 113, (22, 2)),
+        ("--eval_steps 500", 13, (500, 500)),
+        ("--eval_steps 200 --test_split_name test", 5_000, (400, 200)),
+        ("--eval_steps 0.1", 130, (0.1, 0.1)),
+        ("--save_steps 0.2 --eval_steps 0.1", 130, (0.2, 0.1)),
     ],
 )
 def test_a_short_run_is_saved_and_scored_on_its_way(
@@ -84,3 +92,22 @@ def test_a_short_run_is_saved_and_scored_on_its_way(
     args.max_steps = max_steps
     save_within(args)
     assert (args.save_steps, args.eval_steps) == steps
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ("", (500, 500)),
+        ("--eval_steps 200", (400, 200)),
+        ("--eval_steps 1000", (1000, 1000)),
+        ("--eval_steps 0.25", (0.25, 0.25)),
+        ("--save_steps 30", (30, 30)),
+        ("--save_steps 600 --eval_steps 200", (600, 200)),
+    ],
+)
+def test_saves_fall_on_evaluations(flags: str, steps: tuple[float, float]):
+    """Only a model that is both scored and saved can be the best: the library refuses others."""
+    words = "--model_name_or_path m --dataset_name d --output_dir o --do_train --do_eval"
+    words += f" --max_steps 5000 --test_split_name test {flags}"
+    args = script.parse_arguments(words.split())[2]
+    assert (args.save_steps, args.eval_steps) == steps and args.load_best_model_at_end
