@@ -12,7 +12,7 @@ from typing import Any
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import lies_among_data
-from speech_finetuning.cli.flags import word_problems
+from speech_finetuning.cli.flags import read_yaml, word_problems
 
 FRACTIONS = (
     "eval_fraction",
@@ -179,6 +179,26 @@ def hub_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "--hub_always_push is refused: the newest save always follows a running upload."
     if flags.resume_from_checkpoint == "hub" and not flags.hub_model_id:
         yield "--resume_from_checkpoint hub needs --hub_model_id USER/NAME."
+    if flags.push_to_hub and flags.data_mix:
+        yield from unnamed_problems(flags.data_mix)
+
+
+def unnamed_problems(path: str) -> Iterator[str]:
+    """Entries of a --data_mix that would be called as their folder: the name goes to the Hub, within
+    those of scores and rows."""
+    try:
+        entries = read_yaml("--data_mix", path, list, "")
+    except UserError:  # told when the data are opened
+        return
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or "name" in entry:
+            continue
+        name = str(entry.get("dataset_name", ""))
+        if Path(name).exists():
+            yield (
+                f"--data_mix {path}, entry {number}: with --push_to_hub, local data need a "
+                "'name: ...', as it is uploaded with their scores and their own name is not."
+            )
 
 
 def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:

@@ -146,6 +146,17 @@ def read_excluded_ids(path: str | None) -> frozenset[str]:
     return frozenset(ids)
 
 
+def describe_excluded(ids: frozenset[str]) -> str | None:
+    """'a list of 3 (1a2b3c4d5e6f)', the digits by the ids: which rows are left out, wherever the
+    list lies. None for none."""
+    if not ids:
+        return None
+    digest = hashlib.sha256()
+    for row_id in sorted(ids):
+        digest.update(row_id.encode("utf-8", errors="surrogatepass") + b"\n")
+    return f"a list of {len(ids)} ({digest.hexdigest()[:12]})"
+
+
 def even_places(num_places: int, num_drawn: int) -> np.ndarray:
     """(num_drawn,) sorted numbers below num_places: one out of each of num_drawn stretches of equal
     length. Where in its stretch is drawn, always alike: data often repeat with a period, such as a

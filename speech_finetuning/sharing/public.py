@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from speech_finetuning.base.files import redacted, without_folders
+from speech_finetuning.training.settings import is_of_no_path
 
 LOCAL_DATA = "local data"
 LOCAL_MODEL = "local model"
@@ -183,6 +184,31 @@ def public_trainer_state(state: dict[str, Any]) -> dict[str, Any]:
     """trainer_state.json; the best checkpoint by its name, which `adopt_checkpoint` looks for."""
     best = state.get("best_model_checkpoint")
     return state | {"best_model_checkpoint": Path(best).name if best else None}
+
+
+def public_stream_state(
+    state: dict[str, Any], hub_names: Collection[str], data_folders: Collection[str]
+) -> dict[str, Any]:
+    """stream_state.json; of the settings without those whose text might name something of this
+    machine: a run that goes on elsewhere is then not compared in them."""
+    settings = {
+        name: value
+        for name, value in state.get("settings", {}).items()
+        if is_public_setting(name, value, hub_names)
+    }
+    damaged = {
+        public_row_id(row_id, data_folders): num_rows
+        for row_id, num_rows in state.get("damaged_files", {}).items()
+    }
+    return state | {"settings": settings, "damaged_files": damaged}
+
+
+def is_public_setting(name: str, value: Any, hub_names: Collection[str]) -> bool:
+    """name: as `training_settings` has it, '--NAME' or '--data_mix, ENTRY: NAME'."""
+    flag = re.split(r"--|: ", name)[-1]
+    if flag == "exclude_rows":
+        return is_of_no_path(flag, value)
+    return public_argument(flag, value, hub_names) == value
 
 
 def public_metrics(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from speech_finetuning.sharing.public import (
     public_metrics,
     public_row_id,
     public_run_info,
+    public_stream_state,
     public_trainer_state,
     public_worst_rows,
 )
@@ -89,6 +90,7 @@ class Snapshot:
     folder: Path
     scrubber: Scrubber
     data_folders: list[str]
+    hub_names: list[str]
 
     def write(self, name: str | Path, text: str) -> None:
         """Writes a text file. Raises: OSError."""
@@ -148,10 +150,15 @@ class Snapshot:
                 continue
             if path.name == "trainer_state.json":
                 self.add_json(path, place, public_trainer_state)
+            elif path.name == "stream_state.json":
+                self.add_json(path, place, self.public_stream_state)
             elif path.suffix == ".json" and path.name not in VOCABULARIES:
                 self.add_json(path, place, public_config)
             else:
                 link_or_copy(path, self.folder / place)
+
+    def public_stream_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        return public_stream_state(state, self.hub_names, self.data_folders)
 
     def add_training_code(self) -> None:
         """The script and the package, to run where they are downloaded. Raises: OSError."""
@@ -174,7 +181,10 @@ def write_snapshot(
     record = output_dir / "run_info.json"
     info = read_json(record) if record.is_file() else {}
     snapshot = Snapshot(
-        folder=folder, scrubber=Scrubber.of(info), data_folders=local_data_folders(info)
+        folder=folder,
+        scrubber=Scrubber.of(info),
+        data_folders=local_data_folders(info),
+        hub_names=info.get("hub_names", []),
     )
     snapshot.add_model(model_folder)
     snapshot.add_reports(output_dir)

@@ -1,11 +1,13 @@
 """The settings that shape the weights: a finished run keeps those that it was trained with."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.selection import describe_excluded, read_excluded_ids
 
 OF_THE_RUN = (
     "freeze_encoder",
@@ -55,27 +57,42 @@ def training_settings(arguments: dict[str, Any], records: Iterable[Any]) -> dict
     """By the name for a message: a flag, or the entry of --data_mix with its own value.
 
     arguments: all flags, after what depends on the model and the data was filled in. records: the
-    script's.
+    script's. Raises: UserError if a list of rows to leave out cannot be read.
     """
     settings = {f"--{name}": arguments[name] for name in OF_THE_RUN}
     for record in records:
         for name in OF_A_SOURCE:
             place = f"--data_mix, {record.name}: {name}" if record.name else f"--{name}"
-            settings[place] = getattr(record, name)
+            settings[place] = value_for_record(record, name)
     return json.loads(json.dumps(settings, default=str))  # as a checkpoint has them
+
+
+def value_for_record(record: Any, name: str) -> Any:
+    """Of --exclude_rows the rows, not the path: a checkpoint may be uploaded, and continued on
+    another machine."""
+    if name == "exclude_rows":
+        return describe_excluded(read_excluded_ids(record.exclude_rows))
+    return getattr(record, name)
+
+
+def is_of_no_path(name: str, value: Any) -> bool:
+    """False for a setting of a version that saved the path of --exclude_rows."""
+    if value is None or not name.endswith("exclude_rows"):
+        return True
+    return re.fullmatch(r"a list of \d+ \([0-9a-f]{12}\)", value) is not None
 
 
 def saved_settings(checkpoint: Path) -> dict[str, Any]:
     """Those of a checkpoint. One of an older version has the flags in run_info.json beside it."""
     state = json.loads((checkpoint / "stream_state.json").read_text(encoding="utf-8"))
-    if state.get("settings"):
-        return state["settings"]
-    try:
-        record = (checkpoint.parent / "run_info.json").read_text(encoding="utf-8")
-        arguments = json.loads(record)["arguments"]
-    except (OSError, ValueError, KeyError):
-        return {}
-    return {f"--{name}": value for name, value in arguments.items()}
+    saved = state.get("settings")
+    if not saved:
+        try:
+            record = (checkpoint.parent / "run_info.json").read_text(encoding="utf-8")
+            saved = {f"--{name}": value for name, value in json.loads(record)["arguments"].items()}
+        except (OSError, ValueError, KeyError):
+            return {}
+    return {name: value for name, value in saved.items() if is_of_no_path(name, value)}
 
 
 def is_finished(state: dict[str, Any], max_steps: int, patience: int | None) -> bool:

@@ -277,6 +277,21 @@ def test_a_tracker_that_is_not_installed_is_one_line(name: str, package: str):
     )
 
 
+def test_local_entries_of_a_mix_that_is_pushed_have_names_of_their_own(
+    tmp_path: Path,
+):
+    """The folder's name would else be in the names of scores and rows on the Hub."""
+    (tmp_path / "Acme").mkdir()
+    mix = tmp_path / "mix.yaml"
+    mix.write_text(f"- dataset_name: alice/speech\n- dataset_name: {tmp_path}/Acme\n")
+    words = f"--model_name_or_path m --output_dir o --do_train --max_steps 1 --data_mix {mix}"
+    script.parse_arguments(words.split())
+    with pytest.raises(UserError, match="entry 2: with --push_to_hub, local data need a 'name:"):
+        script.parse_arguments([*words.split(), "--push_to_hub"])
+    mix.write_text(f"{mix.read_text()}  name: own\n")
+    script.parse_arguments([*words.split(), "--push_to_hub"])
+
+
 def test_a_tracker_that_nobody_knows(capsys: pytest.CaptureFixture):
     with pytest.raises(UserError, match="--report_to wand: unknown. Known: azure_ml, clearml"):
         check("--do_eval --report_to wand")

@@ -17,6 +17,7 @@ from speech_finetuning.sharing.public import (
     public_event_file,
     public_row_id,
     public_run_info,
+    public_stream_state,
     public_trainer_state,
     public_worst_rows,
 )
@@ -180,6 +181,33 @@ def test_the_best_checkpoint_is_known_by_its_name():
     state = {"best_model_checkpoint": "clients/acme/checkpoint-4", "global_step": 6}
     assert public_trainer_state(state)["best_model_checkpoint"] == "checkpoint-4"
     assert public_trainer_state({"best_model_checkpoint": None})["best_model_checkpoint"] is None
+
+
+@pytest.mark.parametrize("path", LOCAL_PATHS)
+def test_the_place_in_the_stream_names_no_file_of_this_machine(path: str):
+    """Settings whose text may be a path are left out: they are then not compared elsewhere."""
+    kept = {
+        "--learning_rate": 1e-3,
+        "--optim": "adamw_torch_fused",
+        "--lr_scheduler_kwargs": {"num_cycles": 2},
+        "--exclude_rows": "a list of 3 (0123456789ab)",
+        "--data_mix, two: exclude_rows": None,
+        "--data_mix, two: speaker_column_name": "speaker",
+    }
+    private = {
+        "--optim_args": f"proj={path}",
+        "--data_mix, one: exclude_rows": path,  # of a version that saved it
+        "--flag_of_a_later_version": path,
+    }
+    state = {
+        "version": 4,
+        "settings": kept | private,
+        "damaged_files": {f"train/0/0/{path}/two.parquet": 3},
+        "revisions": {"": None},
+    }
+    shown = public_stream_state(state, [], [])
+    assert shown["settings"] == kept and shown["version"] == 4 and shown["revisions"] == {"": None}
+    assert shown["damaged_files"] == {"train/0/0/two.parquet": 3}
 
 
 @pytest.mark.parametrize("path", [path for path in LOCAL_PATHS if "/" in path])

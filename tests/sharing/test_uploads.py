@@ -537,8 +537,18 @@ def test_another_machine_goes_on_from_the_hub(
     )
     assert whole.returncode == 0, whole.stderr[-2000:]
     words += ["--resume_from_checkpoint", "hub"]
-    first = run(hub, tmp_path / "first", words)
+    for folder in ("first", "second"):  # an absolute path, another one on each machine
+        rows = tmp_path / f"{folder} left out.txt"
+        rows.write_text("train/0/0/none\n")
+    first = run(
+        hub, tmp_path / "first", [*words, "--exclude_rows", f"{tmp_path}/first left out.txt"]
+    )
     assert first.returncode == 0 and "has no checkpoint yet: the run begins" in first.stderr
+    state = hub.files("model", REPO)["last-checkpoint/stream_state.json"]
+    assert b"left out" not in state and b'"--exclude_rows": "a list of 1 (' in state
+    words += ["--exclude_rows", f"{tmp_path}/second left out.txt"]
+    finished = run(hub, tmp_path / "second", words)
+    assert finished.returncode == 0 and "nothing is left to train" in finished.stderr, finished
     again = run(hub, tmp_path / "second", [*words, "--max_steps", "10"])
     assert again.returncode == 0, again.stderr[-3000:]
     assert "continues from out/checkpoint-6" in again.stderr

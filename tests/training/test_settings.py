@@ -14,6 +14,7 @@ from speech_finetuning.training.settings import (
     OF_THE_RUN,
     check_finished_run,
     is_finished,
+    saved_settings,
     training_settings,
 )
 
@@ -108,6 +109,31 @@ def test_an_entry_of_a_mix_is_named(tmp_path: Path):
     checkpoint = finished(tmp_path, both[0])
     with pytest.raises(UserError, match="--data_mix, two: weight was 1.0, is now 2.0"):
         check_finished_run(checkpoint, both[1], None)
+
+
+def test_rows_that_are_left_out_count_wherever_their_list_lies(tmp_path: Path):
+    """The path would be uploaded with the checkpoint, and be another one where that goes on."""
+    lists = [tmp_path / name for name in ("Acme.txt", "moved.txt", "other.txt")]
+    for path, text in zip(lists, ("b\na\n", '{"row": "a"}\nb\n', "a\n"), strict=True):
+        path.write_text(text)
+    then, moved, other = (settings_of(f"--exclude_rows {path}") for path in lists)
+    assert str(tmp_path) not in json.dumps(then) and "Acme" not in json.dumps(then)
+    checkpoint = finished(tmp_path, then)
+    check_finished_run(checkpoint, moved, None)
+    with pytest.raises(UserError, match=r"--exclude_rows was a list of 2 \(\w{12}\), is now a lis"):
+        check_finished_run(checkpoint, other, None)
+    with pytest.raises(UserError, match="is now None"):
+        check_finished_run(checkpoint, settings_of(""), None)
+
+
+def test_a_checkpoint_that_still_names_the_list_says_nothing_of_its_rows(tmp_path: Path):
+    rows = tmp_path / "Acme.txt"
+    rows.write_text("a\n")
+    now = settings_of(f"--exclude_rows {rows}")
+    old = {**now, "--exclude_rows": str(rows), "--data_mix, two: exclude_rows": "Acme.txt"}
+    checkpoint = finished(tmp_path, old)
+    check_finished_run(checkpoint, now, None)
+    assert "Acme" not in json.dumps(saved_settings(checkpoint))
 
 
 def test_an_older_checkpoint_has_its_flags_in_run_info(tmp_path: Path):
