@@ -37,18 +37,28 @@ def describe_time(seconds: float) -> str:
         return "-"
     if 0.05 <= seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min"
-    return f"{seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f} h"
+    # Rounded once, to what is shown: 119.7 s are 2:00 min, 3599.7 s are 1:00 h.
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02} h"
+
+
+def describe_rate(rate: float) -> str:
+    """'1.0e-5'; at the end of the schedule '0'."""
+    if not rate or not math.isfinite(rate):
+        return f"{rate:.0f}"
+    mantissa, _, exponent = f"{rate:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def describe_step(step: int, figures: dict[str, float], seconds_left: float) -> str:
     """The line of a logging step, under STEP_HEADER. figures: as they are logged."""
     passes = [value for name, value in figures.items() if name.split("_")[0] == "pass"]
-    mantissa, _, exponent = f"{figures['learning_rate']:.1e}".partition("e")
-    rate = f"{mantissa}e{int(exponent)}"
+    rate = describe_rate(figures["learning_rate"])
     loss = f"{figures['loss']:.4f}"
     waiting = f"{100 * figures['data_wait_fraction']:.0f} %"
     return (

@@ -40,8 +40,16 @@ SCORED = replace(
         (0.0, "0 s"),
         (0.44, "0.4 s"),
         (9.96, "10 s"),
+        (9.94, "9.9 s"),
+        (59.4, "59 s"),
+        (59.5, "1:00 min"),
         (62, "1:02 min"),
+        (119.4, "1:59 min"),
+        (119.7, "2:00 min"),
         (3599, "59:59 min"),
+        (3599.7, "1:00 h"),
+        (3629, "1:00 h"),
+        (7199, "2:00 h"),
         (6000, "1:40 h"),
         (187_200, "52:00 h"),
         (float("inf"), "-"),
@@ -49,6 +57,21 @@ SCORED = replace(
 )
 def test_times(seconds: float, text: str):
     assert describe_time(seconds) == text
+
+
+@pytest.mark.parametrize("border", [1, 10, 60, 600, 3600, 36_000, 86_400])
+def test_no_time_has_sixty_seconds_or_minutes(border: int):
+    for hundredths in range(-200, 200):
+        text = describe_time(border + hundredths / 100)
+        assert ":60" not in text and not text.startswith("60")
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0.0, "0"), (9.96e-6, "1.0e-5"), (9.94e-6, "9.9e-6"), (0.002, "2.0e-3"), (1.0, "1.0e0")],
+)
+def test_rates(rate: float, text: str):
+    assert describe_step(1, {**FIGURES, "learning_rate": rate}, 1).split()[2] == text
 
 
 def test_a_step_stands_under_its_header():
