@@ -10,7 +10,7 @@ import transformers
 
 from speech_finetuning.cli.next_steps import folder_of_curves
 from speech_finetuning.cli.silenced import WithoutSilenced, quieten_libraries
-from speech_finetuning.cli.terminal import SCREEN, ScreenHandler, shown
+from speech_finetuning.cli.terminal import SCREEN, ScreenHandler, shown, typed
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.training.compat import leave_retrying_to_us
 from speech_finetuning.training.length import MANY_PASSES, SOME_PASSES
@@ -56,7 +56,7 @@ def describe_run(
     if "tensorboard" in cast(list[str], args.report_to):  # since its __post_init__
         assert args.output_dir is not None
         logger.info(
-            "curves: tensorboard --logdir %s", shown(folder_of_curves(Path(args.output_dir)))
+            "curves: tensorboard --logdir %s", typed(folder_of_curves(Path(args.output_dir)))
         )
 
 

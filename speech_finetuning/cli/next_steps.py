@@ -2,14 +2,13 @@
 
 import logging
 import os
-import shlex
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
 import transformers
 
-from speech_finetuning.cli.terminal import shown
+from speech_finetuning.cli.terminal import shown, typed
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +33,14 @@ def say_what_next(args: transformers.Seq2SeqTrainingArguments, uploads: Any) -> 
 def next_steps(output_dir: Path, args: transformers.Seq2SeqTrainingArguments) -> dict[str, str]:
     """{what: the command or the file}, of what this run has left behind."""
     steps: dict[str, str] = {}
-    folder = shlex.quote(shown(output_dir))
+    folder = typed(output_dir)
     recipes = PROJECT / "run.sh"
     if args.do_train and recipes.is_file():
-        run_sh = shlex.quote(os.path.relpath(recipes))
+        run_sh = typed(recipes)
         steps["transcribe"] = f"bash {run_sh} transcribe {folder} FILE"
-        steps["try it"] = f"bash {run_sh} demo --model {folder}"
+        steps["try it"] = f"bash {run_sh} demo {folder}"
     if "tensorboard" in cast(list[str], args.report_to):  # since its __post_init__
-        steps["curves"] = f"tensorboard --logdir {shlex.quote(shown(folder_of_curves(output_dir)))}"
+        steps["curves"] = f"tensorboard --logdir {typed(folder_of_curves(output_dir))}"
     files = {"report": [output_dir / "report.html"]}
     files["worst clips"] = [output_dir / f"worst_{role}.txt" for role in ROLES]
     files["transcripts"] = [output_dir / f"predictions_{role}.jsonl" for role in ROLES]

@@ -8,6 +8,7 @@ file.
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -204,9 +205,21 @@ def shown(path: str | Path) -> str:
     if not os.path.isabs(text):
         return text
     for folder, name in ((current_folder(), ""), (Path.home(), "~")):
+        if Path(text) == folder:
+            return name or "."
         if Path(text).is_relative_to(folder):
             return os.path.join(name, Path(text).relative_to(folder))
     return text
+
+
+def typed(path: str | Path) -> str:
+    """A path as `shown`, within a command: with the quotation marks that the shell needs. A leading
+    ~ has none, as the shell would then not replace it, and none is an option."""
+    text = shown(path)
+    if os.path.isabs(str(path)) and text.split("/")[0] == "~":
+        _, slash, rest = text.partition("/")
+        return f"~/{shlex.quote(rest)}" if slash else "~"
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 class ScreenHandler(logging.Handler):

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import shlex
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -145,7 +146,7 @@ def wrong_encoding(path: str, line: int, found: str, likely: str) -> UserError:
     new = f"{file.stem}.utf8{file.suffix}"
     return UserError(
         f"{path}, line {line}: {found}. Convert the file from the encoding that it was saved in, "
-        f"for example: iconv -f {likely} -t UTF-8 '{file.name}' > '{new}'"
+        f"for example: iconv -f {likely} -t UTF-8 {shlex.quote(file.name)} > {shlex.quote(new)}"
     )
 
 

@@ -1,6 +1,7 @@
 """The last lines of a run: where the model is, and what can be done with it."""
 
 import logging
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,12 +45,43 @@ def test_where_the_model_is_and_what_to_do_with_it(
     assert told(caplog, output) == [
         "done: the model is in my model (1.6 MB)",
         "  transcribe   bash project/run.sh transcribe 'my model' FILE",
-        "  try it       bash project/run.sh demo --model 'my model'",
+        "  try it       bash project/run.sh demo 'my model'",
         "  curves       tensorboard --logdir 'my model/runs'",
         "  worst clips  my model/worst_eval.txt",
         "  transcripts  my model/predictions_eval.jsonl",
         "  push         the same command with --push_to_hub",
     ]
+
+
+def test_a_command_below_the_home_folder_works_as_it_is_typed(
+    output: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Within quotation marks the shell would look for a folder that is called ~."""
+    monkeypatch.setenv("HOME", str(output.parent))
+    (output.parent / "run.sh").touch()
+    monkeypatch.setattr(next_steps, "PROJECT", output.parent)
+    (output.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(output.parent / "elsewhere")
+    lines = told(caplog, output)
+    command = lines[1].split(maxsplit=1)[1]
+    assert command == "bash ~/run.sh transcribe ~/'my model' FILE"
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert words == ["bash", f"{output.parent}/run.sh", "transcribe", str(output), "FILE"]
+
+
+def test_a_run_whose_working_folder_is_gone_says_where_all_is(
+    output: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    (output.parent / "gone").mkdir()
+    monkeypatch.chdir(output.parent / "gone")
+    (output.parent / "gone").rmdir()
+    monkeypatch.setenv("HOME", "/home/nobody")
+    (output.parent / "run.sh").touch()
+    monkeypatch.setattr(next_steps, "PROJECT", output.parent)
+    command = told(caplog, output)[1].split(maxsplit=1)[1]
+    assert command == f"bash {output.parent}/run.sh transcribe '{output}' FILE"
 
 
 def test_only_what_is_there_is_named(output: Path, caplog: pytest.LogCaptureFixture):

@@ -14,7 +14,7 @@ from typing import TextIO
 import pytest
 from terminal import Terminal
 
-from speech_finetuning.cli.terminal import SCREEN, ScreenHandler, fit, readable, shown
+from speech_finetuning.cli.terminal import SCREEN, ScreenHandler, fit, readable, shown, typed
 
 SENTENCE = "a clip that cannot be used is rejected, counted and listed with its reason " * 2
 
@@ -208,3 +208,17 @@ def test_paths_are_as_short_as_they_can_be_typed(tmp_path: Path, monkeypatch: py
     assert shown(tmp_path / "there") == "~/there"
     assert shown("/elsewhere/x") == "/elsewhere/x"
     assert shown("alice/speech") == "alice/speech"
+
+
+def test_paths_within_commands_are_quoted_for_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert typed(tmp_path / "here" / "a b") == "'a b'"
+    assert typed(tmp_path / "a b" / "c") == "~/'a b/c'"
+    assert typed(tmp_path) == "~"
+    assert typed("~") == "'~'"  # a folder of this name
+    assert typed("-x") == "./-x"
+    assert typed("alice/speech") == "alice/speech"
