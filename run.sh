@@ -9,7 +9,7 @@
 #   bash run.sh learn               a minute on two cores in which a tiny model really learns;
 #                                   in ./whisper-learn, and goes on there if it was interrupted
 #   bash run.sh check DATA          reads all of a data set, without a model, and writes what is odd about
-#                                   it into ./check-DATA: check.html and lists of rows
+#                                   it into ./check-DATA (of ".": beside it): check.html, lists of rows
 #   bash run.sh demo MODEL          a page in the browser to speak to a model: a folder or a Hub id
 #   bash run.sh transcribe MODEL FILE...
 #                                   text or subtitles of audio files, or of folders of them
@@ -28,25 +28,28 @@ script="$project_dir/run_speech_recognition_seq2seq_streaming.py"
 venv=${VENV:-"$project_dir/.venv"}
 python="$venv/bin/python"
 
+# What goes on; stdout is for results: transcripts, the answer of help.
+say() { echo "$*" >&2; }
+
 # Makes .venv on first use, and again when the requirements have changed.
 set_up() {
   local requirements=("$@") stamp found=${PYTHON:-python3} stamp_file="$venv/.requirements-$#${2:+-$2}"
   stamp=$(cd "$project_dir" && cat "${requirements[@]}" | cksum)
   if [[ -x $python && $(cat "$stamp_file" 2>/dev/null) == "$stamp" ]]; then return; fi
   if ! command -v "$found" >/dev/null; then
-    echo "error: $found was not found. Install Python 3.11, 3.12 or 3.13, or set PYTHON=/path/to/it." >&2; exit 2
+    say "error: $found was not found. Install Python 3.11, 3.12 or 3.13, or set PYTHON=/path/to/it."; exit 2
   fi
   if [[ ! -x $python ]] && ! "$found" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "error: Python 3.11 or newer is needed, $found is $("$found" -V 2>&1). Set PYTHON=python3.12 (or where yours is)." >&2
+    say "error: Python 3.11 or newer is needed, $found is $("$found" -V 2>&1). Set PYTHON=python3.12 (or where yours is)."
     exit 2
   fi
-  echo "setting up $venv (once; torch is large, so this takes some minutes) ..."
-  [[ -x $python ]] || "$found" -m venv "$venv"
+  say "setting up $venv (once; torch is large, so this takes some minutes) ..."
+  [[ -x $python ]] || "$found" -m venv "$venv" >&2
   local arguments=()
   for file in "${requirements[@]}"; do arguments+=(-r "$project_dir/$file"); done
   # torch first and alone: a package that asks for any torch would otherwise bring another one.
-  "$python" -m pip install --quiet --disable-pip-version-check "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$project_dir/requirements.txt")"
-  "$python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}"
+  "$python" -m pip install --quiet --disable-pip-version-check "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$project_dir/requirements.txt")" >&2
+  "$python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" >&2
   echo "$stamp" >"$stamp_file"
 }
 
@@ -66,7 +69,7 @@ count_gpus() {
 train() {
   local child code status ended="" processes=${NUM_PROCESSES:-$(count_gpus)} command=("$python" "$script")
   if ((processes > 1)); then
-    echo "run.sh: $processes processes, by torchrun (NUM_PROCESSES=1 for one)" >&2
+    say "run.sh: $processes processes, by torchrun (NUM_PROCESSES=1 for one)"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own choice, which it would warn of
     command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$processes"
       --shutdown-timeout "${SHUTDOWN_TIMEOUT:-300}" --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$script")
@@ -93,14 +96,14 @@ train() {
       rm -rf "$(dirname "$status")"
       exit "$code"
     fi
-    echo "run.sh: the trainer ended with code $code; starting it again in ${RESTART_DELAY:-10} s" >&2
+    say "run.sh: the trainer ended with code $code; starting it again in ${RESTART_DELAY:-10} s"
     sleep "${RESTART_DELAY:-10}"
   done
 }
 
 # The demonstration model and data, made on the spot: TRAIN VALIDATION rows in FOLDER.
 make_demonstration() {
-  echo "making a tiny model and synthetic speech ..."
+  say "making a tiny model and synthetic speech ..."
   PYTHONPATH="$project_dir" "$python" -m speech_finetuning.cli.demonstration "$1" --train "$2" --validation "$3" --test "$3"
 }
 
@@ -130,7 +133,7 @@ learn() {
   set_up requirements.txt
   local folder=$calling_dir/whisper-learn
   if [[ -d $folder/speech && -d $folder/model ]]; then
-    echo "going on in ${folder#"$calling_dir"/} (delete it to start over)"
+    say "going on in ${folder#"$calling_dir"/} (delete it to start over)"
   else
     rm -rf "$folder/unfinished" "$folder/speech" "$folder/model" # of an interrupted start
     make_demonstration "$folder/unfinished" 2000 100
@@ -152,25 +155,32 @@ learn() {
 
 check() {
   if [[ -z ${1:-} || $1 == --* ]]; then
-    echo "error: which data? Use: bash run.sh check DATA (a Hub id, a folder or a table)" >&2
+    say "error: which data? Use: bash run.sh check DATA (a Hub id, a folder or a table)"
     exit 2
   fi
   set_up requirements.txt
-  cd "$calling_dir"
-  local data=$1 name
+  local data=$1 beside=
+  local name=$data
   shift
-  name=$(basename "$data")
+  if [[ -d $data ]]; then
+    name=$(cd "$data" && pwd -P)
+    # Nothing is written into the folder of the data, which may be this one or one above.
+    if [[ $(pwd -P)/ == "$name"/* ]]; then beside=${name%/*}/; fi
+  fi
+  name=${name%%\?*} # of an address
+  name=$(basename "$name")
+  case $(tr '[:upper:]' '[:lower:]' <<<"$name") in *.csv | *.tsv | *.json | *.jsonl | *.parquet | *.tar) name=${name%.*} ;; esac
   export NUM_PROCESSES=1
   train \
     --check_data \
     --dataset_name "$data" \
-    --output_dir "check-${name%.*}" \
+    --output_dir "${beside}check-$name" \
     "$@"
 }
 
 demo() {
   if (($# == 0)); then
-    echo "error: which model? Use: bash run.sh demo FOLDER (or a Hub id, such as openai/whisper-tiny)" >&2
+    say "error: which model? Use: bash run.sh demo FOLDER (or a Hub id, such as openai/whisper-tiny)"
     exit 2
   fi
   set_up requirements.txt requirements-demo.txt
@@ -242,5 +252,5 @@ case "${1:-}" in
   test) shift; run_tests "$@" ;;
   help | -h) print_help ;;
   "" | --*) recipe "$@" ;;
-  *) echo "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|check|demo|transcribe|export|test|help] [--flag value ...]" >&2; exit 2 ;;
+  *) say "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|check|demo|transcribe|export|test|help] [--flag value ...]"; exit 2 ;;
 esac

@@ -128,6 +128,77 @@ def test_run_sh_starts_a_process_for_each_visible_gpu(
     assert ("by torchrun" in result.stderr) == ("nproc_per_node" in launched)
 
 
+# In place of the Python that .venv is made with: pip talks.
+MAKES_VENV = """#!/bin/bash
+if [[ "$*" == "-m venv"* ]]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
+case "$*" in
+  *version_info*) ;;
+  "-m venv"* | "-m pip"*) echo "noise of pip" ;;
+  *) echo "said" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["transcribe m x.wav", "export m --to ggml", "demo m", "check d", "learn", "smoke", "test", ""],
+)
+def test_the_first_start_writes_results_only_to_stdout(tmp_path: Path, words: str):
+    """`bash run.sh transcribe MODEL x.wav > x.txt`: what goes on is told on stderr."""
+    found = tmp_path / "python3"
+    found.write_text(MAKES_VENV)
+    found.chmod(0o755)
+    result = subprocess.run(
+        ["bash", PROJECT / "run.sh", *words.split()],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHON": str(found),
+            "VENV": str(tmp_path / "venv"),
+            "TMPDIR": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert "setting up" in result.stderr and "noise of pip" in result.stderr
+    assert set(result.stdout.splitlines()) <= {"said"}
+
+
+@pytest.mark.parametrize(
+    ("data", "output_dir"),
+    [
+        ("speech", "check-speech"),
+        ("speech/", "check-speech"),
+        ("v1.0", "check-v1.0"),
+        ("v1.1", "check-v1.1"),
+        ("a/list.CSV", "check-list"),
+        ("mozilla/common_voice_17.0", "check-common_voice_17.0"),
+        ("https://example.com/a/list.tsv?raw=true", "check-list"),
+        (".", "{here}/check-work"),
+        ("./", "{here}/check-work"),
+        ("..", "{above}/check-here"),
+        ("../sister", "check-sister"),
+        ("../wo", "check-wo"),
+    ],
+)
+def test_a_check_is_named_after_its_data_and_lies_outside_them(
+    tmp_path: Path, data: str, output_dir: str
+):
+    here = tmp_path / "here"
+    for name in ("work/speech", "work/v1.0", "work/v1.1", "sister", "wo"):
+        (here / name).mkdir(parents=True)
+    make_venv(tmp_path, python='#!/bin/bash\necho "$@"\n')
+    result = subprocess.run(
+        ["bash", PROJECT / "run.sh", "check", data],
+        env={"PATH": "/usr/bin:/bin", "VENV": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        cwd=here / "work",
+    )
+    expected = output_dir.format(here=here, above=tmp_path)
+    assert f"--dataset_name {data} --output_dir {expected}\n" in result.stdout, result
+
+
 def test_run_sh_takes_the_exit_code_that_torchrun_hides(tmp_path: Path):
     """The first start leaves 75 behind, the second one 74, both end with 1; the file of an earlier
     run in the output folder means nothing, and stays."""
@@ -189,7 +260,7 @@ def test_learn_goes_on_where_it_was_interrupted(tmp_path: Path):
         result = run_stand_in(tmp_path, DEMONSTRATION_STAND_IN, ["learn"])
         assert result.returncode == 0, result.stderr
         assert f"--output_dir {tmp_path}/whisper-learn/output" in result.stdout
-        assert ("going on in" in result.stdout) == (start == 1)
+        assert ("going on in" in result.stderr) == (start == 1)
     assert (tmp_path / "made").read_text().count("made") == 2
     folders = {path.name for path in (tmp_path / "whisper-learn").iterdir()}
     assert folders == {"speech", "model"}

@@ -4,6 +4,7 @@ Writes check.html (one page without anything from elsewhere), check.json, reject
 no run would use) and suspects.jsonl (rows that may be wrong), whose lines --exclude_rows takes.
 """
 
+import json
 import logging
 import math
 import time
@@ -22,6 +23,7 @@ from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.base.rejections import describe_counts, list_rejections
 from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.cli.console import describe_source, set_up_logging
+from speech_finetuning.cli.terminal import typed
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.data_check import (
     SplitCheck,
@@ -102,11 +104,14 @@ def open_splits(records: list[Any], cache_dir: str | None) -> list[tuple[str, bo
     return opened
 
 
-def tagged_rows(dataset: SpeechDataset) -> Iterator[tuple[None, SourceRow]]:
-    """Every row of a split, undecoded, as `map_in_order` takes them."""
+def tagged_rows(dataset: SpeechDataset, result: SplitCheck) -> Iterator[tuple[None, SourceRow]]:
+    """Every row of a split, undecoded, as `map_in_order` takes them; those that are left out are
+    counted."""
     for block in read_ahead(read_pass(dataset, block_size=ROWS_PER_BLOCK), size_of_block):
         for row in block.rows:
-            if row.id not in dataset.excluded_ids:
+            if row.id in dataset.excluded_ids:
+                result.num_excluded += 1
+            else:
                 yield None, row
 
 
@@ -120,31 +125,39 @@ def check_split(
     """Decodes and measures every row of a split."""
     result = SplitCheck(name=name, is_trained=is_trained)
     checker = RowChecker(preprocessor=dataset.preprocessor)
-    rows = map_in_order(checker, tagged_rows(dataset), num_threads)
+    rows = map_in_order(checker, tagged_rows(dataset, result), num_threads)
     for number, (_, checked) in enumerate(rows, start=1):
         result.add(checked)
         if number % ROWS_BETWEEN_LINES == 0:
             logger.info("%s: %s rows read", name, f"{number:,}")
+    left_out = f", left out: {result.num_excluded:,}" if result.num_excluded else ""
     logger.info(
-        "%s: %s usable rows, %.2f h, rejected: %s",
+        "%s: %s usable rows, %.2f h, rejected: %s%s",
         name,
         f"{len(result.rows):,}",
         result.seconds() / 3600,
-        describe_counts(Counter(rejection.reason for rejection in result.rejections)),
+        describe_counts(result.reasons()),
+        left_out,
     )
     return result
 
 
 def summarise(
-    splits: list[SplitCheck], suspects: list[Suspect], seconds: float, num_threads: int
+    data: list[str],
+    splits: list[SplitCheck],
+    suspects: list[Suspect],
+    seconds: float,
+    num_threads: int,
 ) -> dict[str, Any]:
-    """What check.json contains."""
+    """What check.json contains. data: as `names_of_data`."""
     rows = [row for split in splits for row in split.rows]
     trained = [row for split in splits if split.is_trained for row in split.rows]
+    # One for the rest of a damaged file, whose rows were not read.
     num_read = len(rows) + sum(len(split.rejections) for split in splits)
     reasons = Counter(reason for suspect in suspects for reason in suspect.reasons)
     rate = num_read / seconds
     return {
+        "data": data,
         "splits": {split.name: split.summary() for split in splits},
         "suspects": {"num_rows": len(suspects), "reasons": dict(reasons.most_common())},
         "listed_twice": num_listed_twice(rows),
@@ -160,9 +173,44 @@ def summarise(
             "rows": len(trained),
             "hours_of_speech": sum(row.seconds for row in trained) / 3600,
             "steps_of_16_rows": math.ceil(len(trained) / EXAMPLE_BATCH_SIZE),
-            "minutes_of_decoding": len(trained) / rate / 60,
+            "minutes_of_decoding": len(trained) / rate / 60 if rate else 0.0,
         },
     }
+
+
+def names_of_data(records: list[Any]) -> list[str]:
+    """What is checked, whole: two folders of one name, or two languages, are two data sets."""
+    names = []
+    for record in records:
+        path = Path(record.dataset_name)
+        name = str(path.resolve()) if path.exists() else record.dataset_name
+        names.append(" ".join(filter(None, [name, record.dataset_config_name])))
+    return names
+
+
+def refuse_check_of_others(output_dir: Path, data: list[str]) -> None:
+    """Raises: UserError if the folder has the check of other data, which would be replaced."""
+    try:
+        earlier = json.loads((output_dir / "check.json").read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if earlier != data:
+        raise UserError(
+            f"--output_dir {output_dir} has the check of {', '.join(map(str, earlier))}. "
+            f"Pass another --output_dir, such as {output_dir}-2."
+        )
+
+
+def no_usable_row(name: str, splits: list[SplitCheck], record: Any, output_dir: Path) -> UserError:
+    """Why there is none."""
+    if not any(split.rejections for split in splits):
+        if num_excluded := sum(split.num_excluded for split in splits):
+            return UserError(
+                f"no usable row in {name}: --exclude_rows {record.exclude_rows} leaves out all "
+                f"{num_excluded:,}."
+            )
+        return UserError(f"no row in {name}.")
+    return UserError(f"no usable row in {name}. See {output_dir / 'rejected.jsonl'}.")
 
 
 def write_results(
@@ -206,6 +254,8 @@ def check_data(
     assert training_args.output_dir is not None
     output_dir = Path(training_args.output_dir)
     num_threads = records[0].num_decoding_threads
+    data = names_of_data(records)
+    refuse_check_of_others(output_dir, data)
     datasets = retry_on_network_error(
         open_splits,
         records,
@@ -226,16 +276,16 @@ def check_data(
     ]
     seconds = time.perf_counter() - began
     suspects = find_suspects(splits)
-    found = summarise(splits, suspects, seconds, num_threads)
+    found = summarise(data, splits, suspects, seconds, num_threads)
     write_results(output_dir, name, splits, suspects, found)
     num_rows = sum(len(split.rows) for split in splits)
-    num_rejected = sum(each.num_rows for split in splits for each in split.rejections)
+    num_rejected = sum(split.num_rejected() for split in splits)
     if num_rows == 0:
-        raise UserError(f"no usable row in {name}. See {output_dir / 'rejected.jsonl'}.")
+        raise no_usable_row(name, splits, records[0], output_dir)
     logger.info("suspects: %s", ", ".join(describe_suspects(found)) or "none")
     logger.info("page: %s", output_dir / "check.html")
     if suspects:
-        logger.info("without them: --exclude_rows %s", output_dir / "suspects.jsonl")
+        logger.info("without them: --exclude_rows %s", typed(output_dir / "suspects.jsonl"))
     return {"rows": num_rows, "rejected": num_rejected, "suspects": len(suspects)}
 
 

@@ -50,12 +50,24 @@ class SplitCheck:
     is_trained: bool
     rows: list[CheckedRow] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
+    num_excluded: int = 0  # rows that --exclude_rows leaves out, which are not read
 
     def add(self, result: CheckedRow | Rejection) -> None:
         if isinstance(result, Rejection):
             self.rejections.append(result)
         else:
             self.rows.append(result)
+
+    def num_rejected(self) -> int:
+        """Rows, of which one rejection may stand for the rest of a damaged file."""
+        return sum(each.num_rows for each in self.rejections)
+
+    def reasons(self) -> Counter[str]:
+        """Rejected rows by reason."""
+        counts: Counter[str] = Counter()
+        for each in self.rejections:
+            counts[each.reason] += each.num_rows
+        return counts
 
     def seconds(self) -> float:
         return sum(row.seconds for row in self.rows)
@@ -68,8 +80,9 @@ class SplitCheck:
         speakers = Counter(row.speaker for row in self.rows if row.speaker is not None)
         return {
             "is_trained": self.is_trained,
-            "num_rows": len(self.rows) + sum(each.num_rows for each in self.rejections),
+            "num_rows": len(self.rows) + self.num_rejected() + self.num_excluded,
             "num_usable_rows": len(self.rows),
+            "num_excluded_rows": self.num_excluded,
             "hours": self.seconds() / 3600,
             "duration_in_seconds": {
                 "5 %": low,
@@ -81,7 +94,7 @@ class SplitCheck:
             "sampling_rates_in_hz": dict(Counter(row.sampling_rate for row in self.rows)),
             "num_speakers": len(speakers),
             "rows_of_speakers": dict(speakers.most_common(MAX_EXAMPLES)),
-            "rejected": dict(Counter(each.reason for each in self.rejections).most_common()),
+            "rejected": dict(self.reasons().most_common()),
         }
 
 

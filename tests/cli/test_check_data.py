@@ -10,6 +10,7 @@ import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.data_check import SplitCheck, find_suspects, rate_outliers
 from speech_finetuning.data.row_check import CheckedRow, mixed_words, oddities_of
@@ -155,6 +156,45 @@ def test_a_data_set_without_a_usable_row_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match=r"no usable row in .*rejected\.jsonl"):
         script.main(words.split())
     assert "audio_missing" in (tmp_path / "out" / "check.html").read_text()
+
+
+def test_a_data_set_all_of_whose_rows_are_left_out_is_an_error(tmp_path: Path):
+    data = tmp_path / "speech"
+    data.mkdir()
+    write(data, "a.flac", np.zeros(RATE, np.float32))
+    (data / "train.csv").write_text("path,sentence\na.flac,uno\n")
+    out = tmp_path / "out"
+    words = f"--check_data --dataset_name {data} --output_dir {out}"
+    assert script.main(words.split())["suspects"] == 1
+    rows = (out / "suspects.jsonl").rename(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match=r"--exclude_rows .*rows\.jsonl leaves out all 1\."):
+        script.main([*words.split(), "--exclude_rows", str(rows)])
+    found = json.loads((out / "check.json").read_text())
+    assert found["splits"]["train"]["num_excluded_rows"] == 1
+    assert found["one_pass"]["minutes_of_decoding"] == 0
+
+
+def test_the_check_of_other_data_is_not_replaced(tmp_path: Path):
+    for name in ("a", "b"):
+        data = tmp_path / name / "speech"
+        data.mkdir(parents=True)
+        write(data, "a.flac", tone(1.0))
+        (data / "train.csv").write_text("path,sentence\na.flac,uno\n")
+    words = ["--check_data", "--output_dir", str(tmp_path / "check-speech"), "--dataset_name"]
+    for _ in range(2):
+        script.main([*words, str(tmp_path / "a" / "speech")])
+    with pytest.raises(UserError, match=r"check-speech has the check of .*a/speech\. Pass anot"):
+        script.main([*words, str(tmp_path / "b" / "speech")])
+
+
+def test_rows_of_a_damaged_file_are_all_counted():
+    """One rejection stands for the rest of the file."""
+    split = SplitCheck(name="train", is_trained=True, num_excluded=2)
+    split.add(make_row(1))
+    split.add(Rejection("file_damaged", row="a.parquet", num_rows=40))
+    summary = split.summary()
+    assert (summary["num_rows"], summary["num_usable_rows"]) == (43, 1)
+    assert summary["rejected"] == {"file_damaged": 40}
 
 
 # ---- single rules ----
