@@ -203,7 +203,7 @@ class DataArguments(SourceArguments):
     allow_audio_urls: bool = HfArg(default=False, help="Lets Hub rows name http(s):// audio.")
     num_decoding_threads: int | None = HfArg(default=None, help="Default: all cores, at most 8.")
     max_network_wait_in_minutes: float = HfArg(
-        default=30.0, help="How long to wait for a lost network; 0: not at all."
+        default=30.0, help="How long to wait for a lost network (3.5 longer if servers are silent)."
     )
     max_train_time_in_hours: float | None = HfArg(
         default=None, help="Saves and stops with exit code 75 after this time."

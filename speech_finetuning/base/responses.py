@@ -9,6 +9,9 @@ import re
 # What huggingface_hub 2.4 calls HTTP with; it tries again after a RemoteProtocolError of this one.
 import httpx2
 
+# A server may ask for a wait of any length, and huggingface_hub 2.4 sleeps it in silence, unheard by
+# our limit. What is longer than this is left to Backoff.
+LONGEST_WAIT_IN_SECONDS = 60
 ANNOUNCED_SIZE = "announced_size"  # in a request's extensions, which its redirects inherit
 
 
@@ -33,6 +36,20 @@ def check_response(response: httpx2.Response) -> None:
     if problem is not None:
         place = f"{request.url.host}{request.url.path}"
         raise httpx2.RemoteProtocolError(f"{place} answered with {problem}.", request=request)
+
+
+def forget_long_waits(response: httpx2.Response) -> None:
+    """A response hook: takes out of a refusal for which the library would wait long."""
+    headers = response.headers
+    # "12", or a date; and, of the Hub: "api";r=0;t=55
+    asked = [
+        headers.get("Retry-After", "0"),
+        *re.findall(r";t=(\d+)", headers.get("RateLimit", "")),
+    ]
+    if all(wait.isdecimal() and int(wait) <= LONGEST_WAIT_IN_SECONDS for wait in asked):
+        return
+    for name in ("Retry-After", "RateLimit"):
+        headers.pop(name, None)
 
 
 def problem_of_length(response: httpx2.Response) -> str | None:

@@ -20,6 +20,7 @@ from speech_finetuning.base.network import (
     retry_on_network_error,
     with_causes,
 )
+from speech_finetuning.base.responses import forget_long_waits
 
 
 @pytest.fixture(autouse=True)
@@ -192,3 +193,29 @@ def test_the_real_pauses_are_slept():
     began = time.monotonic()
     assert retry(Answers(ConnectionResetError())) == "done"
     assert time.monotonic() - began >= 1.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_kept"),
+    [
+        ({"Retry-After": "60"}, True),
+        ({"RateLimit": '"api";r=0;t=55'}, True),
+        ({"Retry-After": "3600"}, False),
+        ({"Retry-After": "Fri, 31 Dec 2066 23:59:59 GMT"}, False),
+        ({"RateLimit": '"api";r=0;t=300', "Retry-After": "1"}, False),
+    ],
+)
+def test_a_long_wait_that_a_server_asks_for_is_left_to_the_limit(
+    headers: dict[str, str], is_kept: bool
+):
+    """The library would sleep for it in silence, beyond --max_network_wait_in_minutes."""
+    response = answer(429, **headers)
+    forget_long_waits(response)
+    assert {"retry-after", "ratelimit"} & set(response.headers) == (
+        {name.lower() for name in headers} if is_kept else set()
+    )
+
+
+def test_the_hub_s_client_looks_at_every_answer():
+    client = network.make_impatient_client(5.0)
+    assert forget_long_waits in client.event_hooks["response"]
