@@ -57,7 +57,7 @@ import transformers
 from transformers.hf_argparser import HfArg
 
 from speech_finetuning.base.errors import Problems
-from speech_finetuning.base.files import write_json
+from speech_finetuning.base.files import command_line, write_json
 from speech_finetuning.base.network import as_user_error, limit_silence, retry_on_network_error
 from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
@@ -109,6 +109,7 @@ from speech_finetuning.training.checkpoints import pin_to_checkpoint
 from speech_finetuning.training.compat import make_reproducible
 from speech_finetuning.training.length import choose_saves, count_steps, save_within
 from speech_finetuning.training.loss import TokenWeightedLoss
+from speech_finetuning.training.phases import training_phases
 from speech_finetuning.training.progress import StreamProgress, resume_progress
 from speech_finetuning.training.settings import check_finished_run, training_settings
 from speech_finetuning.training.stages import final_scores, train, zero_shot_scores
@@ -667,16 +668,16 @@ def resume_stream(
     data_args: DataArguments,
     training_args: TrainingArguments,
     inputs: Inputs,
-    settings: dict[str, Any],
+    phases: list[dict[str, Any]],
 ) -> tuple[StreamProgress, SpeechStream]:
-    """What has been trained so far, and one exact order of rows from there on. settings: those that
-    shape the weights."""
+    """What has been trained so far, and one exact order of rows from there on. phases: with which
+    flags, see training.phases."""
     progress = resume_progress(
         checkpoint=run.checkpoint,
         output_dir=run.output_dir,
         max_rejected_fraction=data_args.max_rejected_fraction,
         datasets=inputs.train_sets,
-        settings=settings,
+        phases=phases,
         rank=training_args.process_index,
         world_size=training_args.world_size,
     )
@@ -751,7 +752,8 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
     settings = training_settings(all_flags(model_args, data_args, training_args), records)
     if run.checkpoint is not None:
         check_finished_run(run.checkpoint, settings, data_args.early_stopping_patience)
-    progress, stream = resume_stream(run, data_args, training_args, inputs, settings)
+    phases = training_phases(run.checkpoint, settings, command_line(argv))
+    progress, stream = resume_stream(run, data_args, training_args, inputs, phases)
     eval_sets = prepare_eval_sets(inputs.speech, data_args.num_decoding_threads, training_args)
 
     make_reproducible(training_args)
@@ -765,7 +767,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
         progress=progress,
         eval_rows=eval_sets.pop("eval", None),
         run=run,
-        card_writer=make_card_writer(argv, flags, inputs.speech, inputs.languages, run),
+        card_writer=make_card_writer(argv, flags, inputs.speech, inputs.languages, run, phases),
         stop=stop or StopSignals(),
         data_args=data_args,
         training_args=training_args,

@@ -11,7 +11,7 @@
     scoring   normalization, metrics, eval_sets, scores, score_table, scorecard,
               alignment, predictions:
               rows to numbers that cannot flatter
-    training  loss, settings, progress, checkpoints, callbacks, meter, resumable, trainer, stages, averaging,
+    training  loss, settings, phases, progress, checkpoints, callbacks, meter, resumable, trainer, stages, averaging,
               reload_check, length, memory, compat: Seq2SeqTrainer, the few overrides
     sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, examples, reports, run_info,
               report_page, report_rows, report_clips, report_charts: what others see

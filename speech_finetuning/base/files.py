@@ -5,7 +5,10 @@ import logging
 import math
 import os
 import re
+import shlex
+import sys
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,11 @@ def lies_among_data(dataset_name: str | None, output_dir: str | Path) -> bool:
 def redacted(text: str) -> str:
     """The text without anything that looks like a token or like user:password@."""
     return re.sub(f"{TOKEN}|{USER_AND_PASSWORD}", "REDACTED", text)
+
+
+def command_line(argv: Iterable[str]) -> str:
+    """What was typed, without tokens: argv are the words after the script's name."""
+    return redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv]))
 
 
 def without_folders(text: str) -> str:

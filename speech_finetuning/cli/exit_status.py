@@ -6,7 +6,6 @@ A refused start is no run: it leaves the exit_status.json of a run that has ende
 import contextlib
 import errno
 import os
-import shlex
 import signal
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_line
-from speech_finetuning.base.files import printable, redacted, write_json
+from speech_finetuning.base.files import command_line, printable, write_json
 from speech_finetuning.base.shutdown import StopSignals, end_workers
 from speech_finetuning.cli.flags import find_value, is_on, with_config_file
 from speech_finetuning.cli.terminal import SCREEN
@@ -130,8 +129,7 @@ def write_exit_status(argv: list[str], code: int, reason: str) -> bool:
     files = status_files(argv, code)
     if not files or not (is_main or code):
         return is_main
-    command = redacted(shlex.join(["python", Path(sys.argv[0]).name, *argv]))
-    record = {"code": code, "reason": reason, "command": command}
+    record = {"code": code, "reason": reason, "command": command_line(argv)}
     was_first = [write_if_first(file, record) for file in files]
     return any(was_first)
 

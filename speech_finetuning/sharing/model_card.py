@@ -15,6 +15,7 @@ from speech_finetuning.scoring.score_table import score_table
 from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.sharing.examples import WHY_PADDED, faster_whisper_example
 from speech_finetuning.sharing.public import LOCAL_DATA, LOCAL_MODEL, public_run_info
+from speech_finetuning.training.phases import changed_settings
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TASK = "automatic-speech-recognition"  # as the Hub calls it
@@ -126,6 +127,19 @@ def describe_training(metrics: dict[str, float]) -> str:
     )
 
 
+def describe_phases(phases: list[dict[str, Any]]) -> list[str]:
+    """'from step 600 on: --learning_rate 0.001, --max_steps 900' of each, with what differs between
+    them; empty for a run that was trained with the same flags throughout."""
+    if len(phases) < 2:
+        return []
+    names = changed_settings(phases)
+    lines = []
+    for phase in phases:
+        flags = [f"{name} {phase['settings'].get(name, 'not known')}" for name in names]
+        lines.append(f"from step {phase['from_step']} on: {', '.join(flags)}")
+    return lines
+
+
 @dataclass(kw_only=True)
 class CardWriter:
     """Writes the model card at every save, from what is known by then."""
@@ -171,6 +185,8 @@ class CardWriter:
             hardware=", ".join(info["machine"]["gpus"]) or f"{info['machine']['cores']} CPU cores",
             versions=", ".join(f"{name} {version}" for name, version in versions.items()),
             has_training_code=self.has_training_code,
+            phases=describe_phases(info["phases"]),
+            commands=[phase["command"] for phase in info["phases"][:-1] if phase["command"]],
             command=info["command"],
         )
         return str(card)

@@ -140,12 +140,31 @@ def public_identity(identity: dict[str, Any], hub_names: Collection[str]) -> dic
     return shown
 
 
+def public_phases(phases: list[dict[str, Any]], hub_names: Collection[str]) -> list[dict[str, Any]]:
+    """With which flags the run was trained, see training.phases: those that name nothing local."""
+    return [
+        phase
+        | {
+            "command": phase["command"] and public_command(phase["command"], hub_names),
+            "settings": public_settings(phase["settings"], hub_names),
+        }
+        for phase in phases
+    ]
+
+
+def public_settings(settings: dict[str, Any], hub_names: Collection[str]) -> dict[str, Any]:
+    return {
+        name: value for name, value in settings.items() if is_public_setting(name, value, hub_names)
+    }
+
+
 def public_run_info(info: dict[str, Any]) -> dict[str, Any]:
     """run_info.json as it is uploaded, and as the model card reads it."""
     hub_names = info.get("hub_names", [])
     shown = {
         "command": public_command(info["command"], hub_names),
         "started": info["started"],
+        "phases": public_phases(info.get("phases", []), hub_names),
         "identity": public_identity(info["identity"], hub_names),
         "arguments": {
             name: public_argument(name, value, hub_names)
@@ -191,16 +210,15 @@ def public_stream_state(
 ) -> dict[str, Any]:
     """stream_state.json; of the settings without those whose text might name something of this
     machine: a run that goes on elsewhere is then not compared in them."""
-    settings = {
-        name: value
-        for name, value in state.get("settings", {}).items()
-        if is_public_setting(name, value, hub_names)
-    }
     damaged = {
         public_row_id(row_id, data_folders): num_rows
         for row_id, num_rows in state.get("damaged_files", {}).items()
     }
-    return state | {"settings": settings, "damaged_files": damaged}
+    return state | {
+        "settings": public_settings(state.get("settings", {}), hub_names),
+        "phases": public_phases(state.get("phases", []), hub_names),
+        "damaged_files": damaged,
+    }
 
 
 def is_public_setting(name: str, value: Any, hub_names: Collection[str]) -> bool:

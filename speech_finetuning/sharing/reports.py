@@ -45,9 +45,10 @@ def make_card_writer(
     speech: dict[str, list[SpeechDataset]],
     languages: list[str | None],
     run: Run,
+    phases: list[dict[str, Any]],
 ) -> CardWriter:
     """What writes the card of this run. arguments: all flags; speech: the sets by role; languages:
-    of each source, None for a model that knows English only."""
+    of each source, None for a model that knows English only; phases: see training.phases."""
     name = arguments["model_index_name"]
     if name is None:
         name = run.uploads.repo_id if run.uploads else run.output_dir.resolve().name
@@ -57,6 +58,7 @@ def make_card_writer(
         speech=speech,
         identity=run.identity,
         base_licence=base_licence(arguments["model_name_or_path"]) if run.uploads else None,
+        phases=phases,
     )
     return CardWriter(
         run_info=info,

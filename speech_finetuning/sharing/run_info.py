@@ -4,9 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.files import lies_among_data, redacted
+from speech_finetuning.base.files import command_line, lies_among_data, redacted
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.sharing.public import is_hub_name, public_identity
 
@@ -159,13 +157,15 @@ def collect_run_info(
     speech: dict[str, list[SpeechDataset]],
     identity: dict[str, Any],
     base_licence: str | None,
+    phases: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """What is needed to understand and repeat the run: run_info.json. `sharing.public` makes of it
-    what is uploaded. speech: data sets by role. hub_names: whatever else is named is local."""
-    command = shlex.join(["python", Path(sys.argv[0]).name, *argv])
+    what is uploaded. speech: data sets by role; phases: see training.phases. hub_names: whatever else is
+    named is local."""
     return {
-        "command": redacted(command),
+        "command": command_line(argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "phases": phases,
         "identity": identity,
         "arguments": json.loads(redacted(json.dumps(arguments, default=str))),
         "versions": describe_versions(),

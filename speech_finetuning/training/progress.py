@@ -42,7 +42,7 @@ class StreamProgress:
     max_rejected_fraction: float
     pass_rows: dict[str, int | None]  # rows of a pass of each source, None until they are known
     revisions: dict[str, str | None] = field(default_factory=dict)  # of each source on the Hub
-    settings: dict[str, Any] = field(default_factory=dict)  # see training.settings
+    phases: list[dict[str, Any]] = field(default_factory=list)  # see training.phases
     hold_outs: dict[str, HoldOut] = field(default_factory=dict)  # of the sources that have one
     share: RankShare = ONE_RANK
     position: StreamPosition | None = None  # None: the beginning
@@ -218,7 +218,8 @@ class StreamProgress:
             "damaged_files": self.damaged_files,
             "rejected_bytes": self.rejected_bytes,
             "revisions": self.revisions,
-            "settings": self.settings,
+            "settings": self.phases[-1]["settings"] if self.phases else {},
+            "phases": self.phases,
             "hold_outs": {name: hold_out.to_json() for name, hold_out in self.hold_outs.items()},
         }
 
@@ -268,7 +269,7 @@ def resume_progress(
     output_dir: Path,
     max_rejected_fraction: float,
     datasets: tuple[SpeechDataset, ...],
-    settings: dict[str, Any],
+    phases: list[dict[str, Any]],
     rank: int,
     world_size: int,
 ) -> StreamProgress:
@@ -279,7 +280,7 @@ def resume_progress(
         max_rejected_fraction=max_rejected_fraction,
         pass_rows={dataset.source.record: dataset.rows_per_pass() for dataset in datasets},
         revisions={dataset.source.record: dataset.source.revision for dataset in datasets},
-        settings=settings,
+        phases=phases,
         hold_outs={
             dataset.source.record: dataset.selection.hold_out
             for dataset in datasets

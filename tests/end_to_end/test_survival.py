@@ -82,6 +82,10 @@ def test_a_larger_max_steps_continues_with_the_right_schedule(
     train("--do_train --max_steps 12")
     whole, parts = rates(tmp_path / "whole"), rates(output(flags))
     assert len(parts) == 12 and parts[6:] == pytest.approx(whole[6:])
+    card = (output(flags) / "README.md").read_text()
+    assert "* from step 0 on: --warmup_steps 1, --max_steps 6\n" in card
+    assert "* from step 6 on: --warmup_steps 2, --max_steps 12\n" in card
+    assert card.count("--do_train --max_steps") == 2
 
 
 def test_changed_flags_count_on_resume(

@@ -91,6 +91,38 @@ def test_the_examples_say_which_language_is_spoken(languages: list[str], spoken:
     assert card.data.language == (languages[0] if len(languages) == 1 else languages)
 
 
+def test_a_card_says_with_which_flags_a_continued_run_was_trained():
+    """The last command alone would repeat half of it."""
+    settings = {"--learning_rate": 0.001, "--max_steps": 600, "--seed": 42, "--optim_args": "/acme"}
+    phases = [
+        {
+            "from_step": 0,
+            "started": "2026-01-01T00:00:00Z",
+            "command": "python x.py --dataset_name /acme --max_steps 600",
+            "settings": settings,
+        },
+        {
+            "from_step": 600,
+            "started": "2026-01-02T00:00:00Z",
+            "command": "python x.py --max_steps 900",
+            "settings": {**settings, "--learning_rate": 0.0005, "--max_steps": 900},
+        },
+    ]
+    text = make_card(make_info(phases=phases)).text
+    assert (
+        "\n* from step 0 on: --learning_rate 0.001, --max_steps 600"
+        "\n* from step 600 on: --learning_rate 0.0005, --max_steps 900\n"
+    ) in text
+    commands = text.rstrip().removesuffix("```").rpartition("```\n")[2].splitlines()
+    assert commands == [
+        "python x.py --dataset_name 'local data' --max_steps 600",
+        "python x.py --dataset_name 'local data' --max_steps 6",
+    ]
+    assert "acme" not in text
+    plain = make_card(make_info(phases=phases[:1])).text
+    assert "from step" not in plain and plain.count("python x.py") == 1
+
+
 def test_the_curve_has_a_line_for_every_evaluation():
     history = [
         {"step": 0, "eval_loss": 3.0, "eval_wer": 90.0, "eval_cer": 80.0},

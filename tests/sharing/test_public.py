@@ -202,11 +202,15 @@ def test_the_place_in_the_stream_names_no_file_of_this_machine(path: str):
     state = {
         "version": 4,
         "settings": kept | private,
+        "phases": [{"from_step": 0, "command": f"python x --config '{path}'", "settings": private}],
         "damaged_files": {f"train/0/0/{path}/two.parquet": 3},
         "revisions": {"": None},
     }
     shown = public_stream_state(state, [], [])
     assert shown["settings"] == kept and shown["version"] == 4 and shown["revisions"] == {"": None}
+    assert shown["phases"] == [
+        {"from_step": 0, "command": "python x --config CONFIG", "settings": {}}
+    ]
     assert shown["damaged_files"] == {"train/0/0/two.parquet": 3}
 
 

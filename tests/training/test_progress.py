@@ -140,7 +140,7 @@ def test_a_checkpoint_of_an_older_version_says_so(tmp_path: Path):
 
 
 def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
-    known = {"revisions": {"": "abc"}, "settings": {"--learning_rate": 1e-3}}
+    known = {"revisions": {"": "abc"}, "phases": [{"settings": {"--learning_rate": 1e-3}}]}
     progress = make_progress(tmp_path, **known)
     progress.update(position=position_at(8), num_rows=8, rejections=make_rejections(2))
     progress.num_skipped_steps = 1
@@ -175,7 +175,7 @@ def test_a_fresh_start_forgets_what_an_earlier_one_listed(tmp_path: Path):
             output_dir=tmp_path,
             max_rejected_fraction=0.5,
             datasets=(),
-            settings={},
+            phases=[],
             rank=rank,
             world_size=2,
         )
