@@ -17,7 +17,8 @@
               report_page, report_rows, report_clips, report_charts: what others see
     cli       early_exit, help, flags, source_flags, retired, translation, parsing, checks, devices,
               precision, terminal, silenced, console, data_report, check_data, run_lines, run_screen,
-              next_steps, dry_run, demonstration, exit_status, transcribe, subtitles, export: what the terminal sees
+              next_steps, dry_run, demonstration, exit_status, out_of_memory, transcribe, subtitles, export:
+              what the terminal sees
 
 The script run_speech_recognition_seq2seq_streaming.py stands on all of them; nothing here imports it.
 """

@@ -14,7 +14,7 @@ class ExitCode(enum.IntEnum):
     REFUSED = 2
     DIVERGED = 70
     DISK_FULL = 73
-    OUT_OF_GPU_MEMORY = 74
+    OUT_OF_MEMORY = 74
     TRY_AGAIN = 75
     NOT_UPLOADED = 76
 

@@ -17,14 +17,15 @@ from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_lin
 from speech_finetuning.base.files import command_line, printable, write_json
 from speech_finetuning.base.shutdown import StopSignals, end_workers
 from speech_finetuning.cli.flags import find_value, is_on, with_config_file
+from speech_finetuning.cli.out_of_memory import (
+    DUPLICATE_GPU,
+    describe_out_of_memory,
+    memory_that_is_out,
+)
 from speech_finetuning.cli.terminal import SCREEN
 
 # run.sh names a file of its own in this variable, because torchrun swallows its children's codes.
 LAUNCHER_VARIABLE = "EXIT_STATUS_FILE"
-HALVE_THE_BATCH = (
-    "out of GPU memory: halve --per_device_train_batch_size and double "
-    "--gradient_accumulation_steps (the same global batch), or add --gradient_checkpointing."
-)
 GO_ON = "To go on, start the same command again."
 # When the present start began, as file systems tell the time: older files are of earlier starts.
 _start = {"time": time.time()}
@@ -46,7 +47,7 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
         code = ExitCode.DONE
         reason = "done"
     except Exception as error:
-        ending = ending_of(error)
+        ending = ending_of(error, argv)
         if ending is None:
             raise
         code = ending.code
@@ -63,7 +64,7 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
     return code
 
 
-def ending_of(error: Exception) -> RunEnded | None:
+def ending_of(error: Exception, argv: list[str]) -> RunEnded | None:
     """The exit code and the reason of an expected failure; None for a bug."""
     import torch  # here, because this module is needed before torch has been imported
 
@@ -71,8 +72,12 @@ def ending_of(error: Exception) -> RunEnded | None:
         return error
     if isinstance(error, UserError):
         return RunEnded(ExitCode.REFUSED, str(error))
-    if isinstance(error, torch.OutOfMemoryError):
-        return RunEnded(ExitCode.OUT_OF_GPU_MEMORY, f"{HALVE_THE_BATCH} {one_line(error)[:200]}")
+    if kind := memory_that_is_out(error):
+        reason = describe_out_of_memory(kind, error, all_words(argv))
+        return RunEnded(ExitCode.OUT_OF_MEMORY, reason)
+    if DUPLICATE_GPU in str(error):
+        reason = "more processes than GPUs. Start one for each GPU: --nproc_per_node, NUM_PROCESSES"
+        return RunEnded(ExitCode.REFUSED, reason)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         advice = "Free some of it and start the same command again."
         return RunEnded(ExitCode.DISK_FULL, f"the disk is full: {one_line(error)} {advice}")

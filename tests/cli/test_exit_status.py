@@ -18,7 +18,7 @@ ENDINGS = [
     (RunEnded(75, "no network"), 75, "error: no network\n"),
     (RunEnded(130, "ended by SIGINT"), 130, "stopped by Ctrl-C. "),
     (RunEnded(143, "ended by SIGTERM"), 143, "stopped: ended by SIGTERM. "),
-    (torch.OutOfMemoryError("x"), 74, "error: out of GPU memory: halve "),
+    (torch.OutOfMemoryError("x"), 74, "error: out of GPU memory. Append "),
     (OSError(errno.ENOSPC, "No space left"), 73, "error: the disk is full: "),
 ]
 

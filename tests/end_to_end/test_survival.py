@@ -359,7 +359,11 @@ def test_out_of_gpu_memory_names_the_next_flags(
 
     monkeypatch.setattr("speech_finetuning.training.trainer.pad_features", no_memory)
     assert exit_code_of(script.main, [*flags, "--do_train", "--max_steps", "2"]) == 74
-    assert "halve --per_device_train_batch_size" in capsys.readouterr().err
+    told = "error: out of GPU memory. Append to the same command: --per_device_train_batch_size 2 "
+    told += (
+        "--gradient_accumulation_steps 2 --gradient_checkpointing (the same batch in all) (CUDA "
+    )
+    assert f"{told}out of memory. Tried to allocate 2.00 GiB.)\n" in capsys.readouterr().err
 
 
 def test_the_time_limit_saves_and_exits_with_75(
