@@ -4,6 +4,7 @@ Writes check.html (one page without anything from elsewhere), check.json, reject
 no run would use) and suspects.jsonl (rows that may be wrong), whose lines --exclude_rows takes.
 """
 
+import functools
 import json
 import logging
 import math
@@ -34,13 +35,13 @@ from speech_finetuning.data.data_check import (
     repeated_texts,
     text_overlap,
 )
-from speech_finetuning.data.hold_out import USUAL_EVAL_SPLIT
+from speech_finetuning.data.hold_out import USUAL_EVAL_SPLIT, load_or_hold_out
 from speech_finetuning.data.passes import Block, read_pass
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.row_check import RowChecker, silent_share
 from speech_finetuning.data.selection import read_excluded_ids
 from speech_finetuning.data.shards import SourceRow
-from speech_finetuning.data.sources import MissingSplit, load_source
+from speech_finetuning.data.sources import MissingSplit, SpeechSource, load_source
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,29 @@ def preprocessor_without_model(data_args: Any) -> Preprocessor:
     )
 
 
+def open_if_there(role: str, split: str, record: Any, cache_dir: str | None) -> SpeechSource | None:
+    """None for an evaluation split that is not there and that nobody need have named."""
+    load = functools.partial(
+        load_source,
+        record.dataset_name,
+        config_name=record.dataset_config_name,
+        audio_column=record.audio_column_name,
+        text_column=record.text_column_name,
+        cache_dir=cache_dir,
+        streaming=record.streaming,
+        record=record.name,
+        allow_audio_urls=record.allow_audio_urls,
+    )
+    try:
+        if role == "train":
+            return load_or_hold_out(load, role, split, record)[0]
+        return load(split=split)
+    except MissingSplit:
+        if split not in (USUAL_EVAL_SPLIT, USUAL_TEST_SPLIT):
+            raise
+        return None
+
+
 def open_splits(records: list[Any], cache_dir: str | None) -> list[tuple[str, bool, SpeechDataset]]:
     """(name, whether it is trained on, split) of every data set's splits to train on and to score,
     as far as they are there. records: the script's. Raises: UserError."""
@@ -78,29 +102,17 @@ def open_splits(records: list[Any], cache_dir: str | None) -> list[tuple[str, bo
         for split in dict.fromkeys([record.train_split_name, *scored]):
             if not split:
                 continue
-            try:
-                source = load_source(
-                    record.dataset_name,
-                    config_name=record.dataset_config_name,
-                    split=split,
-                    audio_column=record.audio_column_name,
-                    text_column=record.text_column_name,
-                    cache_dir=cache_dir,
-                    streaming=record.streaming,
-                    record=record.name,
-                    allow_audio_urls=record.allow_audio_urls,
-                )
-            except MissingSplit:
-                if split not in (USUAL_EVAL_SPLIT, USUAL_TEST_SPLIT):
-                    raise
+            role = "train" if split == record.train_split_name else "eval"
+            source = open_if_there(role, split, record, cache_dir)
+            if source is None:
                 continue
             dataset = SpeechDataset(
                 source,
                 preprocessor_without_model(record),
                 excluded_ids=read_excluded_ids(record.exclude_rows),
             )
-            name = f"{record.name} {split}".strip()
-            opened.append((name, split == record.train_split_name, dataset))
+            name = f"{record.name} {source.split}".strip()
+            opened.append((name, role == "train", dataset))
     return opened
 
 

@@ -69,7 +69,9 @@ def describe_source(dataset: SpeechDataset) -> str:
     if dataset.rows_per_pass() != source.num_rows:
         rows = f"{dataset.rows_per_pass():,} of {rows}"
     columns = f"{source.audio_column}, {source.text_column}"
-    return f"{place} ({source.kind}, {len(source.shards())} files, {rows}; {columns})"
+    num_files = len(source.shards())
+    files = "1 file" if num_files == 1 else f"{num_files:,} files"
+    return f"{place} ({source.kind}, {files}, {rows}; {columns})"
 
 
 def describe_training(
@@ -87,8 +89,8 @@ def describe_training(
         share = "files of its own" if is_sharded_by_rank else "all, and decodes its share"
         logger.info("every process reads %s", share)
     logger.info(
-        "steps: %d, learning rate %g, checkpoint every %g steps",
-        args.max_steps,
+        "steps: %s, learning rate %g, checkpoint every %g steps",
+        f"{args.max_steps:,}",
         args.learning_rate,
         args.save_steps,
     )

@@ -285,7 +285,7 @@ def warn_of_spellings(spellings: Counter[Spelling]) -> None:
 def warn_of_overlap(speech: dict[str, list[SpeechDataset]]) -> None:
     """Warns where scored rows are also trained on."""
     trained = files_of(speech.get("train", []))
-    for role in ("eval", "test"):
+    for role in ("eval", "test", "predict"):
         scored = [each for each in speech.get(role, []) if not each.is_held_out]
         shared = trained & files_of(scored)
         if any(not Path(url).name.startswith("metadata.") for url in shared):

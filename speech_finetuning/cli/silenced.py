@@ -14,6 +14,10 @@ TALKATIVE_LIBRARIES = ("httpx", "httpx2", "datasets", "fsspec")
 LIBRARIES_WITH_HANDLERS = ("transformers", "datasets", "huggingface_hub", "torch", "evaluate")
 
 
+# They tell what they have found in the data.
+OPENING = ("speech_finetuning.data.columns", "speech_finetuning.data.hold_out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Silenced:
     """A message that is left out of the log."""
@@ -56,20 +60,32 @@ SILENCED = (
 
 
 class WithoutSilenced(logging.Filter):
-    """Lets everything pass but what is in SILENCED; of the libraries only one process speaks."""
+    """Lets everything pass but what is in SILENCED; of the libraries only one process speaks. What
+    is said of data when they are opened is said once, though they may be opened to train and to
+    score."""
 
     def __init__(self, is_main: bool) -> None:
         super().__init__()
         self.is_main = is_main
+        self.said: set[str] = set()
         self.texts = [f"{entry.text}{entry.rest}" for entry in SILENCED]
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.startswith("speech_finetuning"):
-            return True
+            return not self.was_said(record)
         if not self.is_main and record.levelno < logging.ERROR:
             return False
         message = record.getMessage()
         return not any(text in message for text in self.texts)
+
+    def was_said(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(OPENING) or record.levelno > logging.INFO:
+            return False
+        message = record.getMessage()
+        if message in self.said:
+            return True
+        self.said.add(message)
+        return False
 
 
 def quieten_libraries() -> None:

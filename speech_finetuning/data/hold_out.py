@@ -65,8 +65,9 @@ class RowKeys:
 def load_or_hold_out(
     load: Callable[..., SpeechSource], role: str, split: str, record: Any
 ) -> tuple[SpeechSource, bool]:
-    """(the split, False); or, where the usual split to score is not there, (the training split,
-    True). load: takes the split and the column of speakers. Raises: UserError."""
+    """(the split, False), which is the only one where none was named; or, where the usual split to
+    score is not there, (the training split, True). load: takes the split and the column of
+    speakers. Raises: UserError."""
     speaker_column = record.speaker_column_name if role == "train" else None
     try:
         source = load(split=split, speaker_column=speaker_column)
@@ -78,10 +79,14 @@ def load_or_hold_out(
             )
         return source, False
     except MissingSplit as error:
+        only = error.only_split(role, split)
+        if only is not None:
+            logger.info("%s It is taken. --%s_split_name names another.", error, role)
+            return load(split=only, speaker_column=speaker_column), False
         if role != "eval" or split != USUAL_EVAL_SPLIT or not record.train_split_name:
             raise
         logger.info("%s --eval_split_name names another; here rows are held out.", error)
-    return load(split=record.train_split_name, speaker_column=record.speaker_column_name), True
+    return load_or_hold_out(load, "train", record.train_split_name, record)[0], True
 
 
 # ---- keys ----

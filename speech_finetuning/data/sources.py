@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,9 @@ from speech_finetuning.data.tars import open_tars
 
 logger = logging.getLogger(__name__)
 
+# Of each role, where another split may be meant.
+USUAL_SPLITS = {"train": "train", "predict": "test"}
+EVALUATION_SPLIT = re.compile("test|val|dev|eval", re.IGNORECASE)
 LISTS = ("manifest", "csv", "json", kaldi.KIND, recordings.KIND)  # kinds whose rows are lines
 
 
@@ -177,7 +181,20 @@ def load_source(
 
 
 class MissingSplit(UserError):
-    """A data set without the split that was named."""
+    """A data set without the split that was named. found: the names of those that it has."""
+
+    def __init__(self, message: str, found: Iterable[str]) -> None:
+        super().__init__(message)
+        self.found = tuple(found)
+
+    def only_split(self, role: str, split: str) -> str | None:
+        """The one that must be meant, as there is no other and none was named: a folder of clips,
+        or of one table, is 'train' to `datasets`, or called as the table. What is meant for scores
+        is never trained on."""
+        if len(self.found) != 1 or split != USUAL_SPLITS.get(role):
+            return None
+        (only,) = self.found
+        return None if role == "train" and EVALUATION_SPLIT.match(only) else only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +327,6 @@ def parts_of_split(name: str, split: str, found: Iterable[str]) -> list[str]:
             )
         if part not in found:
             raise MissingSplit(
-                f"split '{part}': {name} has no such split. Found: {', '.join(found)}."
+                f"split '{part}': {name} has no such split. Found: {', '.join(found)}.", found
             )
     return parts

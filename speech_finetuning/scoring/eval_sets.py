@@ -310,9 +310,10 @@ def prepare_eval_sets(
                 list_new_rejections(output_dir, dataset.source.split, eval_set.rejections)
             check_usable(dataset, eval_set)
             logger.info(
-                "%s: %d rows to score, rejected: %s",
+                "%s: %d rows to %s, rejected: %s",
                 f"{role} {dataset.source.record}".strip(),
                 eval_set.num_usable,
+                "transcribe" if role == "predict" else "score",
                 describe_counts(Counter(item.reason for item in eval_set.rejections)),
             )
         if prepared:

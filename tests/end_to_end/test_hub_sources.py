@@ -91,9 +91,7 @@ def test_a_private_parquet_dataset_is_streamed_with_a_token(hub: HubWithClients,
 def test_an_audio_folder_is_streamed_without_torchcodec(hub: HubWithClients, tmp_path: Path):
     result = run(hub, tmp_path, None, dataset_name="alice/folder")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert (
-        "alice/folder train (audiofolder, 1 files, 4 rows; audio, transcription)" in result.stderr
-    )
+    assert "alice/folder train (audiofolder, 1 file, 4 rows; audio, transcription)" in result.stderr
 
 
 def test_a_script_dataset_is_read_from_its_parquet_export(hub: HubWithClients, tmp_path: Path):
