@@ -1,26 +1,33 @@
 #!/usr/bin/env bash
-# Recipes for run_speech_recognition_seq2seq_streaming.py. Each is a list of flags; append any flag
-# to change it:
-#   bash run.sh                     Whisper small on Spanish, one GPU of 16 GB or more, pushed to the
-#                                   Hub; in ./whisper-small-es
-#   bash run.sh --max_steps 500     the same with another flag
-#   bash run.sh smoke               the whole job on any machine: tiny model, 8 utterances, no account;
-#                                   in a new folder below /tmp
-#   bash run.sh learn               a minute on two cores in which a tiny model really learns;
-#                                   in ./whisper-learn, and goes on there if it was interrupted
-#   bash run.sh check DATA          reads all of a data set, without a model, and writes what is odd about
-#                                   it into ./check-DATA (of ".": beside it): check.html, lists of rows
-#   bash run.sh demo MODEL          a page in the browser to speak to a model: a folder or a Hub id
+# Recipes for run_speech_recognition_seq2seq_streaming.py. Each is a list of
+# flags; append any flag to change it:
+#   bash run.sh                    Whisper small on Spanish, on the GPUs of this
+#                                  machine, pushed to the Hub;
+#                                  in ./whisper-small-es
+#   bash run.sh --max_steps 500    the same with another flag
+#   bash run.sh smoke              the whole job on any machine: tiny model, 8
+#                                  utterances, no account; in a folder below /tmp
+#   bash run.sh learn              a minute on two cores in which a tiny model
+#                                  really learns; in ./whisper-learn, and goes on
+#                                  there if it was interrupted
+#   bash run.sh check DATA         reads all of a data set, without a model, and
+#                                  writes what is odd about it into ./check-DATA
+#                                  (of ".": beside it): check.html, lists of rows
+#   bash run.sh demo MODEL         a page in the browser to speak to a model: a
+#                                  folder or a Hub id
 #   bash run.sh transcribe MODEL FILE...
-#                                   text or subtitles of audio files, or of folders of them
+#                                  text or subtitles of audio files, or of
+#                                  folders of them
 #   bash run.sh export MODEL --to ctranslate2
-#                                   the model for faster-whisper, or (--to ggml) for whisper.cpp
-#   bash run.sh test                the tests
-#   bash run.sh help                this
+#                                  the model for faster-whisper, or (--to ggml)
+#                                  for whisper.cpp
+#   bash run.sh test               the tests
+#   bash run.sh help               this
 # The script's own flags: bash run.sh --help.
-# One process is started for each visible GPU; NUM_PROCESSES=1 bash run.sh overrides that.
-# RESTART=1 bash run.sh starts again when the machine or the network took the run away (never after
-# Ctrl-C). PYTHON=python3.12 chooses the Python that .venv is made with; VENV=FOLDER puts it elsewhere.
+# One process is started for each visible GPU; NUM_PROCESSES=1 bash run.sh
+# overrides that. RESTART=1 bash run.sh starts again when the machine or the
+# network took the run away (never after Ctrl-C). PYTHON=python3.12 chooses the
+# Python that .venv is made with; VENV=FOLDER puts it elsewhere.
 set -euo pipefail
 calling_dir=$PWD
 project_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -240,6 +240,7 @@ def test_run_sh_help_names_every_recipe_and_the_folders():
     ):
         assert f"  bash run.sh {recipe}" in result.stdout
     assert "./whisper-learn" in result.stdout and "#" not in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80, "a terminal of 80 columns"
 
 
 # In place of Python: makes the demonstration, or says what the trainer would be started with.

@@ -217,7 +217,7 @@ def histogram(name: str, values: list[float]) -> str:
     percentiles."""
     low, middle, high, last = np.percentile(values, [5, 50, 95, 99])
     counts, _ = np.histogram(np.minimum(values, last), bins=NUM_BINS, range=(0, last))
-    bars = "".join(" .:-=+*#%@"[math.ceil(9 * count / max(counts))] for count in counts)
+    bars = "".join(" ▁▂▃▄▅▆▇█"[math.ceil(8 * count / max(counts))] for count in counts)
     spread = f"5 % {low:.1f}  median {middle:.1f}  95 % {high:.1f}  max {max(values):.1f}"
     return f"{name:8} 0 [{bars}] {last:<5.1f} {spread}"
 

@@ -20,6 +20,7 @@ TITLES = {
 }
 STEP_HEADER = "    step     loss      rate    pass  clips/s  waiting       left"
 INDENT = "    "
+WIDTH = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,11 @@ class Earlier:
     last: float  # of the evaluation before
     best: float
     step_of_best: int  # 0: before training
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 evaluation', '2,000 evaluations'."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def describe_time(seconds: float) -> str:
@@ -88,11 +94,15 @@ def describe_scores_at(
     wer = f"WER {rates.wer:.1f} %"
     cer = f"CER {rates.cer:.1f} %"
     first, second = (cer, wer) if lead == "cer" else (wer, cer)
-    figures = [done, *describe_faults(scores)]
+    lines = [f"{title}   {first}{compared}   {second}"]
+    figures = [done]
     if scores.interval is not None:
         interval = f"{scores.interval.low:.1f} to {scores.interval.high:.1f}"
         figures.insert(0, f"95 % interval {interval}")
-    return [f"{title}   {first}{compared}   {second}", INDENT + "   ".join(figures)]
+    faults = describe_faults(scores)
+    if len(INDENT + "   ".join(figures + faults)) <= WIDTH:
+        return [*lines, INDENT + "   ".join(figures + faults)]
+    return [*lines, INDENT + "   ".join(figures), INDENT + "   ".join(faults)]
 
 
 def describe_role(role: str, step: int) -> str:

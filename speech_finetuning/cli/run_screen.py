@@ -15,6 +15,7 @@ from speech_finetuning.cli.run_lines import (
     INDENT,
     STEP_HEADER,
     Earlier,
+    counted,
     describe_scores_at,
     describe_set,
     describe_step,
@@ -115,10 +116,10 @@ class RunScreen(transformers.TrainerCallback):
         scoring = ""
         if num_evaluations:
             is_known = self.pace.last_scoring_in_seconds is not None
-            scoring = f" and {num_evaluations} evaluations"
+            scoring = f" and {counted(num_evaluations, 'evaluation')}"
             scoring += "" if is_known else ", whose time is not known yet"
         left = describe_time(self.seconds_left(args, state))
-        logger.info("time: about %s for %d more steps%s", left, num_steps, scoring)
+        logger.info("time: about %s for %s more steps%s", left, f"{num_steps:,}", scoring)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any

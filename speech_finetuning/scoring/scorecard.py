@@ -34,6 +34,8 @@ from speech_finetuning.scoring.normalization import (
 )
 from speech_finetuning.scoring.scores import (
     BEFORE,
+    UNTOUCHED_TEST,
+    ZERO_SHOT,
     ErrorRates,
     Interval,
     Scores,
@@ -231,7 +233,9 @@ class Scorecard:
 
     def warn_of_cut_outputs(self, scores: Scores) -> None:
         """Most transcripts without an end are no accident; said once, as every score tells the
-        share."""
+        share, and of weights that this run is to answer for."""
+        if self.role in (ZERO_SHOT, UNTOUCHED_TEST):
+            return
         if scores.cut_outputs > MAX_CUT_OUTPUTS and "cut" not in self.announced:
             self.announced.add("cut")
             logger.warning(

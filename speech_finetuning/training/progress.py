@@ -134,7 +134,9 @@ class StreamProgress:
     def log_summary(self) -> None:
         """At the end of the training: the rows, and which were lost in damaged files."""
         logger.info(
-            "training rows: %d, rejected: %s", self.num_rows, describe_counts(self.rejected)
+            "training rows: %s, rejected: %s",
+            f"{self.num_rows:,}",
+            describe_counts(self.rejected),
         )
         if self.damaged_files:
             files = [f"{count} in {name}" for name, count in sorted(self.damaged_files.items())]

@@ -128,9 +128,7 @@ def test_the_titles_of_other_evaluations_and_what_no_error_rate_shows():
     assert block("test", 600)[0].startswith("score of the test split   WER")
     assert block("eval", 0)[0].startswith("score   WER")
     faulty = replace(SCORED, empty_outputs=1.25, repetition_loops=3.0, cut_outputs=100.0)
-    assert block("eval", 200, scores=faulty)[1].endswith(
-        "500 rows in 1:02 min   empty 1.2 %   loops 3.0 %   cut 100.0 %"
-    )
+    assert block("eval", 200, scores=faulty)[2] == "    empty 1.2 %   loops 3.0 %   cut 100.0 %"
 
 
 def test_a_transcription_without_references():
@@ -167,3 +165,15 @@ def test_weights_that_are_tried_are_named():
         "score of the test split",
     ]
     assert describe_role("eval", 6) == "score at 6" and describe_role("eval", 0) == "score"
+
+
+def test_an_evaluation_with_every_fault_has_a_line_of_its_own_for_them():
+    """Nothing is wider than 80 columns, at which the terminal would cut between a number and its
+    sign."""
+    faults = {"empty_outputs": 12.5, "repetition_loops": 100.0, "cut_outputs": 100.0}
+    wide = Interval(low=100.0, high=100.0)
+    lines = block("eval", 200, scores=replace(SCORED, interval=wide, num_rows=12_000, **faults))
+    assert lines[1:] == [
+        "    95 % interval 100.0 to 100.0   12,000 rows in 1:02 min",
+        "    empty 12.5 %   loops 100.0 %   cut 100.0 %",
+    ]

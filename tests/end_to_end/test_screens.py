@@ -182,7 +182,7 @@ def masked(line: str) -> str:
     line = re.sub(r"^\d\d:\d\d:\d\d ", "", line)
     line = re.sub(r"^(\s+(?:said|heard)) .*", r"\1 TEXT", line)
     line = re.sub(r"<\|notimestamps\|>.*<\|endoftext\|>", "<|notimestamps|>TEXT", line)
-    line = re.sub(r"\[[ .:=+*#%@-]+\]", "[BARS]", line)
+    line = re.sub(r"\[[ ▁▂▃▄▅▆▇█]+\]", "[BARS]", line)
     line = re.sub(r"\(was [^)]*\)", "(COMPARED)", line)
     line = re.sub(r"^  change .*", "  change", line)
     line = re.sub(r"bash \S*run.sh", "bash run.sh", line)
