@@ -18,6 +18,7 @@ from transformers.trainer_utils import SaveStrategy
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.cli.data_report import report_data
+from speech_finetuning.cli.run_lines import describe_time
 from speech_finetuning.data.audio import seconds_of_frames
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.preprocessing import SpeechDataset
@@ -224,8 +225,8 @@ def estimate_needs(
     seconds_per_clip = metrics.get("eval_runtime", 0.0) / NUM_SCORED_ROWS
     assert full_args.eval_steps is not None  # the script gives it a default
     num_evaluations = num_steps / steps_between(full_args.eval_steps, num_steps)
-    train_hours = num_steps * rows_per_step / rows_per_second / 3600
-    eval_hours = num_evaluations * num_eval_rows * seconds_per_clip / 3600
+    training = describe_time(num_steps * rows_per_step / rows_per_second)
+    scoring_all = describe_time(num_evaluations * num_eval_rows * seconds_per_clip)
 
     is_finite = math.isfinite(metrics["train_loss"]) and not trainer.progress.num_skipped_steps
     scoring = f"{seconds_per_clip:.2f} s a clip" if full_args.do_eval else "not asked for"
@@ -239,8 +240,7 @@ def estimate_needs(
         "disk": check_disk(full_args, num_steps, checkpoint_in_bytes),
         "time": Check(
             state="ok",
-            found=f"about {train_hours:.1f} h of training and {eval_hours:.1f} h of scoring for "
-            f"{num_steps} steps",
+            found=f"about {training} of training and {scoring_all} of scoring for {num_steps:,} steps",
         ),
     }
 

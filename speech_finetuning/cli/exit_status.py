@@ -22,7 +22,7 @@ from speech_finetuning.cli.out_of_memory import (
     describe_out_of_memory,
     memory_that_is_out,
 )
-from speech_finetuning.cli.terminal import SCREEN
+from speech_finetuning.cli.terminal import SCREEN, fitted
 
 # run.sh names a file of its own in this variable, because torchrun swallows its children's codes.
 LAUNCHER_VARIABLE = "EXIT_STATUS_FILE"
@@ -90,12 +90,13 @@ def ending_of(error: Exception, argv: list[str]) -> RunEnded | None:
 def report(code: int, reason: str) -> None:
     """Tells the reason on the terminal; being stopped by a signal is no error."""
     if code == 128 + signal.SIGINT:
-        sys.stderr.write(f"stopped by Ctrl-C. {GO_ON}\n")
+        lines = [f"stopped by Ctrl-C. {GO_ON}"]
     elif code > 128:
-        sys.stderr.write(f"stopped: {reason}. {GO_ON}\n")
+        lines = [f"stopped: {reason}. {GO_ON}"]
     else:
-        for line in reason.splitlines():
-            sys.stderr.write(f"error: {printable(line)}\n")
+        lines = [f"error: {printable(line)}" for line in reason.splitlines()]
+    for line in lines:
+        sys.stderr.write("".join(f"{piece}\n" for piece in fitted(line)))
 
 
 def all_words(argv: list[str]) -> list[str]:

@@ -1,11 +1,13 @@
 """What the terminal shows while a run goes on, in place of transformers' progress callbacks: one
 line a logging step, one block an evaluation, one bar below."""
 
+import json
 import logging
 import math
 import time
 from dataclasses import dataclass
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -71,6 +73,19 @@ def replace_progress_callbacks(trainer: SpeechTrainer) -> None:
     trainer.add_callback(RunScreen(trainer.compute_metrics))
 
 
+def leading_rate(args: Any) -> str:
+    return "cer" if (args.metric_for_best_model or "").endswith("cer") else "wer"
+
+
+def untouched_error_rate(args: Any) -> float | None:
+    """Of a run that goes on, as it was measured at its beginning."""
+    try:
+        record = (Path(args.output_dir) / "zero_shot.json").read_text(encoding="utf-8")
+        return json.loads(record).get(f"{metric_prefix(ZERO_SHOT, '')}{leading_rate(args)}")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 class RunScreen(transformers.TrainerCallback):
     """Of the first process; the others show nothing."""
 
@@ -87,6 +102,8 @@ class RunScreen(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.is_training = True
+        if self.before is None and state.global_step:
+            self.before = untouched_error_rate(args)
         self.pace = Pace(last_scoring_in_seconds=self.pace.last_scoring_in_seconds)
         self.draw(args, state)
 
@@ -174,7 +191,7 @@ class RunScreen(transformers.TrainerCallback):
 
     def describe(self, role: str, args: Any, state: Any, metrics: dict[str, float]) -> list[str]:
         """The block of an evaluation, with one pair of its texts."""
-        lead = "cer" if (args.metric_for_best_model or "").endswith("cer") else "wer"
+        lead = leading_rate(args)
         scores = read_scores(metrics, role=role)
         assert scores is not None
         earlier = self.earlier(f"{metric_prefix(EVAL, '')}{lead}", state.log_history)

@@ -9,7 +9,9 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -168,6 +170,21 @@ def wrap(line: str, console: "Console") -> list[str]:
     first, *others = Text(line).wrap(console, width - depth)
     rest = [piece.plain.strip() for piece in others]
     return [first.plain.rstrip(), *(" " * depth + piece for piece in rest)]
+
+
+def fitted(line: str) -> list[str]:
+    """A line for stderr outside the log, which may be before rich is imported: cut between words
+    where that is a terminal, else whole."""
+    if not sys.stderr.isatty():
+        return [line]
+    return textwrap.wrap(
+        line,
+        width=min(WIDEST_LINE, shutil.get_terminal_size().columns),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
 
 
 def styled(line: str, label: str) -> "Text":

@@ -68,7 +68,7 @@ def test_a_table_of_checks_and_nothing_left(
     assert checks["data"][1] == "40 of 64 rows usable" or checks["data"][1].startswith(
         "64 of 64 rows usable"
     )
-    assert "for 4000 steps" in checks["time"][1] and "GB free" in checks["disk"][1]
+    assert "for 4,000 steps" in checks["time"][1] and "GB free" in checks["disk"][1]
     assert (
         "transcribes 8 clips alike" in log
         and "data report" in log

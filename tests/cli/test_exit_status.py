@@ -47,6 +47,22 @@ def test_being_stopped_is_no_error(capsys: pytest.CaptureFixture):
     assert "error" not in capsys.readouterr().err
 
 
+def test_on_a_terminal_a_long_reason_is_cut_between_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """Elsewhere it is one line, which `grep` finds whole."""
+    reason = f"{'a word or two ' * 10}--a_flag"
+    exit_code_of(Failing(UserError(reason)), [])
+    assert capsys.readouterr().err == f"error: {reason}\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    exit_code_of(Failing(UserError(reason)), [])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and max(map(len, lines)) <= 80
+    assert lines[0].startswith("error: a word") and lines[1].startswith("  ")
+    assert " ".join(" ".join(lines).split()) == f"error: {reason}"
+
+
 def test_a_bug_keeps_its_traceback(tmp_path: Path):
     with pytest.raises(ZeroDivisionError):
         exit_code_of(Failing(ZeroDivisionError()), ["--output_dir", str(tmp_path)])

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +81,17 @@ def test_a_resumed_run_knows_the_scores_of_its_checkpoint(caplog: pytest.LogCapt
     run = Run(caplog)
     run.state.log_history = [{"step": 200, "eval_wer": 43.1}, {"step": 300, "loss": 1.0}]
     assert "(was 43.1, best so far)" in run.evaluate("eval", 400, 40.0)[0]
+
+
+def test_a_resumed_run_knows_the_score_before_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """It was stopped before its first evaluation."""
+    (tmp_path / "zero_shot.json").write_text('{"zero_shot_wer": 57.0}')
+    run = Run(caplog, output_dir=str(tmp_path))
+    run.state.global_step = 104
+    run.screen.on_train_begin(run.args, run.state, None)
+    assert "(was 57.0, best so far)" in run.evaluate("eval", 200, 43.1)[0]
 
 
 def test_the_first_score_is_compared_with_nothing(caplog: pytest.LogCaptureFixture):
