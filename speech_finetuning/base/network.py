@@ -30,6 +30,7 @@ LONGEST_PAUSE_IN_SECONDS = 60.0
 LONGEST_SILENCE_IN_SECONDS = 30.0  # of a server, before it counts as gone
 SHORTEST_SILENCE_IN_SECONDS = 2.0
 PROBE_IN_SECONDS = 10.0
+OFFLINE = "HF_HUB_OFFLINE is set, so that nothing is fetched: unset it, or pass a folder."
 
 
 class WrongBody(ConnectionError):
@@ -73,7 +74,12 @@ def is_network_error(error: BaseException) -> bool:
     That includes bodies which are not what was announced. What we have raised ourselves is final,
     whatever caused it.
     """
-    if HF_HUB_OFFLINE or isinstance(error, UserError | RunEnded):
+    return not HF_HUB_OFFLINE and comes_from_network(error)
+
+
+def comes_from_network(error: BaseException) -> bool:
+    """As `is_network_error`, and also if nothing may be fetched."""
+    if isinstance(error, UserError | RunEnded):
         return False
     errors = with_causes(error)
     statuses = http_statuses(errors)
@@ -190,6 +196,8 @@ class Backoff:
         RunEnded(75) if the errors have lasted longer than the limit.
         """
         self.num_errors += 1
+        if HF_HUB_OFFLINE and comes_from_network(error):
+            raise UserError(f"{task}: {one_line(error)} {OFFLINE}") from error
         if not is_network_error(error) and not self.may_have_expired(error):
             if isinstance(error, HfHubHTTPError):
                 advice = "Check the name, and HF_TOKEN, and start again."

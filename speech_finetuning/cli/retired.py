@@ -7,6 +7,7 @@ LOGIN = "Set the environment variable HF_TOKEN, or run `hf auth login`"
 
 # {flag of 2022: the flag that takes its value today}
 RETIRED_RENAMED = {
+    "augment_dataset": "speed_perturbation",  # of the event's stream_with_augmentations.py
     "do_normalize_eval_only": "do_normalize_eval",
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",

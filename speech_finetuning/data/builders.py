@@ -19,6 +19,7 @@ import datasets
 import huggingface_hub
 import pyarrow
 from datasets.data_files import DataFilesList
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError
 
 from speech_finetuning.base.errors import UserError, one_line
@@ -100,23 +101,35 @@ def load_builder(
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
+    except ConnectionError as error:
+        advice = where_it_is_now(name) if HF_HUB_OFFLINE else None
+        if advice is None:
+            raise
+        raise UserError(f"--dataset_name {name}: {advice}") from error
     except (FileNotFoundError, ValueError) as error:  # not found, empty, private; no such config
         if is_network_error(error):
             raise
-        if "BuilderConfig" in str(error):
-            raise UserError(f"--dataset_config_name {config_name}: {one_line(error)}") from error
-        advice = where_it_is_now(name)
-        if advice is None:
-            advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
-            if "/" in name and Path(name).parent.is_dir():
-                advice += f" {what_is_there(Path(name))}"
-        if revision is not None and "Revision" in str(error):
-            advice = (
-                "The run began with this revision, which is gone. Start another run, with an "
-                "--output_dir of its own."
-            )
-        raise UserError(f"--dataset_name {name}: {one_line(error)} {advice}") from error
+        raise not_opened(name, config_name, revision, error) from error
     return load_parquet_export(name, config_name, cache_dir=cache_dir)
+
+
+def not_opened(
+    name: str, config_name: str | None, revision: str | None, error: Exception
+) -> UserError:
+    """Why a data set cannot be opened, and what to do."""
+    if "BuilderConfig" in str(error):
+        return UserError(f"--dataset_config_name {config_name}: {one_line(error)}")
+    advice = where_it_is_now(name)
+    if advice is None:
+        advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
+        if "/" in name and Path(name).parent.is_dir():
+            advice += f" {what_is_there(Path(name))}"
+    if revision is not None and "Revision" in str(error):
+        advice = (
+            "The run began with this revision, which is gone. Start another run, with an "
+            "--output_dir of its own."
+        )
+    return UserError(f"--dataset_name {name}: {one_line(error)} {advice}")
 
 
 def load_parquet_export(

@@ -112,6 +112,20 @@ def test_nothing_is_waited_out_offline(monkeypatch: pytest.MonkeyPatch):
     assert not is_network_error(hub_error(503))
 
 
+def test_what_cannot_be_fetched_offline_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+):
+    monkeypatch.setattr(network, "HF_HUB_OFFLINE", True)
+    error = ConnectionError("Couldn't reach 'alice/speech' on the Hub (OfflineModeIsEnabled)")
+    with pytest.raises(UserError) as raised:
+        retry(Answers(error))
+    assert str(raised.value) == (
+        "reading: Couldn't reach 'alice/speech' on the Hub (OfflineModeIsEnabled). HF_HUB_OFFLINE is "
+        "set, so that nothing is fetched: unset it, or pass a folder."
+    )
+    assert pauses == []
+
+
 class Answers:
     """Raises the given errors one after the other, then returns."""
 

@@ -35,6 +35,13 @@ MISTAKES = {
     "that it was saved in, for example: iconv -f LATIN1 -t UTF-8 train.csv > train.utf8.csv",
     "--model_name_or_path model.en": "error: --language es: model.en knows English only. Leave out "
     "--language and --task, or choose a multilingual model (without .en in its name).",
+    # The tests have no network, as HF_HUB_OFFLINE says.
+    "--dataset_name mozilla-foundation/common_voice_11_0": "error: --dataset_name "
+    "mozilla-foundation/common_voice_11_0: Common Voice has left the Hub. Download your language from "
+    "https://mozilladatacollective.com, unpack it, and pass the folder: --dataset_name FOLDER "
+    "--dataset_config_name es (its code), with --eval_split_name dev. See docs/data.md.",
+    "--dataset_name alice/speech": "error: opening the data: Couldn't reach 'alice/speech' on the Hub "
+    "(OfflineModeIsEnabled). HF_HUB_OFFLINE is set, so that nothing is fetched: unset it, or pass a folder.",
     "--lr 1 --train_file x": "error: unknown flag --lr. Did you mean --learning_rate?\n"
     "error: unknown flag --train_file. Did you mean --dataset_name?",
 }
