@@ -44,7 +44,7 @@ def describe_run(
     args = trainer.args
     num_all = model.num_parameters()
     num_trainable = model.num_parameters(only_trainable=True)
-    sizes = f"{num_all:,} parameters, {num_trainable:,} of them trainable"
+    sizes = f"{num_all:,} parameters ({num_trainable:,} trainable)"
     logger.info("model: %s, %s, on %s", shown(str(model.name_or_path)), sizes, args.device)
     for role, role_sets in sets.items():
         for dataset in role_sets:

@@ -134,7 +134,8 @@ class RunScreen(transformers.TrainerCallback):
         if num_evaluations:
             is_known = self.pace.last_scoring_in_seconds is not None
             scoring = f" and {counted(num_evaluations, 'evaluation')}"
-            scoring += "" if is_known else ", whose time is not known yet"
+            if not is_known:
+                scoring = f", without {counted(num_evaluations, 'evaluation')}"
         left = describe_time(self.seconds_left(args, state))
         logger.info("time: about %s for %s more steps%s", left, f"{num_steps:,}", scoring)
 
