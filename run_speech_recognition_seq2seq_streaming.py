@@ -107,7 +107,7 @@ from speech_finetuning.training.averaging import WeightOptions, choose_weights
 from speech_finetuning.training.callbacks import early_stopping
 from speech_finetuning.training.checkpoints import pin_to_checkpoint
 from speech_finetuning.training.compat import make_reproducible
-from speech_finetuning.training.length import choose_saves, count_steps, save_within
+from speech_finetuning.training.length import choose_saves, count_steps, log_within, save_within
 from speech_finetuning.training.loss import TokenWeightedLoss
 from speech_finetuning.training.phases import training_phases
 from speech_finetuning.training.progress import StreamProgress, resume_progress
@@ -250,7 +250,9 @@ class TrainingArguments(transformers.Seq2SeqTrainingArguments):
     num_train_epochs: float | None = HfArg(default=None, help="Data passes instead of --max_steps.")
     predict_with_generate: bool = HfArg(default=True, help="Stays True: WER needs generated text.")
     report_to: str = HfArg(default="tensorboard", help="Curves go to tensorboard, wandb, none, ...")
-    logging_steps: float = HfArg(default=25, help="Steps between two lines of the log.")
+    logging_steps: float | None = HfArg(
+        default=None, help="Steps between two lines of the log. Default: 25, or five lines."
+    )
     save_steps: float | None = HfArg(
         default=None, help="Default: 500 or five saves of a short run, at evaluations."
     )
@@ -551,6 +553,7 @@ def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adap
             training_args.num_train_epochs, inputs.train_sets, training_args.rows_per_step
         )
         save_within(training_args)
+    log_within(training_args)
     # Schedule-free optimisers take the number as it is: no fraction.
     training_args.warmup_steps = training_args.get_warmup_steps(training_args.max_steps)
     if training_args.num_train_epochs is None:

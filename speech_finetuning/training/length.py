@@ -20,6 +20,7 @@ FEWEST_CLIPS = 16_000
 MOST_CLIPS = 160_000
 STEPS_IF_NOT_COUNTED = 2_000
 USUAL_SAVE_STEPS = 500
+USUAL_LOGGING_STEPS = 25
 FEWEST_SAVES = 5
 
 
@@ -63,9 +64,15 @@ def sensible_steps(train_sets: Sequence[SpeechDataset], rows_per_step: int) -> i
 
 
 def choose_saves(args: Any) -> None:
-    """Fills in what is not given of --save_steps and --eval_steps, args being the script's
-    TrainingArguments: the library's logging_steps, for the second, would be far too often. Saves
-    fall on evaluations: only a model that is both scored and saved can be kept as the best."""
+    """Fills in what is not given of --save_steps, --eval_steps and --logging_steps. args: the
+    script's TrainingArguments.
+
+    The library would score at every --logging_steps, which is far too often. Saves fall on
+    evaluations: only a model that is both scored and saved can be kept as the best.
+    """
+    args.is_logging_given = bool(args.logging_steps)
+    if not args.logging_steps:
+        args.logging_steps = USUAL_LOGGING_STEPS
     args.is_saving_given = bool(args.save_steps)
     args.is_scoring_given = bool(args.eval_steps)
     if not args.save_steps:
@@ -95,3 +102,9 @@ def save_within(args: Any) -> None:
     else:
         args.save_steps = wanted
         args.eval_steps = wanted
+
+
+def log_within(args: Any) -> None:
+    """A short run has at least five lines of the log, where --logging_steps does not say."""
+    if args.max_steps > 0 and not args.is_logging_given:
+        args.logging_steps = min(USUAL_LOGGING_STEPS, math.ceil(args.max_steps / FEWEST_SAVES))

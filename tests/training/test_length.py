@@ -10,7 +10,7 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
-from speech_finetuning.training.length import count_steps, save_within
+from speech_finetuning.training.length import count_steps, log_within, save_within
 
 
 @pytest.fixture
@@ -111,3 +111,20 @@ def test_saves_fall_on_evaluations(flags: str, steps: tuple[float, float]):
     words += f" --max_steps 5000 --test_split_name test {flags}"
     args = script.parse_arguments(words.split())[2]
     assert (args.save_steps, args.eval_steps) == steps and args.load_best_model_at_end
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ("--max_steps 17", 4),
+        ("--max_steps 2", 1),
+        ("--max_steps 2000", 25),
+        ("--max_steps 17 --logging_steps 25", 25),
+        ("--max_steps 17 --logging_steps 0.5", 0.5),
+    ],
+)
+def test_a_short_run_shows_its_loss(flags: str, steps: float):
+    words = f"--model_name_or_path m --dataset_name d --output_dir o --do_train {flags}"
+    args = script.parse_arguments(words.split())[2]
+    log_within(args)
+    assert args.logging_steps == steps
