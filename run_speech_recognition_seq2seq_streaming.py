@@ -172,6 +172,7 @@ class SourceArguments:
     exclude_rows: str | None = HfArg(default=None, help="File of ids of rows to leave out.")
     do_lower_case: bool = HfArg(default=False, help="Lower-cases what the model learns to write.")
     do_remove_punctuation: bool = HfArg(default=False, help="Removes punctuation from transcripts.")
+    keep_empty_text: bool = HfArg(default=False, help="Rows without a text are not speech.")
     do_normalize_eval: bool = HfArg(default=True, help="False: WER and CER of the text as written.")
     language: str | None = HfArg(default=None, help="Code or English name; none for .en models.")
 
@@ -406,6 +407,7 @@ def make_preprocessor(
         max_duration_in_seconds=data_args.max_duration_in_seconds,
         do_lower_case=data_args.do_lower_case,
         do_remove_punctuation=data_args.do_remove_punctuation,
+        keeps_empty_text=data_args.keep_empty_text,
         max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
     )
 

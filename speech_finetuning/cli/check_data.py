@@ -66,6 +66,7 @@ def preprocessor_without_model(data_args: Any) -> Preprocessor:
         max_duration_in_seconds=data_args.max_duration_in_seconds,
         do_lower_case=data_args.do_lower_case,
         do_remove_punctuation=data_args.do_remove_punctuation,
+        keeps_empty_text=data_args.keep_empty_text,
         max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
     )
 

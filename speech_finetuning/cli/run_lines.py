@@ -88,7 +88,8 @@ def describe_scores_at(
     done = f"{scores.num_rows:,} rows in {describe_time(seconds)}"
     rates = scores.leading
     if rates is None:
-        return [f"{title}   {done}, without references"]
+        found = "   ".join(describe_faults(scores)) or "without references"
+        return [f"{title}   {done}, {found}"]
     now = rates.cer if lead == "cer" else rates.wer
     compared = "" if earlier is None or role != EVAL else f" ({describe_change(now, earlier)})"
     wer = f"WER {rates.wer:.1f} %"
@@ -129,7 +130,10 @@ def describe_faults(scores: Scores) -> list[str]:
         "loops": scores.repetition_loops,
         "cut": scores.cut_outputs,
     }
-    return [f"{name} {share:.1f} %" for name, share in shares.items() if share > 0]
+    faults = [f"{name} {share:.1f} %" for name, share in shares.items() if share > 0]
+    if scores.nonspeech is not None:
+        faults.append(f"invented {scores.nonspeech.words_per_minute:.1f} words/min")
+    return faults
 
 
 def describe_set(scores: Scores) -> str:
@@ -138,4 +142,6 @@ def describe_set(scores: Scores) -> str:
     text = f"{INDENT}{scores.set_name:<16}"
     if rates is not None:
         text += f"   WER {rates.wer:.1f} %   CER {rates.cer:.1f} %"
+    if scores.nonspeech is not None:
+        text += f"   invented {scores.nonspeech.words_per_minute:.1f} words/min"
     return f"{text}   {scores.num_rows:,} rows"

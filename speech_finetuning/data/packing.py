@@ -69,7 +69,8 @@ class Utterance:
         """Ends with the last whole text: without timestamps no label says that another begins."""
         if self.cut_position is None:
             return self
-        num_frames = FRAMES_PER_POSITION * self.texts[-1].end
+        end = self.texts[-1].end if self.texts else self.cut_position  # nobody speaks before it
+        num_frames = FRAMES_PER_POSITION * end
         return replace(
             self,
             features=self.features[:, :num_frames],
@@ -116,7 +117,7 @@ def join_features(utterances: list[Utterance]) -> torch.Tensor:
 
 def join_texts(utterances: list[Utterance], end: int) -> list[int]:
     """Token ids of a pack without timestamps: one text. end: <|endoftext|>."""
-    first, *others = utterances
+    first, *others = [each for each in utterances if each.text_ids()] or utterances[:1]
     text_ids = (utterance.text_ids() for utterance in others)
     return [*first.labels[:-1], *itertools.chain(*text_ids), end]
 
@@ -131,10 +132,15 @@ def join_marked_texts(utterances: list[Utterance], prefix: list[int], end: int) 
     timestamp = prefix[-1] + 1
     for utterance in utterances:
         for text in utterance.texts:
+            if not text.text_ids:  # nobody speaks
+                continue
             labels += [timestamp + text.start, *text.text_ids, timestamp + text.end]
         if utterance.cut_position is not None:
             labels.append(timestamp + utterance.cut_position)
         timestamp += utterance.num_joined_frames() // FRAMES_PER_POSITION
+    if len(labels) == len(prefix) - 1:
+        # Generation with timestamps must begin with one, so that the end comes after it.
+        labels.append(prefix[-1] + 1)
     return [*labels, end]
 
 
@@ -207,6 +213,8 @@ class UtterancePacker:
     def text_ids(self, text: str, source: int) -> list[int]:
         """As they follow another text. With a space, also the first one: long-form generation joins
         the texts of windows as they are."""
+        if not text:  # else the separator would be one
+            return []
         tokenizer = self.tokenizers[source]
         return tokenizer(self.separators[source] + text, add_special_tokens=False).input_ids
 

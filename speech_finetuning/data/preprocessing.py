@@ -62,6 +62,7 @@ class Preprocessor:
     do_remove_punctuation: bool
     max_network_wait_in_seconds: float
     needs_text: bool = True  # else rows without a text are transcribed all the same
+    keeps_empty_text: bool = False  # a row without a text has no speech, and is used
     takes_long_clips: bool = False  # longer than the window, for long-form generation
 
     def check_duration(self, seconds: float) -> None:
@@ -94,8 +95,10 @@ class Preprocessor:
         text = text or ""
         if LOST_CHARACTERS.search(text):
             raise Rejection("row_unreadable", "the text has lost characters: U+FFFD or half a pair")
+        is_nonspeech = self.keeps_empty_text and not normalize_text(text, False, False)
         text = normalize_text(text, self.do_lower_case, self.do_remove_punctuation)
-        if self.needs_text and not text:
+        # Of "..." nothing may be left either, but nobody has said that it is no speech.
+        if self.needs_text and not text and not is_nonspeech:
             raise Rejection("text_empty")
         return text
 
@@ -146,8 +149,10 @@ class Preprocessor:
         if audio is None and text is None and self.needs_text:
             raise Rejection("row_unreadable", "neither audio nor text")
         if window is not None:
+            text = " ".join(one.text for one in window.texts)  # of which nothing may be left
             window = self.normalize_window(window)
-            text = " ".join(one.text for one in window.texts)
+            if window.texts:
+                text = " ".join(one.text for one in window.texts)
         text, labels = self.prepare_text(text)
         waveform, sampling_rate = self.prepare_audio(audio, segment, speed)
         # An augmentation of the waveform belongs here. Evaluation rows come through as well, so

@@ -99,6 +99,7 @@ class EvalSetKey:
     do_lower_case: bool
     do_remove_punctuation: bool
     needs_text: bool
+    keeps_empty_text: bool
     takes_long_clips: bool
     num_tokens: int
     prefix_tokens: tuple[int, ...]
@@ -142,6 +143,7 @@ def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
         do_lower_case=preprocessor.do_lower_case,
         do_remove_punctuation=preprocessor.do_remove_punctuation,
         needs_text=preprocessor.needs_text,
+        keeps_empty_text=preprocessor.keeps_empty_text,
         takes_long_clips=preprocessor.takes_long_clips,
         num_tokens=len(preprocessor.tokenizer),
         prefix_tokens=tuple(preprocessor.tokenizer.prefix_tokens),
@@ -318,4 +320,9 @@ def prepare_eval_sets(
             )
         if prepared:
             eval_sets[role] = join_eval_sets(prepared)
+            if role == "eval" and not any(eval_sets[role]["text"]):
+                raise UserError(
+                    "no row that --do_eval scores has a text (see keep_empty_text): there is no "
+                    "WER. Score speech as well: add an entry with speech to --data_mix."
+                )
     return eval_sets

@@ -48,6 +48,7 @@ class ScoringTarget:
     language: str | None  # spoken; None: the checkpoint knows only English
     leads_normalized: bool  # whether wer and cer are those of normalised text
     is_translated: bool = False  # into English
+    has_nonspeech: bool = False  # rows without a text are not speech
 
     @property
     def text_language(self) -> str:
@@ -64,6 +65,7 @@ def scoring_targets(
             language=language,
             leads_normalized=record.do_normalize_eval,
             is_translated=is_translated,
+            has_nonspeech=record.keep_empty_text,
         )
         for record, language in zip(records, languages, strict=True)
     }

@@ -10,6 +10,7 @@ from speech_finetuning.scoring.scores import (
     ZERO_SHOT,
     ErrorRates,
     Interval,
+    NonspeechScores,
     Scores,
     read_scores,
 )
@@ -32,9 +33,16 @@ def score_table(metrics: dict[str, float], set_names: list[str]) -> str:
     for role in ROLES:
         for set_name in ["", *set_names]:
             scores = read_scores(metrics, role=role, set_name=set_name)
-            if scores is None or scores.leading is None:
+            if scores is None:
                 continue
-            rows.append((f"{titles[role]} {set_name}".rstrip(), describe_scores(scores)))
+            title = f"{titles[role]} {set_name}".rstrip()
+            if scores.leading is not None:
+                rows.append((title, describe_scores(scores)))
+            if scores.nonspeech is not None:
+                is_first = scores.leading is None
+                rows.append((title if is_first else "", describe_nonspeech(scores.nonspeech)))
+            if scores.leading is None:
+                continue
             if scores.translation is not None:
                 found = scores.translation
                 rows.append(("", f"  BLEU {found.bleu:.1f}   chrF {found.chrf:.1f}"))
@@ -59,6 +67,14 @@ def describe_scores(scores: Scores) -> str:
     if scores.interval is not None:
         text += f"   {scores.interval.low:.1f} to {scores.interval.high:.1f}"
     return text
+
+
+def describe_nonspeech(found: NonspeechScores) -> str:
+    """The line of what was written where nobody speaks."""
+    return (
+        f"  no speech, {found.minutes:.1f} min: {found.invented_words} words invented, "
+        f"{found.words_per_minute:.1f} a minute"
+    )
 
 
 def describe_changes(scores: Scores, before: ErrorRates) -> list[tuple[str, str]]:
@@ -105,6 +121,14 @@ def describe_regressions(metrics: dict[str, float], set_names: list[str]) -> lis
         if before.leading is not None and after.leading is not None:
             figures["wer"] = (before.leading.wer, after.leading.wer, after.wer_change)
             figures["cer"] = (before.leading.cer, after.leading.cer, after.cer_change)
+        if before.nonspeech is not None and after.nonspeech is not None:
+            was = before.nonspeech.words_per_minute
+            now = after.nonspeech.words_per_minute
+            if now > was:
+                sentences.append(
+                    f"{set_name or 'the model'} is worse than before training: {now:.1f} words "
+                    f"invented in a minute without speech, were {was:.1f}."
+                )
         for name, (earlier, later, interval) in figures.items():
             if is_clearly_higher(later, earlier, interval):
                 sentences.append(

@@ -34,10 +34,12 @@ from speech_finetuning.scoring.normalization import (
 )
 from speech_finetuning.scoring.scores import (
     BEFORE,
+    PREDICT,
     UNTOUCHED_TEST,
     ZERO_SHOT,
     ErrorRates,
     Interval,
+    NonspeechScores,
     Scores,
     TranslationScores,
 )
@@ -56,6 +58,7 @@ class ReferenceRow:
     reference: str  # "": only transcribed
     duration_in_seconds: float
     group: str | None = None  # by --group_column_name: the speaker, say
+    is_nonspeech: bool = False  # nobody speaks: every word is invented
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,10 @@ class Scorecard:
                 reference=row["text"],
                 duration_in_seconds=row["duration"],
                 group=row.get("group"),
+                # What is only transcribed may be speech whose text nobody knows.
+                is_nonspeech=not row["text"]
+                and role != PREDICT
+                and self.targets[row["set"]].has_nonspeech,
             )
         self.leading = {}
         for set_name, target in self.targets.items():
@@ -285,11 +292,12 @@ class Scorecard:
     def score_set(self, rows: list[ScoredRow], *, set_name: str) -> Scores:
         """The scores of these rows; sets the counts of each."""
         kept = [row for row in rows if row.leading.reference]
-        num_empty = len(rows) - len(kept)
-        if not any(row.row.reference for row in rows):
-            logger.info("no references: %d rows are transcribed, not scored.", len(rows))
+        spoken = [row for row in rows if not row.row.is_nonspeech]
+        num_empty = len(spoken) - len(kept)
+        if spoken and not any(row.row.reference for row in spoken):
+            logger.info("no references: %d rows are transcribed, not scored.", len(spoken))
         elif num_empty:
-            logger.warning("%d of %d rows have no reference: not scored.", num_empty, len(rows))
+            logger.warning("%d of %d rows have no reference: not scored.", num_empty, len(spoken))
         errors = self.errors_of([row.leading for row in rows])
         interval = None
         if errors is not None:
@@ -314,7 +322,8 @@ class Scorecard:
             cer_change=cer_change,
             readings=readings,
             translation=self.translation_of(rows),
-            empty_outputs=percentage([not row.prediction for row in rows]),
+            nonspeech=nonspeech_scores([row for row in rows if row.row.is_nonspeech]),
+            empty_outputs=percentage([not row.prediction for row in spoken]),
             repetition_loops=percentage([row.has_loop for row in rows]),
             cut_outputs=percentage([row.is_cut for row in rows]),
         )
@@ -344,6 +353,16 @@ class Scorecard:
         )
 
 
+def nonspeech_scores(rows: list[ScoredRow]) -> NonspeechScores | None:
+    """Words in the leading reading, as the WER counts them, of rows in which nobody speaks."""
+    if not rows:
+        return None
+    return NonspeechScores(
+        minutes=sum(row.row.duration_in_seconds for row in rows) / 60,
+        invented_words=sum(len(row.leading.prediction.split()) for row in rows),
+    )
+
+
 def interval_of(change: Change | None) -> Interval | None:
     return None if change is None else Interval(low=change.low, high=change.high)
 
@@ -353,4 +372,5 @@ def error_rates(errors: dict[str, Any]) -> ErrorRates:
 
 
 def percentage(values: list[bool]) -> float:
-    return 100 * sum(values) / len(values)
+    """0 of none."""
+    return 100 * sum(values) / max(1, len(values))

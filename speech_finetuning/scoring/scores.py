@@ -42,6 +42,18 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NonspeechScores:
+    """What was written where nobody speaks."""
+
+    minutes: float
+    invented_words: int
+
+    @property
+    def words_per_minute(self) -> float:
+        return self.invented_words / self.minutes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """Scores of one evaluation set, or of all sets of a role together.
 
@@ -61,8 +73,9 @@ class Scores:
     cer_change: Interval | None = None
     readings: dict[str, ErrorRates] = field(default_factory=dict)
     translation: TranslationScores | None = None
+    nonspeech: NonspeechScores | None = None  # of rows that have no speech
+    empty_outputs: float  # share of the other rows in percent
     # Shares of all rows in percent:
-    empty_outputs: float
     repetition_loops: float
     cut_outputs: float  # end at the length limit
 
@@ -90,6 +103,10 @@ class Scores:
         if self.translation is not None:
             metrics["bleu"] = self.translation.bleu
             metrics["chrf"] = self.translation.chrf
+        if self.nonspeech is not None:
+            metrics["nonspeech_minutes"] = self.nonspeech.minutes
+            metrics["invented_words"] = self.nonspeech.invented_words
+            metrics["invented_words_per_minute"] = self.nonspeech.words_per_minute
         for reading, rates in self.readings.items():
             metrics[f"wer_{reading}"] = rates.wer
             metrics[f"cer_{reading}"] = rates.cer
@@ -141,6 +158,7 @@ def read_scores(metrics: dict[str, float], *, role: str, set_name: str = "") -> 
         translation=(
             TranslationScores(bleu=found["bleu"], chrf=found["chrf"]) if "bleu" in found else None
         ),
+        nonspeech=read_nonspeech(found),
         empty_outputs=found.get("empty_outputs", 0.0),
         repetition_loops=found.get("repetition_loops", 0.0),
         cut_outputs=found.get("cut_outputs", 0.0),
@@ -154,6 +172,15 @@ def read_interval(metrics: dict[str, float], name: str) -> Interval | None:
     if low is None or high is None:
         return None
     return Interval(low=low, high=high)
+
+
+def read_nonspeech(metrics: dict[str, float]) -> NonspeechScores | None:
+    """What was invented, if there were rows without speech."""
+    if "invented_words" not in metrics:
+        return None
+    return NonspeechScores(
+        minutes=metrics["nonspeech_minutes"], invented_words=int(metrics["invented_words"])
+    )
 
 
 def read_rates(metrics: dict[str, float], suffix: str) -> ErrorRates | None:

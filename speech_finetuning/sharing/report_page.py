@@ -26,6 +26,7 @@ from speech_finetuning.scoring.alignment import (
     scored_rows,
 )
 from speech_finetuning.scoring.metrics import Change
+from speech_finetuning.scoring.score_table import describe_nonspeech
 from speech_finetuning.scoring.scores import (
     BEFORE,
     EVAL,
@@ -280,6 +281,20 @@ def score_lines(findings: Findings) -> list[dict[str, Any]]:
     return lines
 
 
+def nonspeech_lines(findings: Findings) -> list[str]:
+    """What was written where nobody speaks, a sentence for each set that has such rows."""
+    titles = titles_of(findings)
+    names = {row.set_name for scored in findings.sets.values() for row in scored.rows} - {""}
+    lines = []
+    for role in ROLES:
+        for name in ["", *sorted(names)]:
+            scores = read_scores(findings.metrics, role=role, set_name=name)
+            if scores is not None and scores.nonspeech is not None:
+                title = f"{titles[role]} · {name}" if name else titles[role]
+                lines.append(f"{title}: {describe_nonspeech(scores.nonspeech).strip()}.")
+    return lines
+
+
 def data_of(findings: Findings) -> dict[str, Any]:
     """Rows, hours, durations and tokens of what was trained on and scored."""
     reasons: dict[tuple[str, str], int] = {}
@@ -337,6 +352,7 @@ def render(findings: Findings) -> str:
             max_steps=findings.max_steps,
             titles=titles,
             lines=score_lines(findings),
+            nonspeech=nonspeech_lines(findings),
             learning=learning_charts(findings.history, findings.metrics),
             speed=speed_charts(findings.history),
             sets=shown,

@@ -50,6 +50,7 @@ OF_A_SOURCE = (
     "min_duration_in_seconds",
     "do_lower_case",
     "do_remove_punctuation",
+    "keep_empty_text",
 )
 
 

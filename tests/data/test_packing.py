@@ -333,3 +333,36 @@ def timestamps_off(folder: Path, seed: int) -> list[float]:
     found = [0.02 * (token - first) for token in ids.tolist() if token >= first]
     assert found == sorted(found)
     return [abs(there - true) for there, true in zip(found[:3], (0, joint, joint), strict=True)]
+
+
+def test_where_nobody_speaks_no_text_and_no_pair_of_timestamps_is_trained(preprocessor):
+    tokenizer = preprocessor.tokenizer
+    packer = UtterancePacker(
+        tokenizers=[tokenizer],
+        separators=[" "],
+        window_in_frames=400,
+        max_label_length=64,
+        packs_utterances=True,
+        timestamp_probability=0.0,
+        seed=0,
+    )
+    silence = make_utterance(1.0, (), labels=tokenizer("").input_ids, features=torch.zeros(80, 100))
+    speech = make_utterance(
+        1.0,
+        tuple(packer.text_ids("uno", 0)),
+        labels=tokenizer("uno").input_ids,
+        features=torch.zeros(80, 100),
+    )
+    assert packer.text_ids("", 0) == []
+    prefix = tokenizer.convert_ids_to_tokens(tokenizer.prefix_tokens)
+    end = "<|endoftext|>"
+
+    def tokens(pack: list[Utterance]) -> list[str]:
+        return tokenizer.convert_ids_to_tokens(packer.join(pack, tokenizer)["labels"])
+
+    assert tokens([silence]) == tokens([silence, silence]) == [*prefix, end]
+    assert tokens([silence, speech]) == tokens([speech, silence]) == tokens([speech])
+    packer.timestamp_probability = 1.0
+    assert tokens([silence, silence]) == [*prefix[:-1], "<|0.00|>", end]
+    text = tokenizer.convert_ids_to_tokens(speech.text_ids())
+    assert tokens([silence, speech]) == [*prefix[:-1], "<|1.00|>", *text, "<|2.00|>", end]

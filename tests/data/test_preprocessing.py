@@ -48,6 +48,20 @@ def test_text_is_checked_before_audio_is_decoded(preprocessor, monkeypatch: pyte
         )
 
 
+def test_an_empty_text_is_trained_where_it_says_that_nobody_speaks(preprocessor):
+    clip = {"bytes": demonstration.encode(np.full(16_000, 0.001)), "path": None}
+    preprocessor.keeps_empty_text = True
+    preprocessor.do_remove_punctuation = True
+    for text in (None, "", " \n\u200b"):
+        row = preprocessor(SourceRow(id="r", audio=clip, text=text))
+        assert row["text"] == ""
+        tokens = preprocessor.tokenizer.convert_ids_to_tokens(row["labels"])
+        assert tokens[-2:] == ["<|notimestamps|>", "<|endoftext|>"] and len(tokens) == 5
+    # Of this nothing is left, but it is not known to be silence.
+    assert preprocessor(SourceRow(id="r", audio=clip, text="...")).reason == "text_empty"
+    assert preprocessor(SourceRow(id="r")).reason == "row_unreadable"
+
+
 @pytest.mark.parametrize(
     ("data", "reason", "detail"),
     [

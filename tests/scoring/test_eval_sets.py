@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from talker import make_talker
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from speech_finetuning.base.errors import UserError
@@ -205,6 +206,46 @@ def test_missing_clips_are_named_with_the_path_that_was_tried_and_read_once_they
     assert listing.count("audio_missing") == 0 and listing.count("text_empty") == 1
 
 
+def test_words_invented_in_silence_are_counted_and_leave_the_wer_as_it_is(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    spoken = make_folder(tmp_path / "spoken", [0.5, 2.0], ["uno", "dos"])
+    both = make_folder(tmp_path / "both", [0.5, 2.0, 3.0, 1.5], ["uno", "dos", "", ""])
+    model = make_talker(tmp_path / "talker")
+    flags = "--do_train --do_eval --max_steps 1 --train_split_name test --eval_split_name test"
+    flags += f" --model_name_or_path {model}"
+    alone = train(
+        f"{flags} --learning_rate 1e-9 --output_dir {tmp_path / 'alone'} --dataset_name {spoken}"
+    )
+    caplog.clear()
+    more = "--keep_empty_text --eval_before_training --learning_rate 1e-9"
+    metrics = train(f"{flags} {more} --dataset_name {both}")
+    rows = predictions(tmp_path / "output", "eval")
+    invented = sum(len(row["prediction"].split()) for row in rows if not row["reference"])
+    assert len(rows) == metrics["eval_num_rows"] == 4 and metrics["eval_empty_references"] == 0
+    assert metrics["train_rejected"] == 0
+    assert metrics["eval_nonspeech_minutes"] == pytest.approx(4.5 / 60)
+    assert metrics["eval_invented_words"] == invented > 0
+    assert metrics["eval_invented_words_per_minute"] == pytest.approx(invented / (4.5 / 60))
+    for name in ("wer", "cer", "hits", "insertions", "wer_low", "wer_high", "empty_outputs"):
+        assert metrics[f"eval_{name}"] == pytest.approx(alone[f"eval_{name}"])
+    line = f"no speech, 0.1 min: {invented} words invented"
+    assert line in caplog.text and "have no reference" not in caplog.text
+    for name in ("README.md", "report.html"):
+        text = (tmp_path / "output" / name).read_text()
+        assert text.count(line) == 2, "before and after training"
+    assert "invented" in (tmp_path / "output" / "trainer_log.jsonl").read_text()
+
+
+def test_a_score_of_silence_alone_has_no_wer(train: Train, tmp_path: Path):
+    folder = make_folder(tmp_path / "clips", [0.5, 1.0], ["", ""])
+    flags = f"--eval_split_name test --keep_empty_text --dataset_name {folder}"
+    with pytest.raises(UserError, match="Score speech as well"):
+        train(f"--do_eval {flags}")
+    metrics = train(f"--do_predict {flags}")  # of which nobody says that it is silence
+    assert "predict_invented_words" not in metrics
+
+
 def test_every_field_that_can_change_the_rows_is_in_the_key_of_the_cache():
     """A new field of a source or of its preparation has to be added there, or here."""
     in_other_words = {
@@ -231,6 +272,7 @@ def test_every_field_that_can_change_the_rows_is_in_the_key_of_the_cache():
     [
         {"do_lower_case": True},
         {"needs_text": False},
+        {"keeps_empty_text": True},
         {"max_duration_in_seconds": 3.0},
         {"takes_long_clips": True},
         {"mel_filters": np.zeros((201, 128), np.float32)},

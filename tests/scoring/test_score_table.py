@@ -6,7 +6,7 @@ from example_scores import SCORES, WITHOUT_REFERENCES, logged, with_rates
 
 from speech_finetuning.scoring.metrics import WordCounts
 from speech_finetuning.scoring.score_table import describe_regressions, score_table
-from speech_finetuning.scoring.scores import Interval
+from speech_finetuning.scoring.scores import Interval, NonspeechScores
 
 
 def test_the_table_has_a_line_for_each_scored_set():
@@ -95,3 +95,24 @@ def test_the_test_split_has_a_line_before_training_too():
         "change",
     ]
     assert "WER -50.0 %" in lines[-1] and "WER" not in lines[-2]
+
+
+def test_words_invented_without_speech_have_a_line_of_their_own():
+    """Also of a set in which nobody speaks, and which has no WER."""
+    before = replace(
+        with_rates("zero_shot", 10.0, 10.0),
+        nonspeech=NonspeechScores(minutes=2.0, invented_words=3),
+    )
+    found = NonspeechScores(minutes=2.0, invented_words=123_456)
+    after = replace(before, role="eval", nonspeech=found)
+    silence = replace(after, set_name="silence", leading=None, counts=None, readings={})
+    metrics = logged(before) | logged(after) | logged(silence)
+    lines = score_table(metrics, ["silence"]).splitlines()
+    assert lines[2].strip() == "no speech, 2.0 min: 3 words invented, 1.5 a minute"
+    assert lines[-1].startswith("as it is silence  no speech, 2.0 min: 123456 words")
+    assert max(map(len, lines)) <= 80
+    worse = describe_regressions(metrics, [])
+    assert "61728.0 words invented in a minute without speech, were 1.5." in worse[0]
+    assert (
+        len(describe_regressions(logged(after) | logged(replace(after, role="zero_shot")), [])) == 0
+    )

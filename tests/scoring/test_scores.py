@@ -7,6 +7,7 @@ from example_scores import SCORES, WITHOUT_REFERENCES, logged, with_rates
 
 from speech_finetuning.scoring.scores import (
     Interval,
+    NonspeechScores,
     Scores,
     TranslationScores,
     last_scores,
@@ -55,7 +56,15 @@ def test_the_names_of_the_metrics_are_fixed():
 
 
 @pytest.mark.parametrize("set_name", ["", "clean", "a_wer", "norm", "zero_shot"])
-@pytest.mark.parametrize("scores", [SCORES, WITHOUT_REFERENCES], ids=["scored", "transcribed"])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        SCORES,
+        WITHOUT_REFERENCES,
+        replace(SCORES, nonspeech=NonspeechScores(minutes=2.5, invented_words=4)),
+    ],
+    ids=["scored", "transcribed", "with silence"],
+)
 def test_scores_are_read_back_from_flat_metrics(scores: Scores, set_name: str):
     scores = replace(scores, set_name=set_name)
     others = logged(with_rates("zero_shot", 1.0, 2.0)) | logged(with_rates("test", 3.0, 4.0))
