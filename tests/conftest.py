@@ -7,9 +7,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+import accelerate.utils.memory
 import pytest
 from preprocessors import make_preprocessor
 
@@ -36,6 +38,15 @@ def place_in_order(item: pytest.Item) -> int:
     if item.path.name == "test_processes.py":
         return 0
     return 1 if item.get_closest_marker("slow") else 2
+
+
+@pytest.fixture(scope="session", autouse=True)
+def garbage_is_left_to_python() -> Iterator[None]:
+    """accelerate 1.15 collects all garbage at the beginning and the end of each training: a ninth of
+    the time of the tests that train (py-spy, 4,010 samples of tests/training and test_train.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accelerate.utils.memory, "gc", SimpleNamespace(collect=int))
+        yield
 
 
 @pytest.fixture(autouse=True)

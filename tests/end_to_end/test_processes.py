@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import ranks
 import torch
 import transformers
 from fake_venv import make_venv
+from forked_python import ForkedPython
 from log_lines import count_steps, wait_for_steps
 from safetensors.torch import load_file
 
@@ -275,10 +277,22 @@ MACHINE = [
 ]
 
 
+@pytest.fixture(scope="module")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What launchers start ranks with."""
+    with ForkedPython(tmp_path_factory.mktemp("python")) as executable:
+        yield str(executable)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["accelerate", "two machines"])
 def test_other_launchers_train_alike(
-    runs: dict, one_file: Path, tiny_model: Path, tmp_path: Path, launcher: str
+    runs: dict,
+    one_file: Path,
+    tiny_model: Path,
+    forked_python: str,
+    tmp_path: Path,
+    launcher: str,
 ):
     """As docs/multi-gpu.md has them, both machines on this one, any free port: weights equal to the
     bit."""
@@ -297,7 +311,8 @@ def test_other_launchers_train_alike(
         if launcher == "accelerate"
         else [[*MACHINE, "--node_rank", n, *place] for n in "01"]
     )
-    how = {"env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    how |= {"env": ENVIRONMENT | {"PYTHON_EXEC": forked_python}}
     launched = [subprocess.Popen([sys.executable, "-m", *start, *flags], **how) for start in starts]
     texts = [process.communicate(timeout=200)[0] for process in launched]
     assert [process.returncode for process in launched] == [0] * len(starts), texts[-1][-3000:]
@@ -507,7 +522,7 @@ def test_what_a_sharded_training_cannot_do_is_refused(sharded: dict, name: str, 
 
 
 @pytest.fixture
-def run_sh(tmp_path: Path) -> dict[str, str]:
+def run_sh(tmp_path: Path, forked_python: str) -> dict[str, str]:
     """The environment of a run.sh that finds this interpreter instead of making .venv."""
     make_venv(tmp_path)
     return os.environ | {
@@ -515,6 +530,7 @@ def run_sh(tmp_path: Path) -> dict[str, str]:
         "NUM_PROCESSES": "2",
         "RESTART_DELAY": "0",
         "OMP_NUM_THREADS": "1",
+        "PYTHON_EXEC": forked_python,
     }
 
 
