@@ -487,9 +487,10 @@ def check_forecast(bench: Bench) -> str:
     run = bench.start("rehearsed", dry_run=True, max_steps=num_steps)
     expect(run.code == 0, f"exit code {run.code}")
     (line,) = [line for line in run.messages if " h of training" in line]
-    match = re.search(r"about ([\d.]+) h of training", line)
+    match = re.search(r"about (\d+):(\d\d) h of training", line)
     assert match is not None
-    foretold = float(match.group(1))
+    hours, minutes = map(int, match.groups())
+    foretold = hours + minutes / 60
     rate = statistics.median(bench.reference.log("samples_per_second")[1:])
     measured = num_steps * ROWS_PER_STEP / rate / 3600
     ratio = foretold / measured

@@ -44,7 +44,7 @@ bash run.sh learn"""
 WORDS = ["uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve", "diez"]
 
 
-def make_tokenizer(num_languages: int = 99) -> WhisperTokenizer:
+def make_tokenizer(num_languages: int = 99, num_timestamps: int = 1501) -> WhisperTokenizer:
     """A byte-level tokenizer without merges, with Whisper's special tokens in Whisper's order."""
     vocabulary = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>")
@@ -60,14 +60,15 @@ def make_tokenizer(num_languages: int = 99) -> WhisperTokenizer:
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["<|startoftranscript|>", *languages, *tasks]}
     )
-    tokenizer.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(1501)])
+    tokenizer.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(num_timestamps)])
     return tokenizer
 
 
 def make_generation_config(
     tokenizer: WhisperTokenizer, max_length: int, multilingual: bool
 ) -> GenerationConfig:
-    """What OpenAI's checkpoints say in generation_config.json, for this vocabulary."""
+    """What OpenAI's checkpoints say in generation_config.json, for this vocabulary. The default one,
+    which is made anew of the model's config when it is loaded, has no lang_to_id."""
     ids = tokenizer.convert_tokens_to_ids
     settings = {
         "is_multilingual": multilingual,
@@ -103,11 +104,12 @@ def make_model(
     num_decoder_layers: int | None = None,
     num_heads: int = 2,
     vocab_size: int | None = None,  # None: the tokenizer's
+    num_timestamps: int = 1501,  # of 0.02 s each, from 0 on
     seed: int = 0,
 ) -> Path:
     """Saves a random Whisper with its processor. Returns the folder."""
     set_seed(seed)
-    tokenizer = make_tokenizer(num_languages=100 if n_mels == 128 else 99)
+    tokenizer = make_tokenizer(100 if n_mels == 128 else 99, num_timestamps)
     end = cast(int, tokenizer.eos_token_id)
     config = WhisperConfig(
         vocab_size=vocab_size or len(tokenizer),
@@ -131,7 +133,6 @@ def make_model(
         begin_suppress_tokens=None,
     )
     model = WhisperForConditionalGeneration(config)
-    # An explicit object: the default one, rebuilt from the model config on load, loses lang_to_id.
     model.generation_config = make_generation_config(tokenizer, max_target_positions, multilingual)
     extractor = WhisperFeatureExtractor(feature_size=n_mels, chunk_length=window_in_seconds)
     model.to(getattr(torch, dtype)).save_pretrained(folder)

@@ -239,7 +239,7 @@ CANNOT_BE_TRAINED = {
     "pickle with code": (pickle_with_code, "maybe code, which is never run"),
     "old pickle with code": (old_pickle_with_code, "maybe code, which is never run"),
     "cut pickle": (cut_pickle, "pytorch_model.bin is damaged"),
-    "larger tokenizer": (larger_tokenizer, "1867 tokens, its model only 1864.*resize_token"),
+    "larger tokenizer": (larger_tokenizer, "567 tokens, its model only 564.*resize_token"),
     "no tokenizer": (another_tokenizer, "do not belong together. Copy tokenizer.json"),
     "foreign type": (foreign_type, "newthing model; this script trains Whisper only"),
     "weights left out": (weights_left_out, "of its weights are missing, such as model.encoder"),

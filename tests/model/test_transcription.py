@@ -36,6 +36,13 @@ from speech_finetuning.model.transcription import (
 WINDOW = 4 * 16_000  # the tiny models hear 4 s at once
 
 
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With all timestamps of 30 s, unlike that of other tests."""
+    folder = tmp_path_factory.mktemp("model")
+    return demonstration.make_model(folder, d_model=16, num_layers=1)
+
+
 @pytest.fixture
 def recogniser(tiny_model: Path) -> Recogniser:
     return load_recogniser("--model", str(tiny_model))
