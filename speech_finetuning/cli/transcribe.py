@@ -6,6 +6,8 @@ the others: it is told on stderr, and the exit code is 1.
 
 import argparse
 import functools
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -54,6 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("files", metavar="FILE", nargs="+", help="audio files, or folders of them")
     parser.add_argument("--format", choices=list(SUFFIXES), default="text", help="default: text")
     parser.add_argument("--output_dir", type=Path, help="folder to write to; default: the terminal")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="write transcripts anew that are there already"
+    )
     parser.add_argument("--language", help="default: the model's own; detect: in each file")
     parser.add_argument(
         "--task",
@@ -112,10 +117,25 @@ def plan(args: argparse.Namespace) -> list[Recording]:
             )
         return [Recording(path=path, target=None) for path, _ in found]
     targets = target_names([place for _, place in found], SUFFIXES[args.format])
-    return [
+    recordings = [
         Recording(path=path, target=args.output_dir / target)
         for (path, _), target in zip(found, targets, strict=True)
     ]
+    return recordings if args.overwrite else without_those_that_are_there(recordings)
+
+
+def without_those_that_are_there(recordings: list[Recording]) -> list[Recording]:
+    """A file that is there may have been corrected by hand, and is kept: a second start goes on
+    with the rest."""
+    missing = [entry for entry in recordings if not os.path.lexists(entry.target or "")]
+    num_kept = len(recordings) - len(missing)
+    if num_kept:
+        first = next(entry.target for entry in recordings if entry not in missing)
+        tell(
+            f"kept: {num_kept} of {len(recordings)} transcripts are there already, the first is "
+            f"{first}. To write them anew: --overwrite"
+        )
+    return missing
 
 
 def target_names(places: list[Path], suffix: str) -> list[Path]:
@@ -265,10 +285,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
         args = parser.parse_args(argv)
-        return run(args, plan(args))
+        recordings = plan(args)
+        return run(args, recordings) if recordings else 0
     except UserError as error:
         for line in str(error).splitlines():
             tell(f"error: {line}")
+    except BrokenPipeError:  # as of `| head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a folder that may not be written
         tell(f"error: {error}")
     except KeyboardInterrupt:

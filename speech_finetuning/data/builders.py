@@ -178,7 +178,8 @@ def open_builder(
     """The builder of a data set, set to decode no audio. Raises: UserError."""
     folder = Path(name).resolve()
     if saved := find_saved(name):
-        builder = datasets.load_dataset_builder("arrow", data_files=saved, cache_dir=cache_dir)
+        data_files = {split: [glob.escape(path) for path in paths] for split, paths in saved.items()}
+        builder = datasets.load_dataset_builder("arrow", data_files=data_files, cache_dir=cache_dir)
     elif folder.is_dir() and glob.has_magic(str(folder)):
         builder = load_folder_with_wildcards(folder, config_name, cache_dir=cache_dir)
     else:

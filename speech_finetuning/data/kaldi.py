@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "kaldi"
 SPEAKERS = "utt2spk"
+BETWEEN = re.compile(r"[ \t]+")
 IN_ARCHIVE = re.compile(r".*\.ark:\d+(\[.*\])?")
 RUN_ONCE = (
     'mkdir -p wav; while read -r id command; do sh -c "${command%|}" > "wav/$id.wav"; '
@@ -55,15 +56,15 @@ class KaldiFolder:
 
     def clips(self) -> Iterator[ListedClip]:
         """In the order of segments, else of wav.scp."""
-        paths = dict(read_pairs(self.file("wav.scp")))
-        texts = dict(read_pairs(self.file("text"))) if self.has_text else {}
-        speakers = dict(read_pairs(self.file(SPEAKERS))) if self.has_speakers else {}
+        paths = read_unique(self.file("wav.scp"))
+        texts = read_unique(self.file("text")) if self.has_text else {}
+        speakers = read_unique(self.file(SPEAKERS)) if self.has_speakers else {}
         if not os.path.isfile(self.file("segments")):
             for utterance, path in paths.items():
                 clip = self.clip(utterance, path, None, texts)
                 yield replace(clip, speaker=speakers.get(utterance))
             return
-        for utterance, line in read_pairs(self.file("segments")):
+        for utterance, line in read_unique(self.file("segments")).items():
             span = parse_span(line)
             problem = span.problem
             if problem is None and span.recording not in paths:
@@ -141,11 +142,27 @@ def open_kaldi_folder(
 def read_pairs(path: str) -> Iterator[tuple[str, str]]:
     """(first word, the rest) of each line. Raises: UserError if the file is not UTF-8."""
     for _, line in numbered_lines(path):
-        key, _, rest = line.strip().partition(" ")
-        if "\t" in key:
-            key, _, rest = line.strip().partition("\t")
+        key, rest = split_key(line)
         if key:
-            yield key, rest.strip()
+            yield key, rest
+
+
+def split_key(line: str) -> tuple[str, str]:
+    """The first word and the rest, as Kaldi takes a line apart: at spaces and tabs."""
+    key, *rest = BETWEEN.split(line.strip(), maxsplit=1)
+    return key, "".join(rest)
+
+
+def read_unique(path: str) -> dict[str, str]:
+    """{first word: the rest}. Raises: UserError where two lines say different things of one."""
+    found: dict[str, str] = {}
+    for key, rest in read_pairs(path):
+        if found.setdefault(key, rest) != rest:
+            raise UserError(
+                f"{path}: {printable(key[:80])} is there twice, with different contents. Each "
+                "utterance has one line: utils/validate_data_dir.sh of Kaldi names the others."
+            )
+    return found
 
 
 def parse_span(line: str) -> Span:
@@ -170,8 +187,7 @@ def parse_span(line: str) -> Span:
 def check_names_files(path: str) -> None:
     """A pipe is a command of whoever wrote the file, and is never run. Raises: UserError."""
     for number, line in numbered_lines(path):
-        _, _, target = line.strip().partition(" ")
-        target = target.strip()
+        _, target = split_key(line)
         is_archive = IN_ARCHIVE.fullmatch(target) is not None
         if target.endswith("|") or target.startswith("|") or target == "-":
             shown = printable(target[:80])

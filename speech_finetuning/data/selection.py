@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.data.cells import path_of
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import SpeechSource
+from speech_finetuning.data.tables import numbered_lines
 
 # Of a parquet file a row group is read whole. An even sample of few rows of a large source may read
 # this many rows for each one that it takes.
@@ -128,22 +128,25 @@ def read_excluded_ids(path: str | None) -> frozenset[str]:
         return frozenset()
     ids = set()
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        for number, line in numbered_lines(path):
+            if line.strip():
+                ids.add(excluded_id(line.strip(), f"--exclude_rows {path}, line {number}"))
+    except OSError as error:
         raise UserError(f"--exclude_rows {path}: {one_line(error)}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if not line.startswith("{"):
-            ids.add(line.strip())
-            continue
-        try:
-            ids.add(json.loads(line)["row"])
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"--exclude_rows {path}, line {number}: expected an id, or an object with a row."
-            ) from error
     return frozenset(ids)
+
+
+def excluded_id(line: str, place: str) -> str:
+    """Of one line. Raises: UserError."""
+    if not line.startswith("{"):
+        return line
+    try:
+        row = json.loads(line)["row"]
+    except (ValueError, KeyError):
+        row = None
+    if not isinstance(row, str):
+        raise UserError(f"{place}: expected an id, or an object with a row, on one line.")
+    return row
 
 
 def describe_excluded(ids: frozenset[str]) -> str | None:

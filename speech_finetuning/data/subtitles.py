@@ -174,10 +174,11 @@ def parse_json(text: str) -> list[Cue]:
     found: dict[str, Any] = value if isinstance(value, dict) else {}
     for name in ("segments", "chunks", "transcription"):
         if isinstance(found.get(name), list):
-            return [
+            cues = [
                 json_cue(segment, f"{name}[{index}]", index)
                 for index, segment in enumerate(found[name])
             ]
+            return with_ends(cues, name)
     raise ValueError("expected Whisper's JSON, an object with segments")
 
 
@@ -197,6 +198,8 @@ def json_cue(segment: Any, place: str, index: int) -> Cue:
         return Cue(line=line, problem=f"{place}: expected times, found {str(times)[:60]}")
     start: Any = times[0]
     end: Any = times[1]
+    if end is None and is_number(segment.get("duration")):
+        end = start + segment["duration"]
     return Cue(
         line=line,
         start_in_seconds=round(start * unit_in_seconds, 3),
@@ -205,9 +208,32 @@ def json_cue(segment: Any, place: str, index: int) -> Cue:
     )
 
 
+def with_ends(cues: list[Cue], name: str) -> list[Cue]:
+    """Only the last segment goes on to the end of the recording where no end is given; another one
+    to the start of the next. One that would have to end before it starts has none."""
+    ended = list(cues)
+    next_start: float | None = None
+    for index in reversed(range(len(cues))):
+        cue = cues[index]
+        start = cue.start_in_seconds
+        if cue.problem is not None or start is None:
+            continue
+        if cue.end_in_seconds is None and next_start is not None:
+            ended[index] = replace(cue, end_in_seconds=next_start)
+            if next_start <= start:
+                problem = f"{name}[{index}]: has no end, and the next one starts before it"
+                ended[index] = Cue(line=cue.line, problem=problem)
+        next_start = start
+    return ended
+
+
 def is_number(value: Any) -> bool:
-    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_numeric and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def parse_whisper_tsv(text: str) -> list[Cue]:

@@ -1,8 +1,10 @@
 """`bash run.sh transcribe`: what it refuses, and what it writes."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +89,38 @@ def test_a_folder_becomes_files_and_one_bad_file_costs_no_other(
     assert text == (tmp_path / "out" / "more" / "again.srt").read_text()
     cue = r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n[a-h]+\n\n2\n"
     assert re.match(cue, text), text[:200]
+
+
+def test_a_transcript_that_is_there_is_kept(talker: Path, clips: Path, tmp_path: Path, capsys: Any):
+    """It may have been corrected by hand."""
+    words = [
+        str(talker),
+        str(clips / "long.wav"),
+        "--language",
+        "es",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    target = tmp_path / "long.txt"
+    target.write_text("corrected\n")
+    assert transcribe.main(words) == 0
+    assert target.read_text() == "corrected\n"
+    assert "kept: 1 of 1 transcripts are there already" in capsys.readouterr().err
+    assert transcribe.main([*words, "--overwrite"]) == 0
+    assert re.fullmatch(r"[a-h\s]+", target.read_text())
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    def closed(*args: Any) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(transcribe, "plan", closed)
+    output = os.dup(1)
+    assert transcribe.main(["model", "x.wav"]) == 128 + signal.SIGPIPE
+    os.dup2(output, 1)
+    assert capfd.readouterr().err == ""
 
 
 def test_json_of_several_files_is_a_line_for_each(talker: Path, clips: Path, capsys: Any):

@@ -85,3 +85,24 @@ def test_texts_are_needed_to_train(tmp_path: Path):
     with pytest.raises(UserError, match="has wav.scp, but no file text"):
         load_source(str(folder), split="train")
     assert load_source(str(folder), split="train", text_required=False).num_rows == 1
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", "  ", " \t"])
+def test_a_command_is_one_whatever_is_before_it(tmp_path: Path, separator: str):
+    line = f"u1{separator}touch ran; cat wav/a.wav |\n"
+    folder = write_kaldi(tmp_path / "data", wav_scp=line, text="u1 uno\n")
+    with pytest.raises(UserError, match="is a command, and commands in data are never run"):
+        load_source(str(folder), split="train")
+
+
+@pytest.mark.parametrize("name", ["wav.scp", "text", "segments", "utt2spk"])
+def test_an_utterance_that_is_there_twice_is_one_line(tmp_path: Path, preprocessor, name: str):
+    files = {"wav.scp": "r wav/a.wav", "text": "r uno", "segments": "r r 0 1", "utt2spk": "r anna"}
+    folder = write_kaldi(tmp_path / "data")
+    for other, line in files.items():
+        (folder / other).write_text(f"\ufeff{line}\r\n\r\n{line}\r\n")  # alike: harmless
+    assert outcomes(load_source(str(folder), split="train"), preprocessor) == ["uno"]
+    with (folder / name).open("a") as file:
+        file.write("r other 0 2\n")
+    with pytest.raises(UserError, match=f"{name}: r is there twice, with different contents"):
+        load_source(str(folder), split="train")

@@ -115,3 +115,17 @@ def test_a_list_of_excluded_rows_that_is_none_says_so(
         file.write_text(text)
     with pytest.raises(UserError, match=rf"--exclude_rows .*bad.txt.*{message}"):
         read_excluded_ids(str(file))
+
+
+def test_a_list_of_rows_is_read_as_other_lists_are(tmp_path: Path):
+    path = tmp_path / "rows.txt"
+    path.write_text('\ufeffa/0\r\n\r\nb\u2028c/1\r\n{"row": "d/2"}\r\n', encoding="utf-8")
+    assert read_excluded_ids(str(path)) == {"a/0", "b\u2028c/1", "d/2"}
+
+
+@pytest.mark.parametrize("line", ["{", '{"row": 3}', '{"row": null}', '{"id": "a"}'])
+def test_a_line_that_names_no_row_is_named(tmp_path: Path, line: str):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"a/0\n{line}\n")
+    with pytest.raises(UserError, match="rows.jsonl, line 2: expected an id, or an object"):
+        read_excluded_ids(str(path))

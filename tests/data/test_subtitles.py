@@ -144,3 +144,21 @@ def test_audacity_labels_whisper_s_tsv_and_plain_text():
     assert cues_of("uno\ndos\n", ".txt") == [(None, None, "uno dos")]
     with pytest.raises(ValueError, match=r"Whisper's TSV"):
         parse_transcript("path\tsentence\n", ".tsv")
+
+
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        ([{"start": 0, "text": "a"}, {"start": 2, "text": "b"}], [(0, 2, "a"), (2, None, "b")]),
+        ([{"start": 0, "duration": 1.5, "text": "a"}, {"start": 2, "end": 3, "text": "b"}],
+         [(0, 1.5, "a"), (2, 3, "b")]),
+        ([{"timestamp": [0, None], "text": "a"}, {"timestamp": [2, 3], "text": "b"}],
+         [(0, 2, "a"), (2, 3, "b")]),
+        ([{"start": 2, "text": "a"}, {"start": 1, "end": 3, "text": "b"}], [(1, 3, "b")]),
+        ([{"start": 10**400, "end": 1, "text": "a"}, {"start": 1, "end": 3, "text": "b"}],
+         [(1, 3, "b")]),
+    ],
+)  # fmt: skip
+def test_only_the_last_segment_goes_on_to_the_end_of_the_recording(segments, expected):
+    """Else the words of one were trained with the sound of all that follow."""
+    assert cues_of(json.dumps({"segments": segments}), ".json") == expected
