@@ -48,7 +48,7 @@ from speech_finetuning.data.features import (
 from speech_finetuning.data.footers import check_has_columns, read_footer, sizes_of_groups
 from speech_finetuning.data.guessing import cell_at, only_one, top_of
 from speech_finetuning.data.manifests import NUM_ROWS_TO_INSPECT, has_audio_suffix
-from speech_finetuning.data.saved import count_rows_of_arrow, find_saved
+from speech_finetuning.data.saved import count_rows_of_arrow, find_saved, load_saved
 from speech_finetuning.data.segments import times_are_of_recordings
 
 logger = logging.getLogger(__name__)
@@ -178,8 +178,7 @@ def open_builder(
     """The builder of a data set, set to decode no audio. Raises: UserError."""
     folder = Path(name).resolve()
     if saved := find_saved(name):
-        data_files = {split: [glob.escape(path) for path in paths] for split, paths in saved.items()}
-        builder = datasets.load_dataset_builder("arrow", data_files=data_files, cache_dir=cache_dir)
+        builder = load_saved(saved, cache_dir)
     elif folder.is_dir() and glob.has_magic(str(folder)):
         builder = load_folder_with_wildcards(folder, config_name, cache_dir=cache_dir)
     else:

@@ -236,10 +236,22 @@ def segment_columns(
 
 
 def transcripts_among(names: set[str]) -> set[str]:
-    """Those that are no tables but Whisper's output for a recording beside them (`recordings`)."""
+    """Those that are no tables but belong to a recording beside them: Whisper's output for it, also
+    in a language (talk.json, talk.wav.tsv, talk.en.json: `recordings`), and what yt-dlp knows of it
+    (talk.info.json)."""
     recordings = {name for name in names if name.lower().endswith(AUDIO_SUFFIXES)}
-    stems = recordings | {os.path.splitext(name)[0] for name in recordings}
-    return {name for stem in stems for name in (f"{stem}.json", f"{stem}.tsv")}
+    stems = {os.path.splitext(name)[0] for name in recordings}
+    return {
+        name
+        for name in names
+        if name.lower().endswith((".json", ".tsv")) and not stems.isdisjoint(beginnings(name))
+    }
+
+
+def beginnings(name: str) -> list[str]:
+    """a and a.b of a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 # ---- columns ----

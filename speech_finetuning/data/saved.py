@@ -1,9 +1,11 @@
 """Folders that `Dataset.save_to_disk` wrote: Arrow files, and JSON that names them."""
 
+import glob
 import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 
 from speech_finetuning.base.errors import UserError, one_line
@@ -62,6 +64,12 @@ def read_state(path: Path) -> dict:
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected an object, found {type(state).__name__}. {WRITE_ANEW}")
     return state
+
+
+def load_saved(files: dict[str, list[str]], cache_dir: str | None) -> datasets.DatasetBuilder:
+    """The builder of Arrow files, by split. `datasets` would take [ in a path for a wildcard."""
+    escaped = {split: [glob.escape(path) for path in paths] for split, paths in files.items()}
+    return datasets.load_dataset_builder("arrow", data_files=escaped, cache_dir=cache_dir)
 
 
 def count_rows_of_arrow(paths: list[str]) -> int:

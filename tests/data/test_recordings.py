@@ -209,3 +209,15 @@ def test_clips_are_not_taken_for_transcripts(tmp_path: Path):
     (tmp_path / "readme.txt").write_text("no transcript")
     with pytest.raises(UserError, match="text_column_name"):
         load_source(str(tmp_path), split="train")
+
+
+@pytest.mark.parametrize("other", ["talk.info.json", "talk.en.json", "talk.wav.json", "talk.tsv"])
+def test_what_belongs_to_a_recording_is_no_list(tmp_path: Path, other: str):
+    """As yt-dlp and Whisper leave it beside the subtitles."""
+    (tmp_path / "talk.wav").write_bytes(make_clip(2.0))
+    (tmp_path / "talk.en.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nuno\n")
+    text = "start\tend\ttext\n0\t1000\tuno\n" if other.endswith("tsv") else ""
+    segments = {"segments": [{"start": 0, "end": 1, "text": "uno"}], "title": "a talk"}
+    (tmp_path / other).write_text(text or json.dumps(segments))
+    source = load_source(str(tmp_path), split="train")
+    assert source.kind == "recordings" and [row.text for row in read_rows(source)] == ["uno"]
