@@ -69,6 +69,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def full_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with timestamps to 30 s, which a random model puts anywhere."""
+    folder = tmp_path_factory.mktemp("model.full")
+    return demonstration.make_model(folder, d_model=16, num_layers=1)
+
+
+@pytest.fixture(scope="session")
 def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model.en")
     return demonstration.make_model(folder, **SIZES, multilingual=False)

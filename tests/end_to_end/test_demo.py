@@ -22,6 +22,11 @@ from speech_finetuning.model.transcription import Transcript
 PROJECT = Path(demo.__file__).parent
 
 
+@pytest.fixture(scope="module")
+def tiny_model(full_model: Path) -> Path:
+    return full_model
+
+
 @pytest.fixture
 def recogniser(tiny_model: Path) -> demo.Recogniser:
     return demo.load("--model", str(tiny_model))

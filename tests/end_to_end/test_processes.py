@@ -111,9 +111,9 @@ def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uneven_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uneven_model(full_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What it hears depends on the clip, and so does where the text ends."""
-    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("uneven") / "model")
+    folder = shutil.copytree(full_model, tmp_path_factory.mktemp("uneven") / "model")
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
     encoder, decoder = model.model.encoder, model.model.decoder
     attention = decoder.layers[0].encoder_attn

@@ -37,10 +37,8 @@ WINDOW = 4 * 16_000  # the tiny models hear 4 s at once
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With all timestamps of 30 s, unlike that of other tests."""
-    folder = tmp_path_factory.mktemp("model")
-    return demonstration.make_model(folder, d_model=16, num_layers=1)
+def tiny_model(full_model: Path) -> Path:
+    return full_model
 
 
 @pytest.fixture

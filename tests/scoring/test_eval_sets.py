@@ -14,7 +14,6 @@ from talker import make_talker
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.cli import demonstration
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import SpeechSource, load_source
@@ -145,12 +144,11 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_score(
 
 
 def test_unspaced_languages_choose_the_best_model_by_cer(
-    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train: Train, full_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     flags = "--do_train --do_eval --max_steps 3 --save_steps 1 --eval_steps 1"
     flags += " --learning_rate 0.02 --warmup_steps 0 --load_best_model_at_end True"
-    model = demonstration.make_model(tmp_path / "model", d_model=16, num_layers=1)
-    metrics = train(f"{flags} --language ja --model_name_or_path {model}")
+    metrics = train(f"{flags} --language ja --model_name_or_path {full_model}")
     best = json.loads((tmp_path / "output" / "checkpoint-3" / "trainer_state.json").read_text())
     rates = [
         (entry["eval_cer"], entry["eval_wer"])

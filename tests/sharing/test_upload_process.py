@@ -211,7 +211,7 @@ def test_a_terminals_interrupt_does_not_reach_the_upload(
     (uploader,) = uploaders(tmp_path)
     assert os.getsid(uploader) != os.getsid(parent.pid)
     parent.send_signal(signal.SIGINT)
-    assert parent.wait(10) != 0
+    assert parent.wait(60) != 0
     wait_for(lambda: not uploaders(tmp_path), seconds=3)
 
 
