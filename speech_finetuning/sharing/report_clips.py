@@ -221,8 +221,3 @@ def encode_sound(waveform: np.ndarray) -> str:
         compression_level=COMPRESSION_LEVEL,
     )
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def size_in_bytes(clips: dict[int, Clip]) -> int:
-    """Of all of them in the page."""
-    return sum(len(clip.audio) + len(clip.picture) for clip in clips.values())

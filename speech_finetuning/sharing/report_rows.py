@@ -132,9 +132,10 @@ def rows_as_json(sets: list[ScoredSet], titles: dict[str, str]) -> Markup:
     What can be told from something else is "".
     """
     room = MAX_ROWS_IN_BYTES
+    clip_room = MAX_CLIPS_IN_BYTES // max(1, sum(bool(scored.clips) for scored in sets))
     tables = []
     for scored in sets:
-        table = table_of(scored, room)
+        table = table_of(scored, room, clip_room)
         room -= sum(map(size_of, table["rows"]))
         tables.append({"title": titles[scored.role], **table})
     text = json.dumps(tables, ensure_ascii=False, separators=(",", ":"))
@@ -144,9 +145,9 @@ def rows_as_json(sets: list[ScoredSet], titles: dict[str, str]) -> Markup:
     )
 
 
-def table_of(scored: ScoredSet, room_in_bytes: int) -> dict[str, Any]:
+def table_of(scored: ScoredSet, room_in_bytes: int, clip_room_in_bytes: int) -> dict[str, Any]:
     """The rows of one set, worst first; without texts as written if there is no room for them, and
-    then without the best rows."""
+    then without the best rows. clip_room_in_bytes: for sounds and pictures."""
     pairs = pair_rows(scored.before, scored.rows) if scored.before else []
     before = {id(row): earlier for earlier, row in pairs}
     ordered = sorted(scored.rows, key=worst_first)
@@ -161,7 +162,7 @@ def table_of(scored: ScoredSet, room_in_bytes: int) -> dict[str, Any]:
         total -= sizes.pop()
         records.pop()
         num_left_out += 1
-    clips, num_clips_left_out = clips_in_room(scored, ordered[: len(records)])
+    clips, num_clips_left_out = clips_in_room(scored, ordered[: len(records)], clip_room_in_bytes)
     return {
         "unit": scored.unit,
         "rows": records,
@@ -211,7 +212,7 @@ def record_of(row: AlignedRow, before: AlignedRow | None) -> list[Any]:
 
 
 def clips_in_room(
-    scored: ScoredSet, ordered: list[AlignedRow]
+    scored: ScoredSet, ordered: list[AlignedRow], room_in_bytes: int
 ) -> tuple[dict[int, dict[str, str]], int]:
     """Clips by the place of their row in the table, as many as there is room for; and how many were
     left out."""
@@ -223,7 +224,7 @@ def clips_in_room(
         if clip is None or not (clip.audio or clip.picture):
             continue
         total += len(clip.audio) + len(clip.picture)
-        if total > MAX_CLIPS_IN_BYTES:
+        if total > room_in_bytes:
             num_left_out += 1
         else:
             clips[place] = {"audio": clip.audio, "picture": clip.picture}

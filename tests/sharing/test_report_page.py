@@ -260,6 +260,21 @@ def test_ten_thousand_long_rows_stay_below_15_megabytes():
     assert table["clipsLeftOut"] + len(table["clips"]) == 60 and table["clipsLeftOut"] > 0
 
 
+def test_the_clips_of_all_sets_share_the_room_in_the_page():
+    rows = make_rows([("uno dos", "uno")] * 60)
+    clip = Clip(audio="A" * 150_000, picture="B" * 20_000)
+    clips = {row.index: clip for row in rows}
+    sets = {
+        "zero_shot": ScoredSet(role="zero_shot", rows=rows),
+        "eval": ScoredSet(role="eval", rows=rows, clips=clips),
+        "test": ScoredSet(role="test", rows=rows, clips=clips),
+    }
+    page = render(make_findings(sets))
+    assert len(page.encode()) < 15_000_000
+    counts = [len(table["clips"]) for table in tables_of(page) if table["clips"]]
+    assert len(counts) == 2 and counts[0] == counts[1] > 10
+
+
 def test_a_run_writes_the_page_after_each_evaluation(
     train: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
