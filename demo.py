@@ -14,16 +14,20 @@ nothing from the internet if the models are folders.
 
 import argparse
 import base64
-import difflib
 import html
 import importlib.util
+import itertools
 import json
 import os
 import re
+import shutil
+import signal
+import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +40,11 @@ os.environ |= {
 }
 
 import huggingface_hub
-import torch
 import transformers
-from transformers.models.whisper.english_normalizer import (
-    BasicTextNormalizer,
-    EnglishTextNormalizer,
-)
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.errors import UserError, memory_that_is_out
+from speech_finetuning.cli.flags import OneLineErrors
 from speech_finetuning.cli.subtitles import as_srt, as_text
 from speech_finetuning.data.long_audio import read_recording
 from speech_finetuning.model.recogniser import (
@@ -54,7 +54,13 @@ from speech_finetuning.model.recogniser import (
     load_recogniser,
 )
 from speech_finetuning.model.transcription import Segment, Transcript, transcribe
-from speech_finetuning.scoring.metrics import count_words
+from speech_finetuning.scoring.alignment import WORD, unit_of_language
+from speech_finetuning.scoring.differences import (
+    count_mistakes,
+    mark_differences,
+    split_for_marking,
+)
+from speech_finetuning.sharing.public import LOCAL_MODEL
 
 # Plays the clip from the time that the button carries, in the player above.
 PLAY = (
@@ -64,6 +70,14 @@ PLAY = (
 TASKS = {"transcribe": "what is said", "translate": "an English translation"}
 NUM_EXAMPLES = 4
 OUTPUTS_PER_MODEL = 5  # text, a line about it, segments, two files
+FIRST_PORT = 7860
+LAST_PORT = 7959
+# Long enough for a download to begin; Gradio has a copy of its own by then.
+MAX_AGE_OF_FILES_IN_SECONDS = 600
+# Readable on a light and on a dark page.
+STYLE = "mark {background: #ffb30047; color: inherit; border-bottom: 2px solid #e69500}"
+
+MarkedPiece = tuple[str, bool]  # a word as written with the space behind it; whether it is marked
 
 
 # ------------------------------------------------------------------------------------ models ----
@@ -91,24 +105,26 @@ def base_model_of(name: str) -> str | None:
         print(
             f"note: the base model of {name} is not known ({type(error).__name__})", file=sys.stderr
         )
-    return base[0] if isinstance(base, list) else base
+    base = base[0] if isinstance(base, list) else base
+    return None if base == LOCAL_MODEL else base
 
 
-def load_recognisers(model: str, base_model: str | None) -> list[Recogniser]:
-    """The model and, if one is given or known, the model that it is compared with.
-    Raises: UserError, but not for a base model that nobody asked for: that is left out with a line
-    on stderr."""
-    recognisers = [load("--model", model)]
-    base = base_model or base_model_of(model)
-    if base in (None, "none", model):
-        return recognisers
+def load_other(model: str, asked: str | None, base: str | None) -> list[Recogniser]:
+    """The model that this one is compared with, if one is given or known.
+
+    asked: --base_model; base: what the model was trained from, if that is known. Raises: UserError,
+    but not for a base model that nobody asked for: that is left out with a line on stderr.
+    """
+    other = asked or base
+    if other in (None, "none", model):
+        return []
     try:
-        return [*recognisers, load("--base_model", base)]
+        return [load("--base_model", other)]
     except UserError as error:
-        if base_model:
+        if asked:
             raise
         print(f"note: shown without the base model. {error}", file=sys.stderr)
-        return recognisers
+        return []
 
 
 # ------------------------------------------------------------------------------ transcription ----
@@ -138,18 +154,26 @@ def describe(found: Transcript) -> str:
     return f"{language}, in pieces of up to 30 seconds, cut at pauses. Click a time to hear it."
 
 
-def compare(said: str, found: Transcript) -> str:
-    """How many words are wrong, by what was really said; empty if nobody has typed that."""
-    is_english = found.language == "en"
-    normalize = EnglishTextNormalizer({}) if is_english else BasicTextNormalizer()
-    reference = " ".join(normalize(said).split())
-    if not reference:
+def compare(said: str, found: Transcript, recogniser: Recogniser) -> str:
+    """How many mistakes there are, by what was really said; empty if nobody has typed that."""
+    tokenizer: Any = recogniser.processor.tokenizer
+    counts = count_mistakes(said, found.text, found.language, tokenizer)
+    if counts is None:
         return ""
-    counts = count_words(reference, " ".join(normalize(found.text).split()))
-    words = "word" if counts.num_reference_words == 1 else "words"
+    unit = unit_of_language(found.language)
+    mistakes = {0: "No mistakes", 1: "1 mistake"}.get(
+        counts.num_errors, f"{counts.num_errors} mistakes"
+    )
+    number = counts.num_reference_words
+    kinds = {
+        "wrong": counts.substitutions,
+        "missing": counts.deletions,
+        "too many": counts.insertions,
+    }
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     return (
-        f"**{counts.num_errors} of {counts.num_reference_words} {words} wrong** "
-        f"(word error rate {counts.wer:.1f} %)"
+        f"**{mistakes} in {number} {unit if number == 1 else unit + 's'}**"
+        f"{told and ': ' + told} ({unit} error rate {counts.wer:.1f} %)"
     )
 
 
@@ -164,7 +188,8 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def introduce(recogniser: Recogniser, base: str | None) -> str:
-    """A title and one sentence, in Markdown: the model, its language, and how good it is."""
+    """A title and a sentence or two, in Markdown: the model, its language, and how good it is.
+    base: what it was trained from."""
     folder = Path(recogniser.name)
     name = folder.resolve().name if folder.is_dir() else recogniser.name
     language = default_language(recogniser)
@@ -174,17 +199,34 @@ def introduce(recogniser: Recogniser, base: str | None) -> str:
     sentence = "Speech to text"
     if base:
         sentence += f" by {plain(Path(base).name)}, trained further"
-    scores = read_record(folder / "all_results.json")
-    for role in ("test", "eval"):
-        wer = scores.get(f"{role}_wer")
-        if isinstance(wer, int | float):
-            sentence += f": {wer:.1f} of 100 words are wrong"
-            before = scores.get({"eval": "zero_shot_wer", "test": "untouched_test_wer"}[role])
-            if isinstance(before, int | float):
-                sentence += f" (before training {before:.1f})"
-            sentence += f", measured on {int(scores.get(f'{role}_num_rows', 0)):,} recordings"
-            break
+    if scores := describe_scores(read_record(folder / "all_results.json"), language):
+        sentence += f": {scores}"
     return f"{title}\n\n{sentence}. Record or choose a file, and press Transcribe."
+
+
+def describe_scores(scores: dict[str, Any], language: str) -> str:
+    """'7.3 of 100 words are wrong (...)' of the test split or else of the evaluation; empty if they
+    tell neither. Of languages that do not separate words, characters are counted."""
+    unit = unit_of_language(language)
+    rate = "wer" if unit == WORD else "cer"
+    for role, untrained in (("test", "untouched_test"), ("eval", "zero_shot")):
+        now = scores.get(f"{role}_{rate}")
+        num_rows = scores.get(f"{role}_num_rows")
+        if not isinstance(now, int | float) or not isinstance(num_rows, int | float):
+            continue
+        told = f"{now:.1f} of 100 {unit}s are wrong"
+        if now > 100:
+            told = f"{unit} error rate {now:.1f} %, as more {unit}s are added than were said"
+        notes = []
+        low, high = scores.get(f"{role}_{rate}_low"), scores.get(f"{role}_{rate}_high")
+        if isinstance(low, int | float) and isinstance(high, int | float):
+            notes.append(f"95 % interval {low:.1f} to {high:.1f}")
+        before = scores.get(f"{untrained}_{rate}")
+        if isinstance(before, int | float):
+            notes.append(f"before training {before:.1f}")
+        told += f" ({'; '.join(notes)})" if notes else ""
+        return f"{told}, measured on {int(num_rows):,} recording{'s' if num_rows != 1 else ''}"
+    return ""
 
 
 def plain(text: str) -> str:
@@ -208,8 +250,9 @@ def examples_of(name: str, folder: Path) -> list[list[str]]:
                 found.append((row[3], row[8] or row[5], clip["audio"]))
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return []
+    easiest = {said: audio for _, said, audio in sorted(found, reverse=True)}  # each text once
     examples = []
-    for number, (_, said, audio) in enumerate(sorted(found)[:NUM_EXAMPLES], 1):
+    for number, (said, audio) in enumerate([*easiest.items()][: -NUM_EXAMPLES - 1 : -1], 1):
         path = folder / f"example-{number}.mp3"
         path.write_bytes(base64.b64decode(audio))
         examples.append([str(path), said])
@@ -223,67 +266,83 @@ def clock(seconds: float) -> str:
     return f"{tenths // 600}:{tenths // 10 % 60:02}.{tenths % 10}"
 
 
-def segments_as_html(segments: list[Segment], other: str | None = None) -> str:
-    """One paragraph for each segment: a button that plays it, and its words. other: the other
-    model's text; what it has not is marked."""
-    marks = marked_words(" ".join(text for _, _, text in segments), other)
+def segments_as_html(segments: list[Segment], marked: list[list[MarkedPiece]]) -> str:
+    """One paragraph for each segment: a button that plays it, and its words. marked: of each
+    segment, see `marked_segments`."""
     row = (
-        '<p dir="auto"><button class="segment" style="font-size:.8em;padding:.1em .4em;font-weight:400" '
+        '<p dir="auto" style="overflow-wrap:anywhere"><button class="segment" '
+        'style="font-size:.8em;padding:.1em .4em;font-weight:400" '
         'data-start="{}" onclick="{}"><u>{} - {}</u></button> {}</p>'
     )
     rows = []
-    for start, end, text in segments:
-        words = []
-        for word in text.split():
-            escaped = html.escape(word)
-            words.append(f"<mark>{escaped}</mark>" if next(marks) else escaped)
-        rows.append(row.format(start, PLAY, clock(start), clock(end), " ".join(words)))
+    for (start, end, _), words in zip(segments, marked, strict=True):
+        rows.append(row.format(start, PLAY, clock(start), clock(end), words_as_html(words)))
     return "".join(rows)
 
 
-def marked_words(text: str, other: str | None) -> Iterator[bool]:
-    """Of each word, whether the other text has another one in its place, or none."""
-    words = text.split()
-    if other is None:
-        return iter([False] * len(words))
-    operations = difflib.SequenceMatcher(
-        None, [bare(word) for word in other.split()], [bare(word) for word in words], autojunk=False
-    ).get_opcodes()
-    marks = []
-    for kind, _, _, first, last in operations:
-        marks += [kind != "equal"] * (last - first)
-    return iter(marks)
+def words_as_html(marked: list[MarkedPiece]) -> str:
+    """Neighbours that are marked share one mark."""
+    runs = []
+    for is_marked, run in itertools.groupby(marked, key=itemgetter(1)):
+        text = "".join(piece for piece, _ in run)
+        words = html.escape(text.rstrip())
+        space = text[len(text.rstrip()) :]
+        runs.append(f"<mark>{words}</mark>{space}" if is_marked else f"{words}{space}")
+    return "".join(runs).rstrip()
 
 
-def bare(word: str) -> str:
-    """Capitals and punctuation are no difference."""
-    return re.sub(r"^\W+|\W+$", "", word.lower()) or word
+def marked_segments(
+    transcript: Transcript, others: list[Transcript], recogniser: Recogniser, task: str
+) -> list[list[MarkedPiece]]:
+    """The words of each segment as written, and of each whether the other model, if there is one,
+    has another one there."""
+    language = "en" if task == "translate" else transcript.language
+    tokenizer: Any = recogniser.processor.tokenizer
+    segments = [split_for_marking(text, language) for _, _, text in transcript.segments]
+    pieces = [piece for segment in segments for piece in segment]
+    marks = [False] * len(pieces)
+    for other in others:
+        theirs = split_for_marking(other.text, language)
+        marks = mark_differences(pieces, theirs, language, tokenizer)
+    marked = iter(zip(pieces, marks, strict=True))
+    return [list(itertools.islice(marked, len(segment))) for segment in segments]
 
 
 def answer(
-    recognisers: list[Recogniser], path: str | None, language: str, task: str, said: str
+    recognisers: list[Recogniser],
+    folder: Path,
+    path: str | None,
+    language: str,
+    task: str,
+    said: str,
 ) -> list[Any]:
     """What the page shows for a clip: a message, then for each model its transcript, a line about
-    it, its segments and two files."""
+    it, its segments and two files, which lie below `folder`."""
     num_outputs = len(recognisers) * OUTPUTS_PER_MODEL
     try:
         waveform = read_audio(path)
         found = [hear(recogniser, waveform, language, task) for recogniser in recognisers]
     except UserError as error:
         return [plain(str(error)), *nothing(num_outputs)]
-    except torch.OutOfMemoryError:
-        message = "Not enough GPU memory for this clip: choose a shorter one."
-        return [message, *nothing(num_outputs)]
+    except Exception as error:
+        kind = memory_that_is_out(error)
+        if kind is None:
+            raise
+        return [f"Not enough {kind} for this clip: choose a shorter one.", *nothing(num_outputs)]
     shown: list[Any] = [""]
-    for number, transcript in enumerate(found):
-        others = [each.text for place, each in enumerate(found) if place != number]
-        other = others[0] if others else None
-        notes = [describe(transcript), compare(said, transcript)]
+    for recogniser, transcript in zip(recognisers, found, strict=True):
+        others = [each for each in found if each is not transcript]
+        marked = marked_segments(transcript, others, recogniser, task)
+        notes = [describe(transcript)]
+        if any(is_marked for words in marked for _, is_marked in words):
+            notes.append("Marked is what the other model heard differently.")
+        if task != "translate":  # what was said is in another language
+            notes.append(compare(said, transcript, recogniser))
         shown += [
             "\n".join(text for _, _, text in transcript.segments),
             "  \n".join(note for note in notes if note),
-            segments_as_html(transcript.segments, other),
-            *files_of(transcript, Path(str(path)).stem),
+            segments_as_html(transcript.segments, marked),
+            *files_of(transcript, Path(str(path)).stem, folder),
         ]
     return shown
 
@@ -293,29 +352,32 @@ def nothing(number: int) -> list[Any]:
     return [None if place % OUTPUTS_PER_MODEL > 2 else "" for place in range(number)]
 
 
-def files_of(transcript: Transcript, stem: str) -> list[str | None]:
-    """The transcript as .txt and .srt, to be downloaded."""
+def files_of(transcript: Transcript, stem: str, folder: Path) -> list[str | None]:
+    """The transcript as .txt and .srt below `folder`, to be downloaded. Those of earlier clips are
+    deleted after a while."""
+    oldest = time.time() - MAX_AGE_OF_FILES_IN_SECONDS
+    for earlier in folder.glob("transcript-*"):
+        if earlier.stat().st_mtime < oldest:
+            shutil.rmtree(earlier, ignore_errors=True)
     if not transcript.segments:
         return [None, None]
-    folder = Path(tempfile.mkdtemp(prefix="whisper-demo-"))
+    own = Path(tempfile.mkdtemp(prefix="transcript-", dir=folder))
     paths = []
     for suffix, text in ((".txt", as_text(transcript)), (".srt", as_srt(transcript))):
-        path = folder / f"{stem}{suffix}"
+        path = own / f"{stem}{suffix}"
         path.write_text(text, encoding="utf-8")
         paths.append(str(path))
     return paths
 
 
-def build_page(recognisers: list[Recogniser], folder: Path) -> Any:
-    """The gradio.Blocks; what can be chosen is what the first model has. folder: for examples."""
+def build_page(recognisers: list[Recogniser], base: str | None, folder: Path) -> Any:
+    """The gradio.Blocks; what can be chosen is what the first model has.
+
+    base: what it was trained from; folder: for examples and transcripts.
+    """
     import gradio  # here, because it is optional and slow to import
 
     first = recognisers[0]
-    names = [("find out by itself", DETECT)]
-    names += [(f"{LANGUAGES.get(code, code).title()} ({code})", code) for code in first.languages]
-    tasks = [(TASKS[task], task) for task in first.tasks or ["transcribe"] if task in TASKS]
-    base = recognisers[1].name if len(recognisers) > 1 else base_model_of(first.name)
-    examples = examples_of(first.name, folder)
     # Uploads and recordings are deleted when they are an hour old.
     with gradio.Blocks(
         title=f"{Path(first.name).name}: speech to text",
@@ -323,30 +385,9 @@ def build_page(recognisers: list[Recogniser], folder: Path) -> Any:
         delete_cache=(600, 3600),
     ) as page:
         gradio.Markdown(introduce(first, base), elem_id="title")
-        audio = gradio.Audio(
-            sources=["upload", "microphone"],
-            type="filepath",
-            label="Speech",
-            elem_id="speech",
-            buttons=["download"],  # not the one that shares a recording with the world
-            waveform_options=gradio.WaveformOptions(show_recording_waveform=False),
-        )
-        with gradio.Row():
-            language = gradio.Dropdown(
-                names,
-                value=default_language(first),
-                label="Spoken language",
-                visible=bool(first.languages),
-            )
-            task = gradio.Radio(
-                tasks, value="transcribe", label="Write", visible=len(first.tasks) > 1
-            )
-        said = gradio.Textbox(
-            label="What was really said (if you type it, wrong words are counted)",
-            elem_id="said",
-            lines=1,
-        )
-        if examples:
+        inputs = page_inputs(gradio, first)
+        audio, _, _, said = inputs
+        if examples := examples_of(first.name, folder):
             gradio.Examples(
                 examples, [audio, said], label="Recordings to try, not used in training"
             )
@@ -355,15 +396,44 @@ def build_page(recognisers: list[Recogniser], folder: Path) -> Any:
         with gradio.Row():
             for index, recogniser in enumerate(recognisers):
                 with gradio.Column(elem_id=f"model-{index}"):
-                    outputs += model_outputs(gradio, recogniser, is_base=index > 0)
-        # A new clip must not stand beside the old one's words.
-        audio.change(partial(nothing_at_all, len(recognisers)), outputs=outputs)
-        button.click(partial(answer, recognisers), [audio, language, task, said], outputs)
+                    is_base = index > 0 and recogniser.name == base
+                    outputs += model_outputs(gradio, recogniser, is_base=is_base)
+        # A new clip must not stand beside the old one's words, and what was said in that one.
+        cleared = partial(nothing_at_all, gradio, len(recognisers))
+        audio.change(cleared, outputs=outputs)
+        gradio.on([audio.upload, audio.stop_recording], js="() => ''", outputs=said)
+        button.click(partial(answer_page, gradio, recognisers, folder), inputs, outputs)
     return page
 
 
-def nothing_at_all(num_models: int) -> list[Any]:
-    return ["", *nothing(num_models * OUTPUTS_PER_MODEL)]
+def page_inputs(gradio: Any, first: Recogniser) -> list[Any]:
+    """The clip, its language, the task, and what was said. first: the model that is shown."""
+    names = [("find out by itself", DETECT)]
+    names += [(f"{LANGUAGES.get(code, code).title()} ({code})", code) for code in first.languages]
+    tasks = [(TASKS[task], task) for task in first.tasks or ["transcribe"] if task in TASKS]
+    audio = gradio.Audio(
+        sources=["upload", "microphone"],
+        type="filepath",
+        label="Speech",
+        elem_id="speech",
+        buttons=["download"],  # not the one that shares a recording with the world
+        waveform_options=gradio.WaveformOptions(show_recording_waveform=False),
+    )
+    with gradio.Row():
+        language = gradio.Dropdown(
+            names,
+            value=default_language(first),
+            label="Spoken language",
+            visible=bool(first.languages),
+        )
+        task = gradio.Radio(tasks, value="transcribe", label="Write", visible=len(first.tasks) > 1)
+    said = gradio.Textbox(
+        label="What was really said",
+        info="If you type it, mistakes are counted.",
+        elem_id="said",
+        lines=1,
+    )
+    return [audio, language, task, said]
 
 
 def model_outputs(gradio: Any, recogniser: Recogniser, *, is_base: bool) -> list[Any]:
@@ -374,12 +444,40 @@ def model_outputs(gradio: Any, recogniser: Recogniser, *, is_base: bool) -> list
     outputs += [gradio.Markdown(), gradio.HTML()]
     with gradio.Row():
         for kind in ("text", "subtitles"):
-            outputs.append(gradio.DownloadButton(f"Download as {kind}", size="sm"))
+            button = gradio.DownloadButton(f"Download as {kind}", size="sm", interactive=False)
+            outputs.append(button)
     return outputs
 
 
+def answer_page(
+    gradio: Any, recognisers: list[Recogniser], folder: Path, *values: Any
+) -> list[Any]:
+    """`answer`, as updates of the page."""
+    return with_buttons(gradio, answer(recognisers, folder, *values))
+
+
+def nothing_at_all(gradio: Any, num_models: int) -> list[Any]:
+    """What clears the page."""
+    return with_buttons(gradio, ["", *nothing(num_models * OUTPUTS_PER_MODEL)])
+
+
+def with_buttons(gradio: Any, values: list[Any]) -> list[Any]:
+    """Buttons without a file cannot be pressed. values: a message, then the outputs of each
+    model."""
+    message, *outputs = values
+    updates = [message]
+    for place, value in enumerate(outputs):
+        is_file = place % OUTPUTS_PER_MODEL > 2
+        update = gradio.DownloadButton(value=value, interactive=value is not None)
+        updates.append(update if is_file else value)
+    return updates
+
+
+# ------------------------------------------------------------------------------ command line ----
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = OneLineErrors(
+        prog="demo.py", description=" ".join(__doc__.split("\n\n")[0].split()), allow_abbrev=False
+    )
     parser.add_argument(
         "name",
         metavar="MODEL",
@@ -390,41 +488,106 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base_model", help="shown beside it; default: what the model's card names; none: nothing"
     )
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument(
+        "--port", type=int, help=f"default: the first free one from {FIRST_PORT} on"
+    )
     parser.add_argument(
         "--share", action="store_true", help="a public address as well, through gradio's servers"
     )
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Loads the models and serves the page until Ctrl-C."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    model = args.model or args.name
-    if model is None:
-        parser.error("which model? Name the --output_dir of a training, or a Hub id")
-    transformers.logging.set_verbosity_error()
-    huggingface_hub.logging.set_verbosity_error()  # it tries five times and says so five times
+def is_free(port: int) -> bool:
+    """Whether a server may be started there. Raises: PermissionError."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise
+        except OSError:
+            return False
+    return True
+
+
+def choose_port(asked: int | None) -> int:
+    """The port that was asked for, or the first free one. Raises: UserError, with one that is
+    free."""
+    free = next(filter(is_free, range(FIRST_PORT, LAST_PORT + 1)), None)
+    advice = f"Next: --port {free}" if free else "Next: --port with a free one"
+    if asked is None:
+        if free is None:
+            raise UserError(f"--port: none of {FIRST_PORT} to {LAST_PORT} is free. {advice}")
+        return free
+    if not 1 <= asked <= 65535:
+        raise UserError(f"--port {asked}: ports are numbers from 1 to 65535. {advice}")
     try:
+        if is_free(asked):
+            return asked
+    except PermissionError as error:
+        raise UserError(f"--port {asked}: only the administrator may use it. {advice}") from error
+    raise UserError(
+        f"--port {asked}: in use by another program, or by one that has just ended. {advice}"
+    )
+
+
+def serve(args: argparse.Namespace, model: str, port: int) -> None:
+    """Loads the models and serves the page until Ctrl-C. Raises: UserError, OSError."""
+    first = load("--model", model)
+    base = base_model_of(model)
+    recognisers = [first, *load_other(model, args.base_model, base)]
+    with tempfile.TemporaryDirectory(
+        prefix="whisper-demo-", ignore_cleanup_errors=True
+    ) as temporary:
+        folder = Path(temporary)
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(folder / "gradio"))  # what people said
+        page = build_page(recognisers, base, folder)
+        _, local_address, public_address = page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=args.share,
+            footer_links=[],
+            css=STYLE,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        for address in filter(None, (local_address, public_address)):
+            print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)
+
+
+def end(number: int, frame: Any) -> None:
+    """SIGTERM ends the program as Ctrl-C does, with its temporary files."""
+    sys.exit(128 + number)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Loads the models and serves the page until Ctrl-C. Returns the exit code."""
+    try:
+        args = make_parser().parse_args(argv)
+        model = args.model or args.name
+        if model is None:
+            raise UserError("which model? Name the --output_dir of a training, or a Hub id.")
         if importlib.util.find_spec("gradio") is None:
             raise UserError(
                 "gradio is not installed. Next: python -m pip install -r requirements-demo.txt"
             )
-        with tempfile.TemporaryDirectory(prefix="whisper-demo-") as folder:
-            page = build_page(load_recognisers(model, args.base_model), Path(folder))
-            page.launch(
-                server_name="127.0.0.1", server_port=args.port, share=args.share, footer_links=[]
-            )
+        port = choose_port(args.port)
+        signal.signal(signal.SIGTERM, end)
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        huggingface_hub.logging.set_verbosity_error()  # it tries five times and says so five times
+        serve(args, model, port)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except OSError as error:  # gradio found no free port
-        reason = str(error).split(".")[0]
-        print(
-            f"error: --port {args.port}: {reason}. Next: the same command without --port",
-            file=sys.stderr,
-        )
+    except OSError as error:  # a full disk; a port that was taken while the models were loaded
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C.", file=sys.stderr)
+        return 130
     return 2
 
 

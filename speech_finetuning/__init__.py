@@ -9,7 +9,7 @@
     model     loading, languages, adapters, windows, generation, recogniser, transcription:
               the checkpoint, its language, its window
     scoring   normalization, metrics, eval_sets, scores, score_table, scorecard,
-              alignment, predictions:
+              alignment, differences, predictions:
               rows to numbers that cannot flatter
     training  loss, settings, phases, progress, checkpoints, callbacks, meter, resumable, trainer, stages, averaging,
               reload_check, length, memory, compat: Seq2SeqTrainer, the few overrides

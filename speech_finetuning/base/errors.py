@@ -5,6 +5,20 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+# Each is a RuntimeError, or a kind of it (torch 2.13): of the allocator as an OutOfMemoryError; of
+# CUDA itself, before the allocator has a say; of cuBLAS, whose workspace is allocated late; of NCCL
+# ("Cuda failure 2 'out of memory'"), as a DistBackendError.
+ON_THE_GPU = (
+    "CUDA out of memory",
+    "HIP out of memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "'out of memory'",
+)
+IN_RAM = ("DefaultCPUAllocator: can't allocate memory",)
+
 
 class ExitCode(enum.IntEnum):
     """How the program ends, for shells and schedulers (docs/long-runs.md); 128 + n: by signal n."""
@@ -75,3 +89,20 @@ def portable(error: Exception) -> Exception:
     except Exception:  # whatever pickle raises, the error cannot cross a process border
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
+
+
+def memory_that_is_out(error: BaseException) -> str | None:
+    """'GPU memory' or 'memory'; None for another error."""
+    import torch  # here, because this module is needed before torch has been imported
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "GPU memory"
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, RuntimeError):
+        text = str(error)
+        if any(part in text for part in ON_THE_GPU):
+            return "GPU memory"
+        if any(part in text for part in IN_RAM):
+            return "memory"
+    return None

@@ -13,15 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_line
+from speech_finetuning.base.errors import (
+    ExitCode,
+    RunEnded,
+    UserError,
+    memory_that_is_out,
+    one_line,
+)
 from speech_finetuning.base.files import command_line, printable, write_json
 from speech_finetuning.base.shutdown import StopSignals, end_workers
 from speech_finetuning.cli.flags import find_value, is_on, with_config_file
-from speech_finetuning.cli.out_of_memory import (
-    DUPLICATE_GPU,
-    describe_out_of_memory,
-    memory_that_is_out,
-)
+from speech_finetuning.cli.out_of_memory import DUPLICATE_GPU, describe_out_of_memory
 from speech_finetuning.cli.terminal import SCREEN, fitted
 
 # run.sh names a file of its own in this variable, because torchrun swallows its children's codes.

@@ -1,4 +1,4 @@
-"""Out of memory: what torch, its libraries and NCCL say then, and which flags need less."""
+"""Out of memory: which flags need less. What says so: `base.errors.memory_that_is_out`."""
 
 import contextlib
 
@@ -6,37 +6,7 @@ from speech_finetuning.base.errors import one_line
 from speech_finetuning.cli.flags import find_value, is_on
 
 USUAL_BATCH_SIZE = 8  # transformers 5.24
-# Each is a RuntimeError, or a kind of it (torch 2.13): of the allocator as an OutOfMemoryError; of
-# CUDA itself, before the allocator has a say; of cuBLAS, whose workspace is allocated late; of NCCL
-# ("Cuda failure 2 'out of memory'"), as a DistBackendError.
-ON_THE_GPU = (
-    "CUDA out of memory",
-    "HIP out of memory",
-    "MPS backend out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "'out of memory'",
-)
-IN_RAM = ("DefaultCPUAllocator: can't allocate memory",)
 DUPLICATE_GPU = "Duplicate GPU detected"  # of NCCL, where processes outnumber GPUs
-
-
-def memory_that_is_out(error: BaseException) -> str | None:
-    """'GPU memory' or 'memory'; None for another error."""
-    import torch  # here, because this module is needed before torch has been imported
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return "GPU memory"
-    if isinstance(error, MemoryError):
-        return "memory"
-    if isinstance(error, RuntimeError):
-        text = str(error)
-        if any(part in text for part in ON_THE_GPU):
-            return "GPU memory"
-        if any(part in text for part in IN_RAM):
-            return "memory"
-    return None
 
 
 def describe_out_of_memory(kind: str, error: Exception, words: list[str]) -> str:

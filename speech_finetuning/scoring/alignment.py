@@ -130,11 +130,15 @@ def count_common_errors(rows: Iterable[AlignedRow]) -> CommonErrors:
     return common
 
 
+def unit_of_language(text_language: str) -> str:
+    """What is counted in texts: words, or characters where words are not separated."""
+    return CHARACTER if text_language in UNSPACED_LANGUAGES else WORD
+
+
 def unit_of(scorecard: Scorecard, set_name: str) -> str:
-    """What is counted in a set: words, or characters where words are not separated."""
+    """What is counted in a set."""
     target = scorecard.targets.get(set_name)
-    is_unspaced = target is not None and target.text_language in UNSPACED_LANGUAGES
-    return CHARACTER if is_unspaced else WORD
+    return WORD if target is None else unit_of_language(target.text_language)
 
 
 def scored_rows(scorecard: Scorecard) -> list[AlignedRow]:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from speech_finetuning.base.errors import memory_that_is_out
 from speech_finetuning.cli.exit_status import ending_of
-from speech_finetuning.cli.out_of_memory import advice, memory_that_is_out
+from speech_finetuning.cli.out_of_memory import advice
 
 # As torch 2.13, its libraries and NCCL word them.
 OF_CUDA = "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"

@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -42,42 +43,69 @@ def long_clip(tmp_path: Path) -> Path:
     return make_long_clip(tmp_path)
 
 
-def test_no_clip_gets_a_line_and_clears_the_page(recogniser: demo.Recogniser):
-    shown = demo.answer([recogniser, recogniser], None, "es", "transcribe", "")
+def heard(text: str, language: str = "es") -> Transcript:
+    segments = [(0.0, 1.0, text)] if text else []
+    return Transcript(segments=segments, language=language, has_model_times=True)
+
+
+def test_no_clip_gets_a_line_and_clears_the_page(recogniser: demo.Recogniser, tmp_path: Path):
+    shown = demo.answer([recogniser, recogniser], tmp_path, None, "es", "transcribe", "")
     assert shown[0].startswith("No audio yet")
     assert shown[1:] == ["", "", "", None, None] * 2
 
 
+def test_a_clip_that_does_not_fit_is_said(
+    recogniser: demo.Recogniser, long_clip: Path, monkeypatch: Any
+):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(demo, "transcribe", fail)
+    shown = demo.answer([recogniser], long_clip.parent, str(long_clip), "es", "transcribe", "")
+    assert shown[0] == "Not enough GPU memory for this clip: choose a shorter one."
+
+
 def test_segments_are_buttons_and_text_is_not_html():
-    page = demo.segments_as_html([(61.25, 3599.99, "<img src=x> & more")])
+    segments = [(61.25, 3599.99, "<img src=x> & more")]
+    page = demo.segments_as_html(segments, [[("<img ", False), ("src=x> ", True), ("&", True)]])
     assert 'data-start="61.25"' in page and "1:01.2 - 59:59.9" in page
-    assert "&lt;img src=x&gt; &amp; more" in page
+    assert "&lt;img <mark>src=x&gt; &amp;</mark></p>" in page
 
 
-def test_words_that_the_other_model_has_not_are_marked():
-    segments = [(0.0, 1.0, "El gato, duerme"), (1.0, 2.0, "<muy> bien")]
-    page = demo.segments_as_html(segments, "el gato come bien")
-    assert "El gato, <mark>duerme</mark>" in page and "<mark>&lt;muy&gt;</mark> bien" in page
-    assert "<mark>" not in demo.segments_as_html(segments, "el gato duerme muy bien")
+def test_words_that_the_other_model_has_not_are_marked(recogniser: demo.Recogniser):
+    segments = [(0.0, 1.0, "El gato, duerme"), (1.0, 2.0, "muy bien")]
+    found = Transcript(segments=segments, language="es", has_model_times=True)
+    marked = demo.marked_segments(found, [heard("el gato come bien")], recogniser, "transcribe")
+    assert marked == [
+        [("El ", False), ("gato, ", False), ("duerme ", True)],
+        [("muy ", True), ("bien ", False)],
+    ]
+    (alone,) = demo.marked_segments(heard("猫が", "ja"), [], recogniser, "transcribe")
+    assert alone == [("猫", False), ("が ", False)]
 
 
-def test_wrong_words_are_counted_against_what_was_said():
-    found = Transcript(segments=[(0, 1, "El gato come.")], language="es", has_model_times=True)
-    assert demo.compare("", found) == demo.compare(" ... ", found) == ""
-    assert demo.compare("el gato duerme bien", found) == (
-        "**2 of 4 words wrong** (word error rate 50.0 %)"
+def test_mistakes_are_counted_against_what_was_said(recogniser: demo.Recogniser):
+    found = heard("El gato come.")
+    assert demo.compare("", found, recogniser) == demo.compare(" ... ", found, recogniser) == ""
+    assert demo.compare("el gato duerme bien", found, recogniser) == (
+        "**2 mistakes in 4 words**: 1 wrong, 1 missing (word error rate 50.0 %)"
     )
-    silent = Transcript(segments=[], language="es", has_model_times=True)
-    assert "1 of 1 word wrong" in demo.compare("hola", silent)
+    assert "**No mistakes in 3 words** (" in demo.compare("El gato: come", found, recogniser)
+    assert "1 mistake in 1 word**: 1 missing" in demo.compare("hola", heard(""), recogniser)
+    assert "3 mistakes in 1 word**: 1 wrong, 2 too many" in demo.compare("no", found, recogniser)
+    japanese = demo.compare("猫が寝る", heard("猫が", "ja"), recogniser)
+    assert japanese == "**2 mistakes in 4 characters**: 2 missing (character error rate 50.0 %)"
 
 
-def test_a_transcript_can_be_taken_along():
+def test_a_transcript_can_be_taken_along(tmp_path: Path):
     found = Transcript(segments=[(0, 1.5, "hola")], language="es", has_model_times=True)
-    text, subtitles = map(Path, demo.files_of(found, "clip"))
+    text, subtitles = map(Path, demo.files_of(found, "clip", tmp_path))
     assert (text.name, text.read_text()) == ("clip.txt", "hola\n")
     assert subtitles.name == "clip.srt" and "00:00:01,500" in subtitles.read_text()
-    silent = Transcript(segments=[], language="es", has_model_times=True)
-    assert demo.files_of(silent, "clip") == [None, None]
+    assert text.is_relative_to(tmp_path)
+    os.utime(text.parent, (0, 0))  # an old one
+    assert demo.files_of(heard(""), "clip", tmp_path) == [None, None]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_title_says_what_the_model_is_and_how_good(recogniser: demo.Recogniser, tmp_path: Path):
@@ -94,6 +122,15 @@ def test_the_title_says_what_the_model_is_and_how_good(recogniser: demo.Recognis
         "Speech to text by whisper-small, trained further: 7.3 of 100 words are wrong "
         "(before training 20.0), measured on 1,000 recordings."
     ) in demo.introduce(recogniser, "openai/whisper-small")
+    scores |= {"eval_wer_low": 6.0, "eval_wer_high": 8.26, "eval_cer": 2.0, "eval_num_rows": 1}
+    assert demo.describe_scores(scores, "es").endswith(
+        " (95 % interval 6.0 to 8.3; before training 20.0), measured on 1 recording"
+    )
+    assert demo.describe_scores(scores, "th").startswith("2.0 of 100 characters are wrong,")
+    assert demo.describe_scores({"eval_wer": 249.7, "eval_num_rows": 2}, "es") == (
+        "word error rate 249.7 %, as more words are added than were said, measured on 2 recordings"
+    )
+    assert demo.describe_scores({"eval_wer": "x"}, "es") == ""
     (folder / "all_results.json").write_text("[")
     assert "words are wrong" not in demo.introduce(recogniser, None)
 
@@ -102,10 +139,15 @@ def test_examples_are_taken_from_the_report_of_the_run(tmp_path: Path):
     sound = base64.b64encode(b"mp3").decode()
     rows = [
         ["id", "", 1.0, errors, 3, f"read {errors}", "", "", "", "", "", None]
-        for errors in (2, 0, 1)
+        for errors in (2, 0, 1, 2)
     ]
     rows[1][8] = "Written."
-    clips = {"0": {"audio": sound}, "1": {"audio": sound}, "2": {"audio": ""}}
+    clips = {
+        "0": {"audio": sound},
+        "1": {"audio": sound},
+        "2": {"audio": ""},
+        "3": {"audio": sound},
+    }
     tables = json.dumps([{"rows": rows, "clips": clips}])
     page = f'<script type="application/json" id="tables">{tables}</script>'
     (tmp_path / "report.html").write_text(page)
@@ -125,6 +167,7 @@ def test_examples_are_taken_from_the_report_of_the_run(tmp_path: Path):
         ("---\nlanguage: es\n---\n", "from/run-info"),
         ("---\nbase_model: [\n---\n", None),
         (None, "from/run-info"),
+        ("---\nbase_model: local model\n---\n", None),  # as in a run_info.json of the Hub
     ],
 )
 def test_base_model_is_read_from_the_folder(tmp_path: Path, card: str | None, base: str | None):
@@ -141,18 +184,17 @@ def test_base_model_that_was_not_asked_for_may_be_missing(
     tiny_model: Path, tmp_path: Path, capsys: Any
 ):
     folder = shutil.copytree(tiny_model, tmp_path / "tuned")
-    (folder / "run_info.json").write_text(
-        json.dumps({"identity": {"model_name_or_path": "./gone"}})
-    )
-    assert [found.name for found in demo.load_recognisers(str(folder), None)] == [str(folder)]
+    assert demo.load_other(str(folder), None, "./gone") == []
     assert (
         "note: shown without the base model. --base_model ./gone: no folder"
         in capsys.readouterr().err
     )
-    assert len(demo.load_recognisers(str(folder), "none")) == 1
-    assert len(demo.load_recognisers(str(folder), str(tiny_model))) == 2
+    assert demo.load_other(str(folder), "none", str(tiny_model)) == []
+    assert demo.load_other(str(folder), None, str(folder)) == []
+    (found,) = demo.load_other(str(folder), None, str(tiny_model))
+    assert found.name == str(tiny_model)
     with pytest.raises(demo.UserError, match="--base_model ./gone"):
-        demo.load_recognisers(str(folder), "./gone")
+        demo.load_other(str(folder), "./gone", None)
 
 
 def damaged(kind: str, tiny_model: Path, tmp_path: Path) -> Path:
@@ -235,6 +277,26 @@ def test_missing_gradio_is_said_before_a_model_is_loaded(capsys: Any, monkeypatc
     assert capsys.readouterr().err == error
 
 
+def test_a_port_that_is_taken_is_told_with_one_that_is_free(monkeypatch: Any, capsys: Any):
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: name)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        monkeypatch.setattr(demo, "FIRST_PORT", port)
+        monkeypatch.setattr(demo, "LAST_PORT", port)
+        assert demo.main(["model", "--port", str(port)]) == 2
+        assert capsys.readouterr().err == (
+            f"error: --port {port}: in use by another program, or by one that has just ended. "
+            "Next: --port with a free one\n"
+        )
+        with pytest.raises(demo.UserError, match=f"none of {port} to {port} is free"):
+            demo.choose_port(None)
+    assert demo.choose_port(None) == demo.choose_port(port) == port
+    for wrong in (0, -1, 65536):
+        with pytest.raises(demo.UserError, match=f"from 1 to 65535. Next: --port {port}"):
+            demo.choose_port(wrong)
+
+
 @pytest.mark.slow
 def test_importing_needs_no_gradio():
     code = "import sys, demo; "
@@ -259,7 +321,9 @@ def test_the_page_in_a_browser(talker: Path, tiny_model: Path, long_clip: Path, 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = ["--model", str(talker), "--base_model", str(tiny_model), "--port", str(port)]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
     process = subprocess.Popen([sys.executable, str(PROJECT / "demo.py"), *words], env=environment)
     try:
         wait_for_port(port, process)
@@ -268,7 +332,8 @@ def test_the_page_in_a_browser(talker: Path, tiny_model: Path, long_clip: Path, 
         visit(browser, f"http://127.0.0.1:{port}/", talker, long_clip, tmp_path)
     finally:
         process.terminate()
-        process.wait(30)
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert list(temporary.iterdir()) == []  # nothing that was said stays behind
 
 
 def visit(browser: str, address: str, talker: Path, clip: Path, tmp_path: Path) -> None:
@@ -288,6 +353,7 @@ def visit(browser: str, address: str, talker: Path, clip: Path, tmp_path: Path) 
         page.goto(address)
         page.click("#transcribe")
         page.get_by_text("No audio yet").wait_for()
+        assert page.get_by_text("Download as text").first.is_disabled()
 
         page.set_input_files("#speech input[type=file]", clip)
         page.locator("#speech audio").first.wait_for(state="attached")
@@ -296,7 +362,7 @@ def visit(browser: str, address: str, talker: Path, clip: Path, tmp_path: Path) 
         page.click("#transcribe")
         page.locator("#model-0 button.segment").last.wait_for(timeout=120_000)
         assert page.input_value("#model-0 textarea") == "\n".join(text for _, _, text in expected)
-        assert "of 2 words wrong" in page.inner_text("#model-0")
+        assert "mistakes in 2 words" in page.inner_text("#model-0")
         assert "in pieces of up to 30 seconds" in page.inner_text("#model-1")
         assert page.locator("#model-0 mark").count() > 0
         buttons = page.locator("#model-0 button.segment")
