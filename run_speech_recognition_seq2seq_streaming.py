@@ -513,7 +513,7 @@ def load_model(
             task=f"loading {name}",
             limit_in_seconds=data_args.max_network_wait_in_seconds,
         )
-    check_all_weights_were_there(loading_info, name)
+    check_all_weights_were_there(loading_info, f"--model_name_or_path {name}")
     # Whisper's sinusoids are constants, but transformers 5.23 loads them with requires_grad=True.
     model.model.encoder.embed_positions.requires_grad_(False)
     model.generation_config = generation_config

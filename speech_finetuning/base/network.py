@@ -172,7 +172,9 @@ def as_user_error(*kinds: type[Exception], where: str, advice: str = "") -> Iter
     except kinds as error:
         if isinstance(error, UserError) or is_network_error(error):
             raise
-        raise UserError(f"{where}: {one_line(error)[:600]}{advice}") from error
+        # A KeyError's own text is the key alone.
+        kind = "KeyError: " if isinstance(error, KeyError) else ""
+        raise UserError(f"{where}: {kind}{one_line(error)[:600]}{advice}") from error
 
 
 @dataclass

@@ -34,18 +34,19 @@ LOADING_ERRORS = (
 
 
 def load_processor(
-    name: str, revision: str, cache_dir: str | None
+    name: str, revision: str, cache_dir: str | None, flag: str = "--model_name_or_path"
 ) -> tuple[
     transformers.WhisperProcessor, transformers.GenerationConfig, transformers.WhisperConfig
 ]:
     """Processor, generation config and model config; small files, read before anything large.
 
     A generation config from before 2023 is completed. The weights of a local folder are looked at,
-    not loaded. No code of the checkpoint is ever run, or asked about.
+    not loaded. No code of the checkpoint is ever run, or asked about. flag: what names the model on
+    the command line, for errors.
     Raises: UserError if something is missing, damaged, or of another architecture.
     """
-    flag = f"--model_name_or_path {name}"
-    check_is_checkpoint(name)
+    flag = f"{flag} {name}"
+    check_is_checkpoint(name, flag)
     where = {"revision": revision, "cache_dir": cache_dir}
     with as_user_error(*LOADING_ERRORS, where=flag):
         settings, _ = transformers.PreTrainedConfig.get_config_dict(name, **where)
@@ -58,7 +59,7 @@ def load_processor(
     check_feature_extractor(processor.feature_extractor, config, flag)
     check_tokenizer(processor.tokenizer, config, flag)
     check_weights(Path(name))
-    generation_config = load_generation_config(name, processor.tokenizer, config, **where)
+    generation_config = load_generation_config(name, processor.tokenizer, config, flag, **where)
     return processor, generation_config, config
 
 
@@ -74,11 +75,15 @@ def check_feature_extractor(
         )
 
 
-def check_is_checkpoint(name: str) -> None:
-    """Raises UserError for a path that is no folder of transformers, and says what it is
-    instead."""
-    flag = f"--model_name_or_path {name}"
+def check_is_checkpoint(name: str, flag: str) -> None:
+    """Raises UserError for a path that is no folder of transformers, and says what it is instead.
+    flag: with its value, for the error."""
     path = Path(name)
+    if not is_unicode(name):
+        raise UserError(
+            f"{flag}: the name holds bytes that are not UTF-8, and weights are not opened below it. "
+            "Rename the folder."
+        )
     if path.is_file():
         raise UserError(
             f"{flag}: a file. Pass the folder of a model in transformers' format, or its id on the "
@@ -105,6 +110,16 @@ def check_is_checkpoint(name: str) -> None:
         )
 
 
+def is_unicode(name: str) -> bool:
+    """Whether a name is characters; else the system's bytes are kept as surrogates, which
+    safetensors refuses."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if it is none, which is for others to judge."""
     try:
@@ -120,7 +135,7 @@ def check_architecture(settings: Any, flag: str) -> None:
     if model_type is None:
         raise UserError(f"{flag}: its config.json names no model_type; expected whisper.")
     if model_type != "whisper":
-        raise UserError(f"{flag}: {model_type} model; this script trains Whisper only.")
+        raise UserError(f"{flag}: {model_type} model; only Whisper can be used here.")
 
 
 def check_tokenizer(
@@ -177,6 +192,7 @@ def load_generation_config(
     name: str,
     tokenizer: transformers.WhisperTokenizer,
     config: transformers.WhisperConfig,
+    flag: str,
     **where: Any,
 ) -> transformers.GenerationConfig:
     """The checkpoint's generation_config.json, completed; made from its other files if it has none.
@@ -185,21 +201,28 @@ def load_generation_config(
         generation_config = transformers.GenerationConfig.from_pretrained(name, **where)
     except OSError as error:
         if "does not appear to have a file named" not in str(error):
-            with as_user_error(OSError, where=f"--model_name_or_path {name}"):
+            with as_user_error(OSError, where=flag):
                 raise
         logger.warning("%s has no generation_config.json.", name)
         generation_config = transformers.GenerationConfig()
     return complete_generation_config(generation_config, tokenizer, config)
 
 
-def check_all_weights_were_there(loading_info: dict[str, Any], name: str) -> None:
-    """Raises UserError if from_pretrained had to make up weights: it would be trained from noise.
+def check_all_weights_were_there(loading_info: dict[str, Any], flag: str) -> None:
+    """Raises UserError if from_pretrained had to make up weights: a model would be trained from
+    noise, or speak it.
 
-    loading_info: from_pretrained's with output_loading_info=True.
+    loading_info: from_pretrained's with output_loading_info=True; flag: with its value, for the
+    error.
     """
     missing = sorted(loading_info["missing_keys"])
+    if missing and any(".lora_" in key for key in loading_info["unexpected_keys"]):
+        raise UserError(
+            f"{flag}: a checkpoint of --lora_rank, whose adapters are merged only in the model that "
+            "its training leaves in --output_dir."
+        )
     if missing:
         raise UserError(
-            f"--model_name_or_path {name}: {len(missing)} of its weights are missing, such as "
-            f"{missing[0]}. Its config.json and its weights do not belong together."
+            f"{flag}: {len(missing)} of its weights are missing, such as {missing[0]}. Its "
+            "config.json and its weights do not belong together."
         )

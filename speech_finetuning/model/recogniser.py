@@ -1,21 +1,19 @@
 """A saved model, loaded to transcribe with it, and what it can be asked for."""
 
 import json
-import logging
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from speech_finetuning.base.errors import UserError, one_line
+from speech_finetuning.base.errors import UserError, memory_that_is_out, one_line
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, HOP_LENGTH_IN_SAMPLES
-from speech_finetuning.model.generation import complete_generation_config
 from speech_finetuning.model.languages import find_code
-
-logger = logging.getLogger(__name__)
+from speech_finetuning.model.loading import check_all_weights_were_there, load_processor
 
 DETECT = "detect"  # in place of a language code
 
@@ -36,22 +34,30 @@ class Recogniser:
 
 
 def check_folder(flag: str, name: str) -> None:
-    """Raises: UserError if name is neither a folder with a model nor like a Hub id."""
+    """Raises: UserError if name is neither a folder with a model nor like a Hub id. What is wrong
+    with a folder of another kind is for `load_processor` to say."""
     folder = Path(name)
     like_hub_id = (
         not folder.exists() and name.count("/") < 2 and name[:1] not in ("", ".", "/", "~")
     )
-    if (folder / "config.json").is_file() or like_hub_id:
+    has_config = any((folder / f"{kind}config.json").is_file() for kind in ("", "adapter_"))
+    if has_config or like_hub_id:
         return
     names = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
     found = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
     if not names:
         found = "a file" if folder.is_file() else "nothing"
     saved = sorted(folder.glob("*/config.json"), key=modified_at)
-    advice = saved[-1].parent if saved else "OUTPUT_DIR (the one of training)"
-    raise UserError(
-        f"{flag} {name}: no folder with a config.json, found {found}. Next: {flag} {advice}"
-    )
+    advice = next_model(flag, shlex.quote(str(saved[-1].parent)) if saved else "OUTPUT_DIR")
+    raise UserError(f"{flag} {name}: no folder with a config.json, found {found}. {advice}")
+
+
+def next_model(flag: str, folder: str) -> str:
+    """What to name instead, by a flag or in MODEL's place. OUTPUT_DIR: the one of a training."""
+    if flag.startswith("--"):
+        return f"Next: {flag} {folder}"
+    known = "the --output_dir of a training" if folder == "OUTPUT_DIR" else folder
+    return f"Next: {known} as {flag}"
 
 
 def modified_at(path: Path) -> float:
@@ -66,23 +72,28 @@ def load_recogniser(flag: str, name: str, device: str | None = None) -> Recognis
     Raises: UserError if it is not there, is damaged, or is no Whisper model.
     """
     check_folder(flag, name)
+    where = f"{flag} {name}"
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device == "cpu" else torch.float16
     try:
-        kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
-        if kind != "whisper":
-            raise UserError(f"Whisper is needed, found a {kind} model.")
-        processor = WhisperProcessor.from_pretrained(name)
-        model: Any = WhisperForConditionalGeneration.from_pretrained(name, dtype=dtype)
+        processor, generation_config, _ = load_processor(name, "main", None, flag)
+        load: Any = WhisperForConditionalGeneration.from_pretrained  # whose type has no pair
+        model, loading_info = load(name, dtype=dtype, output_loading_info=True)
+        check_all_weights_were_there(loading_info, where)
         model = model.to(device).eval()
-        model.generation_config = complete_generation_config(
-            model.generation_config, processor.tokenizer, model.config
-        )
     except Exception as error:  # whatever the library says about files that are missing or damaged
+        if kind := memory_that_is_out(error):
+            raise UserError(
+                f"{where}: it does not fit into the {kind}. {less_memory(device)}"
+            ) from error
         text = f"{type(error).__name__}: {one_line(error)[:500]}"
-        advice = "" if Path(name).is_dir() else ", or, if the model is private: hf auth login"
-        raise UserError(f"{flag} {name}: {text} Next: {flag} OUTPUT_DIR{advice}") from error
-    generation_config = model.generation_config
+        if isinstance(error, UserError):
+            text = str(error).removeprefix(f"{where}: ")
+        advice = next_model(flag, "OUTPUT_DIR")
+        if not Path(name).is_dir():
+            advice += ", or, if the model is private: hf auth login"
+        raise UserError(f"{where}: {text} {advice}") from error
+    model.generation_config = generation_config
     languages = getattr(generation_config, "lang_to_id", None) or {}
     window_in_frames = FRAMES_PER_POSITION * model.config.max_source_positions
     return Recogniser(
@@ -95,13 +106,26 @@ def load_recogniser(flag: str, name: str, device: str | None = None) -> Recognis
     )
 
 
+def less_memory(device: str) -> str:
+    """What to do next where memory is out."""
+    if device == "cpu":
+        return "Close other programs, or take a smaller model."
+    return "Next: CUDA_VISIBLE_DEVICES= before the same command, which leaves out the GPU."
+
+
+def code_of(told: Any) -> str | None:
+    """The code of a language as configs and command lines write it: es, Spanish, <|es|>; None if
+    nothing is told."""
+    word = told.lower().strip("<|>") if isinstance(told, str) else ""
+    return TO_LANGUAGE_CODE.get(word, word) or None
+
+
 def default_language(recogniser: Recogniser) -> str:
     """The language that the model was trained on, by its generation config or its run_info.json;
     else detection."""
     told = getattr(recogniser.model.generation_config, "language", None)
     for language in (told, language_of_run(Path(recogniser.name))):
-        word = (language or "").lower().strip("<|>")
-        code = TO_LANGUAGE_CODE.get(word, word)
+        code = code_of(language)
         if code in recogniser.languages:
             return code
     return DETECT
@@ -115,18 +139,6 @@ def language_of_run(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return language if isinstance(language, str) else None
-
-
-def language_of_folder(folder: Path) -> str | None:
-    """The code of the one language that a saved model was trained on; None if there is none."""
-    try:
-        config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        told = config.get("language")
-    except (OSError, ValueError, AttributeError):
-        told = None
-    language = told if isinstance(told, str) else language_of_run(folder)
-    word = (language or "").lower().strip("<|>")
-    return TO_LANGUAGE_CODE.get(word, word) or None
 
 
 def chosen_language(recogniser: Recogniser, language: str | None) -> str:

@@ -221,9 +221,9 @@ def damaged(kind: str, tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "wrong", "advice"),
     [
-        ("weights", "SafetensorError", "OUTPUT_DIR"),
+        ("weights", "model.safetensors: Error while deserializing", "OUTPUT_DIR"),
         ("processor", "preprocessor_config.json", "OUTPUT_DIR"),
-        ("architecture", "found a bert model", "OUTPUT_DIR"),
+        ("architecture", "bert model; only Whisper", "OUTPUT_DIR"),
         (
             "output_dir",
             "no folder with a config.json, found checkpoint-600",

@@ -312,7 +312,7 @@ def test_language_is_required_by_multilingual_and_refused_by_english_models(
 
 def test_other_architectures_are_refused(train: Train, tmp_path: Path):
     BertConfig().save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match="bert model; this script trains Whisper only"):
+    with pytest.raises(UserError, match="bert model; only Whisper can be used here"):
         train(f"--do_train --max_steps 1 --model_name_or_path {tmp_path / 'bert'}")
 
 

@@ -241,7 +241,7 @@ CANNOT_BE_TRAINED = {
     "cut pickle": (cut_pickle, "pytorch_model.bin is damaged"),
     "larger tokenizer": (larger_tokenizer, "567 tokens, its model only 564.*resize_token"),
     "no tokenizer": (another_tokenizer, "do not belong together. Copy tokenizer.json"),
-    "foreign type": (foreign_type, "newthing model; this script trains Whisper only"),
+    "foreign type": (foreign_type, "newthing model; only Whisper can be used here"),
     "weights left out": (weights_left_out, "of its weights are missing, such as model.encoder"),
     "other shapes": (
         lambda model: edit(model / "config.json", d_model=32),
@@ -319,6 +319,7 @@ def test_it_is_said_before_data_is_opened(
         ("./missing", "there is no such folder"),
         ("models/whisper/small", "there is no such folder"),
         (__file__, "a file. Pass the folder"),
+        ("mod\udcffel", "bytes that are not UTF-8"),
     ],
 )
 def test_a_path_that_is_no_folder_never_goes_to_the_hub(name: str, message: str):
@@ -351,7 +352,7 @@ def test_no_question_is_asked_on_a_terminal(flags: list[str], model: Path):
             break
     _, ended = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(ended) == 2, text[-2000:]
-    assert b"[y/N]" not in text and b"newthing model" in text
+    assert b"[y/N]" not in text and b"newthing" in text
 
 
 def test_a_whisper_with_code_beside_it_is_trained_without(train: Train, model: Path):
