@@ -2,6 +2,7 @@
 wait, in one table.
 
     python benchmarks/gpu_training.py [--only small large-v3] [--repetitions 3] [--folder SCRATCH]
+    python benchmarks/gpu_training.py --brief           # a dozen rows, the 2022 recipe among them
     python benchmarks/gpu_training.py --device cpu      # the same in miniature, to try it out
     python benchmarks/gpu_training.py --check           # the FLOP formula against torch's counter
 
@@ -14,9 +15,17 @@ Figures are those of the script's log (`samples_per_second`, `audio_hours_per_ho
 `data_wait_fraction`) without its first lines; what is left out is saving. Utilisation is
 `model_flops` over the rate that this card reaches in large matrix products of the same precision;
 padding of labels and what checkpointing computes again do not count as work.
+
+The recipe of 2022 is transformers' own Seq2SeqTrainer as that year's event used it: --fp16
+--gradient_checkpointing, 64 rows at a time, and each row decoded, turned into features padded to
+30 s and tokenised on the trainer's own thread. Reader and decoder are ours, as that year's are gone.
+
+PYTHON_EXEC may name another interpreter for the rows' processes, such as one whose starts are forks
+of a process that has done the imports (tests/support/forked_python.py).
 """
 
 import argparse
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -39,6 +48,7 @@ sys.path[:0] = [
 
 import numpy as np
 import torch
+import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -46,17 +56,21 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.exit_status import exit_code_of
+from speech_finetuning.model.languages import check_language
+from speech_finetuning.model.loading import load_processor
 from speech_finetuning.training import stages
 from speech_finetuning.training.trainer import SpeechTrainer
 
 STEPS_PER_LINE, FIRST_LINES = 2, 3  # of the log; the first lines are warm-up
 LIMIT_IN_SECONDS = 1800  # for one run
 OUT_OF_MEMORY = 74  # the script's exit code
+USUAL_STEPS = 6  # of the recipe of 2022, whose steps take long; the first is warm-up
 WINDOW_IN_POSITIONS = 1500  # of the encoder, 30 s
 ROWS_PER_CLIP = 8  # encoding takes long
 PREFIX_TOKENS = 4  # of the decoder's input, before the text
 AIMS = {"utilisation": 0.45, "waited": 0.02}  # at least, at most
 AIMED_MODELS = ("small", "large-v3")
+SECONDS_OF_LONG_CLIPS = (25.0, 29.9)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 WINDOWS = {
     "30 s": ("long", []),
@@ -94,6 +108,9 @@ class Row:
     with_checkpointing: bool = False
     window: str = "30 s"
     is_compiled: bool = False
+    accumulation: int = 1
+    lora_rank: int = 0
+    is_recipe_of_2022: bool = False
 
     def flags(self) -> list[str]:
         words = ["--per_device_train_batch_size", str(self.batch), *WINDOWS[self.window][1]]
@@ -104,7 +121,11 @@ class Row:
             str(self.with_checkpointing),
             "--torch_compile",
             str(self.is_compiled),
+            "--gradient_accumulation_steps",
+            str(self.accumulation),
         ]
+        if self.lora_rank:
+            words += ["--lora_rank", str(self.lora_rank)]
         return words
 
 
@@ -113,6 +134,8 @@ ROWS = [
     Row("small", 32, "fp16"),
     Row("small", 32, is_compiled=True),
     Row("small", 64, with_checkpointing=True),
+    Row("small", 64, "fp16", with_checkpointing=True),
+    Row("small", 64, "fp16", with_checkpointing=True, is_recipe_of_2022=True),
     *(Row("small", 128, window="longest", is_compiled=value) for value in (False, True)),
     Row("small", 128, window="packed"),
     *(Row("medium", 16, is_compiled=value) for value in (False, True)),
@@ -132,6 +155,20 @@ ROWS = [
     Row("miniature", 2, with_checkpointing=True, is_compiled=True),
     *(Row("miniature", 4, window="longest", is_compiled=value) for value in (False, True)),
     Row("miniature", 8, window="packed"),
+    Row("miniature", 2, "float32", is_recipe_of_2022=True),
+]
+BRIEF = [
+    Row("small", 64, "fp16", with_checkpointing=True, is_recipe_of_2022=True),
+    Row("small", 64, "fp16", with_checkpointing=True),
+    Row("small", 32),
+    Row("small", 64),
+    Row("small", 32, is_compiled=True),
+    Row("small", 128, window="longest"),
+    Row("small", 128, window="packed"),
+    Row("medium", 16),
+    Row("turbo", 16),
+    Row("large-v3", 8),
+    Row("large-v3", 32, with_checkpointing=True),
 ]
 
 
@@ -216,7 +253,10 @@ def make_data(folder: Path) -> dict[str, float]:
     """Both data sets, every clip in several rows. Returns the mean number of the decoder's tokens
     of a row in each."""
     means = {}
-    for name, how in {"long": (48, (25, 29.9), (80, 120)), "short": (96, (3, 6), (12, 24))}.items():
+    for name, how in {
+        "long": (48, SECONDS_OF_LONG_CLIPS, (80, 120)),
+        "short": (96, (3, 6), (12, 24)),
+    }.items():
         rows = make_rows(*how) * ROWS_PER_CLIP
         for shard in range(4):
             demonstration.write_parquet(
@@ -226,29 +266,31 @@ def make_data(folder: Path) -> dict[str, float]:
     return means
 
 
-def make_model(folder: Path, name: str) -> None:
-    g = GEOMETRIES[name]
-    layers = {
-        "num_layers": g.encoder_layers,
-        "num_decoder_layers": g.decoder_layers,
-        "num_heads": g.heads,
-    }
-    sizes = {
+def sizes_of(name: str) -> dict[str, Any]:
+    """A geometry as `demonstration.make_model` takes it."""
+    geometry = GEOMETRIES[name]
+    return {
+        "d_model": geometry.width,
+        "num_layers": geometry.encoder_layers,
+        "num_decoder_layers": geometry.decoder_layers,
+        "num_heads": geometry.heads,
         "window_in_seconds": 30,
         "max_target_positions": 448,
-        "vocab_size": g.vocabulary,
-        "n_mels": g.n_mels,
+        "vocab_size": geometry.vocabulary,
+        "n_mels": geometry.n_mels,
+        "dtype": "float16",
     }
-    demonstration.make_model(folder / name, d_model=g.width, dtype="float16", **layers, **sizes)
+
+
+def make_model(folder: Path, name: str) -> None:
+    demonstration.make_model(folder / name, **sizes_of(name))
 
 
 def child(function: str, *words: str, **how: Any) -> subprocess.CompletedProcess:
     """A function of this file in a process of its own: the parent must hold no GPU memory."""
-    code = f"import sys, gpu_training; gpu_training.{function}(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, *words]
-    return subprocess.run(
-        command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, **how
-    )
+    python = os.environ.get("PYTHON_EXEC", sys.executable)
+    command = [python, __file__, "--child", function, *words]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, **how)
 
 
 def print_card(device: str) -> None:
@@ -278,15 +320,89 @@ def run_script(*words: str) -> None:
     trainers: list[SpeechTrainer] = []
     stages.save_final_model = trainers.append
     found: dict[str, Any] = {"code": exit_code_of(script.main, list(words))}
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if torch.cuda.is_initialized():
-        found["peak"] = torch.cuda.max_memory_allocated() / 2**30
+    found["peak"] = peak_in_gib()
     for trainer in trainers:
         found["log"] = [
             entry for entry in trainer.state.log_history if "samples_per_second" in entry
         ]
         found["how"] = f"{trainer.args.optim.value}, {trainer.model.config._attn_implementation}"
     print("\n" + json.dumps(found))
+
+
+class Clock(transformers.TrainerCallback):
+    """Seconds of every step, and of the wait for its rows."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.waited: list[float] = []
+        self.worked: list[float] = []
+
+    def tick(self) -> float:
+        """Seconds since the last tick, of the GPU's work too."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        last = self.last
+        self.last = time.perf_counter()
+        return self.last - last
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.waited.append(self.tick())
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.worked.append(self.tick())
+
+
+def run_usual(*words: str) -> None:
+    """For a process of its own: a few steps of transformers' trainer as the recipe of 2022 has it.
+    Prints JSON as `run_script` does, with one line of the log for each step but the first."""
+    import evaluation
+
+    model_args, data_args, args = script.parse_arguments(list(words))
+    name = str(model_args.model_name_or_path)
+    processor, generation_config, config = load_processor(name, "main", None)
+    language = check_language(data_args.language, generation_config, name)
+    preprocessor = script.make_preprocessor(processor, config, data_args, language)
+    processor.tokenizer = preprocessor.tokenizer
+    records = script.data_records(data_args)
+    item = script.load_speech(records, [preprocessor], args, None)["train"][0]
+    usual = transformers.Seq2SeqTrainingArguments(
+        output_dir=args.output_dir,
+        max_steps=USUAL_STEPS,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        fp16=args.fp16,
+        gradient_checkpointing=args.gradient_checkpointing,
+        use_cpu=args.use_cpu,
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    clock = Clock()
+    trainer = transformers.Seq2SeqTrainer(
+        model=script.load_model(model_args, data_args, generation_config, [language]),
+        args=usual,
+        train_dataset=evaluation.UsualStream(item, processor.feature_extractor),
+        data_collator=functools.partial(evaluation.usual_collator, processor=processor),
+        processing_class=processor,
+        callbacks=[clock],
+    )
+    trainer.train()
+    found: dict[str, Any] = {"code": 0, "log": []}
+    for waited, worked in zip(clock.waited[1:], clock.worked[1:], strict=True):
+        rate = usual.per_device_train_batch_size / (waited + worked)
+        found["log"].append(
+            {"samples_per_second": rate, "data_wait_fraction": waited / (waited + worked)}
+        )
+    found["how"] = f"{usual.optim.value}, {trainer.model.config._attn_implementation}"
+    found["peak"] = peak_in_gib()
+    print("\n" + json.dumps(found))
+
+
+def peak_in_gib() -> float:
+    """Of the GPU's memory in this process; without a GPU of the process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(
@@ -319,7 +435,8 @@ def measure(
         environment = os.environ | {"TORCH_LOGS": "recompiles", "HF_HUB_OFFLINE": "1"}
         try:
             how = {"stderr": subprocess.PIPE, "env": environment, "timeout": LIMIT_IN_SECONDS}
-            result = child("run_script", *words, **how)
+            function = "run_usual" if row.is_recipe_of_2022 else "run_script"
+            result = child(function, *words, **how)
         except subprocess.TimeoutExpired:
             return {"why": f"no end within {LIMIT_IN_SECONDS} s"}
     if result.returncode:
@@ -332,7 +449,10 @@ def measure(
             if found["code"] == OUT_OF_MEMORY
             else reasons[-1].removeprefix("error: ")
         }
-    figures = summary(found["log"][FIRST_LINES:], row, tokens[data])
+    if row.is_recipe_of_2022:
+        figures = summary_of_usual(found["log"], row, tokens[data])
+    else:
+        figures = summary(found["log"][FIRST_LINES:], row, tokens[data])
     recompilations = result.stderr.count("Recompiling function")
     return {**figures, "peak": found["peak"], "how": found["how"], "recompilations": recompilations}
 
@@ -361,6 +481,18 @@ def summary(lines: list[dict[str, float]], row: Row, tokens: float) -> dict[str,
     return {"speed": speed, "audio": audio, "waited": waited, "flops": flops}
 
 
+def summary_of_usual(lines: list[dict[str, float]], row: Row, tokens: float) -> dict[str, float]:
+    """The same of a run whose windows all have 30 s, and a row each."""
+    seconds = sum(1 / line["samples_per_second"] for line in lines)
+    speed = len(lines) / seconds
+    waited = (
+        sum(line["data_wait_fraction"] / line["samples_per_second"] for line in lines) / seconds
+    )
+    flops = speed * model_flops(GEOMETRIES[row.model], WINDOW_IN_POSITIONS, tokens)
+    audio = speed * statistics.mean(SECONDS_OF_LONG_CLIPS)
+    return {"speed": speed, "audio": audio, "waited": waited, "flops": flops}
+
+
 def table(results: dict[Row, list[dict[str, Any]]], rates: dict[str, float]) -> str:
     """Markdown, medians of the repetitions."""
     lines = [
@@ -376,6 +508,8 @@ def table(results: dict[Row, list[dict[str, Any]]], rates: dict[str, float]) -> 
             "yes" if row.with_checkpointing else "no",
             row.window,
         ]
+        if row.is_recipe_of_2022:
+            cells[0] += ", recipe of 2022"
         good = [run for run in runs if "why" not in run]
         cells.append(
             f"yes, {good[0]['recompilations']} again" if row.is_compiled and good else "no"
@@ -407,7 +541,9 @@ def judge(results: dict[Row, list[dict[str, Any]]], rates: dict[str, float]) -> 
     ]
     for model in AIMED_MODELS:
         aimed = {
-            row: runs for row, runs in results.items() if (row.model, row.window) == (model, "30 s")
+            row: runs
+            for row, runs in results.items()
+            if (row.model, row.window) == (model, "30 s") and not row.is_recipe_of_2022
         }
         rows = {
             row: medians(good)
@@ -434,6 +570,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=list(GEOMETRIES), help="Default: all; miniature on the CPU."
     )
+    parser.add_argument("--brief", action="store_true", help="Only the rows that matter most.")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="Of each run.")
     parser.add_argument(
@@ -452,13 +589,16 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        globals()[sys.argv[2]](*sys.argv[3:])
+        return
     options = parse_options()
     if options.check:
         check()
         return
     cards: list[dict[str, Any]] = []
     results: dict[Row, list[dict[str, Any]]] = {
-        row: [] for row in ROWS if row.model in options.only
+        row: [] for row in (BRIEF if options.brief else ROWS) if row.model in options.only
     }
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -467,6 +607,7 @@ def main() -> None:
             make_model(folder, model)
         for number in range(options.repetitions):
             cards.append(json.loads(child("print_card", options.device, check=True).stdout))
+            print(f"{number + 1}: {cards[-1]}", file=sys.stderr, flush=True)
             for row, runs in results.items():
                 if number and "why" in runs[0]:
                     continue  # it would only fail again

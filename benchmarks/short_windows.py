@@ -16,6 +16,7 @@ takes those of the training runs. The minute-long files of --long_form are test 
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from statistics import mean
 import numpy as np
 import soundfile
 
+PYTHON = os.environ.get("PYTHON_EXEC", sys.executable)
 SCRIPT = Path(__file__).parent.parent / "run_speech_recognition_seq2seq_streaming.py"
 CONTESTANTS = {
     "30 s": ["--train_window", "full"],
@@ -71,7 +73,7 @@ def run_once(
             "generation_max_length": MAX_NEW_TOKENS,
         }
         words = [
-            sys.executable,
+            PYTHON,
             str(SCRIPT),
             "--do_train",
             "--do_lower_case",
@@ -136,7 +138,7 @@ def score_long_form(model: str, minutes: Path) -> dict:
             "report_to": "none",
         }
         words = [
-            sys.executable,
+            PYTHON,
             str(SCRIPT),
             "--do_eval",
             "--long_form",

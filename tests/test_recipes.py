@@ -76,8 +76,9 @@ def test_the_memory_of_a_recipe_is_what_the_benchmark_calculates(
             size,
             settings["per_device_train_batch_size"],
             num_tokens,
-            settings.get("gradient_checkpointing", False),
-            "lora" if settings.get("lora_rank") else "adamw",
+            with_checkpointing=settings.get("gradient_checkpointing", False),
+            optimiser="lora" if settings.get("lora_rank") else "adamw",
+            is_accumulated=settings.get("gradient_accumulation_steps", 1) > 1,
         )
         assert float(peak) == round(calculated, 1)
 
