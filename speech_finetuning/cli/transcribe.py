@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech_finetuning.base.errors import Problems, UserError
+from speech_finetuning.base.errors import Problems, UserError, memory_that_is_out
 from speech_finetuning.base.files import json_line, printable, replace_text
 from speech_finetuning.cli.flags import OneLineErrors
 
@@ -158,27 +158,66 @@ def transcribe_all(
 ) -> int:
     """Reads, transcribes and writes, as many files together as fill a batch. Returns the number of
     files that could not be read."""
-    from speech_finetuning.model.recogniser import chosen_language
-    from speech_finetuning.model.transcription import transcribe
-
-    language = chosen_language(recogniser, args.language)
     batch_size = args.batch_size or (16 if recogniser.model.device.type == "cuda" else 4)
+    transcriber = Transcriber(recogniser, args.language, args.task, batch_size)
     reader = Reader(recordings)
     has_windows = False
     for group in reader.groups(recogniser.window_in_samples * batch_size):
-        transcripts = transcribe(
-            recogniser,
-            [waveform for _, waveform in group],
-            language=language,
-            task=args.task,
-            batch_size=batch_size,
-        )
+        transcripts = transcriber.transcribe([waveform for _, waveform in group])
         for (recording, waveform), transcript in zip(group, transcripts, strict=True):
             deliver(recording, waveform, transcript, args.format, is_alone=len(recordings) == 1)
             has_windows |= not transcript.has_model_times
     if has_windows and args.format in ("srt", "vtt"):
         tell("note: the model predicts no timestamps; a cue is a window, cut at a pause.")
     return reader.num_unread
+
+
+class Transcriber:
+    """The model, with as many windows at a time as memory has room for."""
+
+    def __init__(
+        self, recogniser: "Recogniser", language: str | None, task: str, batch_size: int
+    ) -> None:
+        """language: as it was asked for. Raises: UserError for one that the model has not."""
+        from speech_finetuning.model.recogniser import chosen_language
+
+        self.recogniser = recogniser
+        self.language = chosen_language(recogniser, language)
+        self.task = task
+        self.batch_size = batch_size
+
+    def transcribe(self, waveforms: "list[np.ndarray]") -> "list[Transcript]":
+        """(n_samples,) at 16 kHz each; out of memory, again with half the batch, as models are
+        scored. Raises: UserError if there is no room for a single window."""
+        from speech_finetuning.model.transcription import transcribe
+
+        while True:
+            try:
+                return transcribe(
+                    self.recogniser,
+                    waveforms,
+                    language=self.language,
+                    task=self.task,
+                    batch_size=self.batch_size,
+                )
+            except (RuntimeError, MemoryError) as error:
+                self.take_less(error)
+
+    def take_less(self, error: Exception) -> None:
+        """Halves the batch. Raises: the error if it is another one; UserError at the end."""
+        import torch
+
+        from speech_finetuning.model.recogniser import less_memory
+
+        kind = memory_that_is_out(error)
+        if kind is None:
+            raise error
+        if self.batch_size == 1:
+            advice = less_memory(self.recogniser.model.device.type)
+            raise UserError(f"out of {kind} with one window at a time. {advice}") from error
+        self.batch_size //= 2
+        torch.cuda.empty_cache()  # does nothing on a CPU
+        tell(f"note: out of {kind}: {self.batch_size} windows at a time (--batch_size).")
 
 
 class Reader:
@@ -264,8 +303,11 @@ def run(args: argparse.Namespace, recordings: list[Recording]) -> int:
     import torch
     import transformers
 
-    from speech_finetuning.model.recogniser import load_recogniser
+    from speech_finetuning.model.languages import check_is_language
+    from speech_finetuning.model.recogniser import DETECT, load_recogniser
 
+    if args.language not in (None, DETECT):
+        check_is_language(args.language)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is usable here. Leave out --device.")
     transformers.logging.set_verbosity_error()
@@ -288,8 +330,11 @@ def main(argv: list[str] | None = None) -> int:
         recordings = plan(args)
         return run(args, recordings) if recordings else 0
     except UserError as error:
-        for line in str(error).splitlines():
-            tell(f"error: {line}")
+        for message in error.args:
+            first, *more = str(message).splitlines()
+            tell(f"error: {first}")
+            for line in more:
+                tell(line)
     except BrokenPipeError:  # as of `| head`, which has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -1,5 +1,6 @@
 """Whole recordings of any length, as one long waveform at 16 kHz."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def is_silent(waveform: np.ndarray) -> bool:
 
 def read_by_libsndfile(path: str | Path) -> np.ndarray:
     """(n_samples,) float32 at 16 kHz. Raises: soundfile.LibsndfileError."""
-    with ForwardClip(path) as clip:
+    place: Any = os.fsencode(path)  # soundfile itself encodes characters only
+    with ForwardClip(place) as clip:
         rate_in_hz = clip.samplerate
         blocks = mono_blocks(clip)
         first = next(blocks, np.zeros(0, np.float32))

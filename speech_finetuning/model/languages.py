@@ -5,7 +5,6 @@ Whisper has a token for each of some hundred languages. `langcodes` knows the re
 """
 
 import difflib
-import textwrap
 
 import langcodes
 import transformers
@@ -18,7 +17,6 @@ NUM_NEIGHBOURS = 3
 # 50 its readers usually read the other one as well; beyond, scripts and countries are compared.
 SAME_LANGUAGE = 5
 READ_BY_MANY = 50
-WIDTH = 90
 
 
 def check_language(
@@ -51,7 +49,7 @@ def find_code(language: str, codes: list[str]) -> str:
     codes: of the languages that the checkpoint has tokens for. Raises: UserError with the nearest
     spelling, or for a language without a token with its neighbours.
     """
-    word = language.strip().removeprefix("<|").removesuffix("|>").lower().replace("_", "-")
+    word = plain_word(language)
     code = TO_LANGUAGE_CODE.get(word, word)
     if code in codes:
         return code
@@ -62,6 +60,11 @@ def find_code(language: str, codes: list[str]) -> str:
         if langcodes.tag_distance(tag, code) <= SAME_LANGUAGE:
             return code
     raise UserError(language_without_token(language, tag, codes))
+
+
+def plain_word(language: str) -> str:
+    """'es-mx' of ' <|es_MX|> '."""
+    return language.strip().removeprefix("<|").removesuffix("|>").lower().replace("_", "-")
 
 
 def find_tag(word: str) -> str | None:
@@ -80,16 +83,27 @@ def name_of(code: str) -> str:
     return f"{name.title()} ({code})"
 
 
+def check_is_language(language: str) -> None:
+    """Raises: UserError for what is no language at all, whatever the checkpoint knows."""
+    word = plain_word(language)
+    if word not in TO_LANGUAGE_CODE and find_tag(word) is None:
+        raise UserError(unknown_language(language, list(LANGUAGES)))
+
+
 def unknown_language(language: str, codes: list[str]) -> str:
-    """The problem of something that is no language, with the nearest name, or with all names."""
+    """The problem of something that is no language, with the nearest names, in one line."""
     names = {LANGUAGES[code]: code for code in codes if code in LANGUAGES}
     names |= {name: code for name, code in TO_LANGUAGE_CODE.items() if code in codes}
-    nearest = difflib.get_close_matches(language.lower(), list(names), n=1)
-    if nearest:
-        meant = name_of(names[nearest[0]])
-        return f"--language {language}: no such language. Did you mean {meant}?"
-    listed = ", ".join(sorted(name_of(code) for code in codes))
-    return f"--language {language}: no such language. Known:\n{textwrap.fill(listed, WIDTH)}"
+    problem = f"--language {language}: no such language."
+    for num_names, likeness, question in ((1, 0.6, "Did you mean"), (3, 0.5, "Is it")):
+        nearest = difflib.get_close_matches(
+            language.lower(), list(names), n=num_names, cutoff=likeness
+        )
+        *others, last = dict.fromkeys(name_of(names[name]) for name in nearest) or [""]
+        if last:
+            meant = f"{', '.join(others)} or {last}" if others else last
+            return f"{problem} {question} {meant}?"
+    return f"{problem} Write its English name or its code, such as Spanish or es."
 
 
 def language_without_token(language: str, tag: str, codes: list[str]) -> str:

@@ -1,5 +1,6 @@
 """`bash run.sh transcribe`: what it refuses, and what it writes."""
 
+import functools
 import json
 import os
 import re
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 from talker import make_long_clip, make_talker
 
+from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli import subtitles, transcribe
+from speech_finetuning.model.recogniser import load_recogniser
 from speech_finetuning.model.transcription import Transcript
 
 PROJECT = Path(transcribe.__file__).parents[2]
@@ -89,6 +92,60 @@ def test_a_folder_becomes_files_and_one_bad_file_costs_no_other(
     assert text == (tmp_path / "out" / "more" / "again.srt").read_text()
     cue = r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n[a-h]+\n\n2\n"
     assert re.match(cue, text), text[:200]
+
+
+def test_names_need_not_be_unicode(talker: Path, clips: Path, tmp_path: Path, capfd: Any):
+    """The file system's bytes go to the readers as they are; a terminal gets them escaped."""
+    name = os.fsdecode(b"sp\xffch.wav")
+    (clips / "long.wav").rename(clips / name)
+    words = [str(talker), str(clips / name), "--language", "es"]
+    folder = tmp_path / os.fsdecode(b"o\xff")
+    assert transcribe.main([*words, "--output_dir", str(folder)]) == 0
+    assert (folder / os.fsdecode(b"sp\xffch.txt")).read_text()
+    assert "sp\\udcffch.wav: " in capfd.readouterr().err
+
+
+def fail_above(
+    limit: int, sizes: list[int], *args: Any, batch_size: int, **kwargs: Any
+) -> list[str]:
+    sizes.append(batch_size)
+    if batch_size > limit:
+        raise RuntimeError("CUDA error: out of memory")
+    return ["heard"]
+
+
+def test_out_of_memory_takes_fewer_windows_at_a_time(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    recogniser = load_recogniser("MODEL", str(talker), "cpu")
+    sizes: list[int] = []
+    target = "speech_finetuning.model.transcription.transcribe"
+    monkeypatch.setattr(target, functools.partial(fail_above, 1, sizes))
+    transcriber = transcribe.Transcriber(recogniser, "es", "transcribe", 5)
+    assert transcriber.transcribe([]) == transcriber.transcribe([]) == ["heard"]
+    assert sizes == [5, 2, 1, 1]  # what had no room is not tried again
+    assert "note: out of GPU memory: 2 windows at a time (--batch_size)." in capsys.readouterr().err
+    monkeypatch.setattr(target, functools.partial(fail_above, 0, sizes))
+    with pytest.raises(UserError, match="out of GPU memory with one window at a time. "):
+        transcriber.transcribe([])
+    monkeypatch.setattr(target, functools.partial(int, "no number"))
+    with pytest.raises(TypeError):
+        transcriber.transcribe([])
+
+
+def test_a_language_that_is_none_is_told_before_the_model_is_looked_for(clips: Path, capsys: Any):
+    assert transcribe.main(["gone", str(clips / "long.wav"), "--language", "Spansh"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --language Spansh: no such language. Did you mean Spanish (es)?\n"
+    )
+
+
+def test_what_is_wrong_is_called_an_error_once(talker: Path, clips: Path, capsys: Any):
+    words = [str(talker), str(clips / "long.wav"), "--language", "Quechua"]
+    assert transcribe.main(words) == 2
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: --language Quechua: the model has no token")
+    assert others[0].startswith("  --language es: ")
 
 
 def test_a_transcript_that_is_there_is_kept(talker: Path, clips: Path, tmp_path: Path, capsys: Any):

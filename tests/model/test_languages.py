@@ -5,7 +5,12 @@ import transformers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.model.languages import check_language, find_code, neighbours
+from speech_finetuning.model.languages import (
+    check_is_language,
+    check_language,
+    find_code,
+    neighbours,
+)
 
 CODES = [code for code in LANGUAGES if code != "yue"]  # as before large-v3
 
@@ -33,12 +38,25 @@ def test_a_misspelt_language_is_corrected(written: str, meant: str):
     assert str(error.value) == f"--language {written}: no such language. Did you mean {meant}?"
 
 
-def test_the_list_of_languages_names_them():
+@pytest.mark.parametrize(
+    ("written", "advice"),
+    [
+        ("yucatec", "Is it Dutch (nl), Czech (cs)"),
+        ("xx", "Write its English name or its code, such as Spanish or es."),
+    ],
+)
+def test_what_is_far_from_all_languages_gets_one_line_too(written: str, advice: str):
     with pytest.raises(UserError) as error:
-        find_code("xqzxq", CODES)
-    lines = str(error.value).splitlines()
-    assert "Afrikaans (af), Albanian (sq)" in lines[1]
-    assert max(len(line) for line in lines) <= 92
+        find_code(written, CODES)
+    assert str(error.value).startswith(f"--language {written}: no such language. {advice}")
+    assert len(str(error.value)) < 150 and "\n" not in str(error.value)
+
+
+def test_what_is_no_language_is_known_without_a_model():
+    for language in ("es", "Spanish", "<|es|>", "pt_BR", "qu", "castilian"):
+        check_is_language(language)
+    with pytest.raises(UserError, match="Did you mean Spanish"):
+        check_is_language("Spansh")
 
 
 def test_a_language_without_a_token_gets_neighbours_with_reasons():
