@@ -41,7 +41,7 @@ def test_a_misspelt_language_is_corrected(written: str, meant: str):
 @pytest.mark.parametrize(
     ("written", "advice"),
     [
-        ("yucatec", "Is it Dutch (nl), Czech (cs)"),
+        ("yucatec", "Is it Dutch (nl) or Czech (cs)?"),
         ("xx", "Write its English name or its code, such as Spanish or es."),
     ],
 )
