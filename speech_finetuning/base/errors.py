@@ -76,6 +76,16 @@ class RunEnded(Exception):
         self.reason = reason
 
 
+class TimeIsOver(RunEnded):
+    """The time that the user gave the run has passed: it ends as it was asked to."""
+
+    def __init__(self) -> None:
+        super().__init__(ExitCode.TRY_AGAIN, "--max_train_time_in_hours is over")
+
+    def __reduce__(self) -> tuple[type["TimeIsOver"], tuple[()]]:
+        return TimeIsOver, ()  # RunEnded's two arguments would be handed to __init__
+
+
 def one_line(error: Exception | str) -> str:
     """A library's message without its line breaks, ending in a full stop."""
     text = " ".join(str(error).split())

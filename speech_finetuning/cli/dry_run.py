@@ -24,6 +24,7 @@ from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.sharing.hub import describe_access
+from speech_finetuning.sharing.report_page import ReportPage
 from speech_finetuning.training.length import count_steps
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -124,6 +125,9 @@ def rehearse(
     rows = [alone] * rows_per_step + [longest] * 2 * rows_per_step
     trainer.train_dataset = cast(SpeechStream, rows)  # all that a loader needs of one
     trainer.is_advised = True  # what three steps wait for says nothing
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ReportPage):
+            callback.is_announced = True  # its folder is deleted
 
 
 def folder_size_in_bytes(folder: Path) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from speech_finetuning.base.errors import (
     ExitCode,
     RunEnded,
+    TimeIsOver,
     UserError,
     memory_that_is_out,
     one_line,
@@ -43,6 +44,7 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
     _start["time"] = time.time()
     code = ExitCode.CRASHED
     reason = "crashed"
+    is_planned = False
     try:
         with StopSignals() as stop:
             main(argv, stop)
@@ -54,6 +56,7 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
             raise
         code = ending.code
         reason = ending.reason
+        is_planned = isinstance(ending, TimeIsOver)
     finally:
         SCREEN.hide_bar()
         end_workers()
@@ -62,7 +65,7 @@ def exit_code_of(main: Callable[..., Any], argv: list[str] | None = None) -> int
     if is_dry_run(argv) and 0 < code < 128:
         code = ExitCode.REFUSED
     if code and is_first:
-        report(code, reason)
+        report(code, reason, is_planned=is_planned)
     return code
 
 
@@ -89,11 +92,11 @@ def ending_of(error: Exception, argv: list[str]) -> RunEnded | None:
     return None
 
 
-def report(code: int, reason: str) -> None:
-    """Tells the reason on the terminal; being stopped by a signal is no error."""
+def report(code: int, reason: str, *, is_planned: bool = False) -> None:
+    """Tells the reason on the terminal; being stopped by a signal, or on time, is no error."""
     if code == 128 + signal.SIGINT:
         lines = [f"stopped by Ctrl-C. {GO_ON}"]
-    elif code > 128:
+    elif code > 128 or is_planned:
         lines = [f"stopped: {reason}. {GO_ON}"]
     else:
         lines = [f"error: {printable(line)}" for line in reason.splitlines()]

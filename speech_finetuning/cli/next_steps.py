@@ -27,7 +27,7 @@ def say_what_next(args: transformers.Seq2SeqTrainingArguments, uploads: Any) -> 
     else:
         logger.info("done: the results are in %s", shown(output_dir))
     for name, step in steps.items():
-        logger.info("  %-12s %s", name, step)
+        logger.info("  %-12s %s", name, step, extra={"keeps_lines": True})
 
 
 def next_steps(output_dir: Path, args: transformers.Seq2SeqTrainingArguments) -> dict[str, str]:

@@ -76,14 +76,16 @@ class Screen:
 
     # ------------------------------------------------------------------------------------- lines
 
-    def write(self, text: str, label: str = "") -> None:
-        """Adds lines, above the bar if there is one. label: "", "warning" or "error"."""
+    def write(self, text: str, label: str = "", *, keeps_lines: bool = False) -> None:
+        """Adds lines, above the bar if there is one. label: "", "warning" or "error".
+        keeps_lines: long ones are left to the terminal to wrap, so that a command in them is copied
+        as it is."""
         lines = [printable(line) for line in text.split("\n")]
         if label:
             lines[0] = f"{label}: {lines[0]}"
         try:
             if self.console is not None:
-                draw_lines(lines, label, self.console)
+                draw_lines(lines, label, self.console, keeps_lines=keeps_lines)
             elif self.is_terminal:
                 # Another process draws the bar: at one stroke, over what is left of it.
                 erased = "".join(f"{ERASE_LINE}{line}\n" for line in lines)
@@ -150,10 +152,10 @@ class Screen:
 SCREEN = Screen()
 
 
-def draw_lines(lines: list[str], label: str, console: "Console") -> None:
-    """Above the bar, wrapped; the label of the first line in its colour."""
+def draw_lines(lines: list[str], label: str, console: "Console", *, keeps_lines: bool) -> None:
+    """Above the bar, wrapped unless lines are kept; the label of the first line in its colour."""
     for line in lines:
-        for piece in wrap(line, console):
+        for piece in [line] if keeps_lines else wrap(line, console):
             console.print(styled(piece, label))
             label = ""
 
@@ -247,7 +249,9 @@ class ScreenHandler(logging.Handler):
             label = ""
             if record.levelno >= logging.WARNING:
                 label = "warning" if record.levelno < logging.ERROR else "error"
-            SCREEN.write(readable(self.format(record), record.name), label)
+            keeps_lines = getattr(record, "keeps_lines", False)
+            text = readable(self.format(record), record.name)
+            SCREEN.write(text, label, keeps_lines=keeps_lines)
         except RunEnded:  # by a signal, which may come at any time
             raise
         except Exception:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.modeling_outputs import BaseModelOutput
 
-from speech_finetuning.base.errors import ExitCode, RunEnded, portable
+from speech_finetuning.base.errors import TimeIsOver, portable
 from speech_finetuning.base.network import limit_silence
 from speech_finetuning.base.shutdown import StopSignals, ignore_signals
 from speech_finetuning.base.threads import num_usable_cores
@@ -160,7 +160,7 @@ class SpeechTrainer(ResumableTrainer):
         try:
             self.stop.check()
             if time.monotonic() > self.deadline:
-                raise RunEnded(ExitCode.TRY_AGAIN, "--max_train_time_in_hours is over")
+                raise TimeIsOver()
             if self.uploads is not None:
                 self.uploads.poll()
             batches = list(itertools.islice(epoch_iterator, num_batches))

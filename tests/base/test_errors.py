@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from speech_finetuning.base.errors import ExitCode, Problems, RunEnded, UserError
+from speech_finetuning.base.errors import (
+    ExitCode,
+    Problems,
+    RunEnded,
+    TimeIsOver,
+    UserError,
+    portable,
+)
 
 PROJECT = Path(__file__).parents[2]
 
@@ -49,3 +56,9 @@ def test_an_exit_code_has_one_name_and_a_line_in_the_documentation():
 def test_an_ending_crosses_a_process_border():
     ending = pickle.loads(pickle.dumps(RunEnded(ExitCode.DISK_FULL, "full")))
     assert (ending.code, ending.reason) == (73, "full")
+
+
+def test_the_end_of_the_time_is_the_same_on_every_rank():
+    """It goes there by pickle."""
+    ending = pickle.loads(pickle.dumps(portable(TimeIsOver())))
+    assert isinstance(ending, TimeIsOver) and ending.code == ExitCode.TRY_AGAIN

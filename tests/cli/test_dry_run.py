@@ -74,6 +74,7 @@ def test_a_table_of_checks_and_nothing_left(
         and "data report" in log
         and "<|es|><|transcribe|>" in log
     )
+    assert "report.html" not in log  # it was in the folder that is gone
 
 
 def test_epochs_are_estimated_from_the_rows(flags: list[str], caplog: pytest.LogCaptureFixture):

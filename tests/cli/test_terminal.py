@@ -67,6 +67,20 @@ def test_long_lines_are_cut_between_words(open_terminal: Callable, num_columns: 
     assert " ".join(" ".join(lines).split()) == " ".join(f"{SENTENCE} warning: {SENTENCE}".split())
 
 
+@pytest.mark.parametrize("draws_bars", [True, False])
+def test_a_long_command_is_left_to_the_terminal_to_wrap(open_terminal: Callable, draws_bars: bool):
+    """Copied from there, it is one line: with a line break of ours the shell would run two."""
+    terminal = open_terminal(80, draws_bars)
+    command = f"  transcribe   bash /{'folder/' * 12}run.sh transcribe model FILE"
+    logger = logging.getLogger("speech_finetuning.a_test")
+    record = logger.makeRecord(
+        logger.name, logging.INFO, "", 0, command, (), None, extra={"keeps_lines": True}
+    )
+    ScreenHandler().emit(record)
+    lines = drawn(terminal)
+    assert lines[0] == command[:80] and lines[1] == command[80:]
+
+
 def test_lines_stand_above_the_one_bar(open_terminal: Callable):
     terminal = open_terminal(80)
     for step in range(5):

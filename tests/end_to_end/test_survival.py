@@ -395,7 +395,11 @@ def test_the_time_limit_saves_and_exits_with_75(
     monkeypatch.undo()
     assert [path.name for path in output(flags).glob("checkpoint-*")] == ["checkpoint-5"]
     assert not (output(flags) / "all_results.json").exists()
-    assert "--max_train_time_in_hours is over" in capsys.readouterr().err
+    told = capsys.readouterr().err.splitlines()
+    assert (
+        "stopped: --max_train_time_in_hours is over. To go on, start the same command again."
+        in told
+    )
     assert exit_code_of(script.main, common) == 0
     assert exit_code_of(script.main, [*common, "--output_dir", str(tmp_path / "whole")]) == 0
     assert same_weights(output(flags), tmp_path / "whole")
