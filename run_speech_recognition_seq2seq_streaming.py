@@ -103,6 +103,7 @@ from speech_finetuning.sharing.claim import Run, claim_run
 from speech_finetuning.sharing.model_card import CardWriter
 from speech_finetuning.sharing.report_page import ReportPage
 from speech_finetuning.sharing.reports import make_card_writer, write_reports
+from speech_finetuning.training.arguments import settle_for_library
 from speech_finetuning.training.averaging import WeightOptions, choose_weights
 from speech_finetuning.training.callbacks import early_stopping
 from speech_finetuning.training.checkpoints import pin_to_checkpoint
@@ -556,26 +557,12 @@ def resolve_arguments(training_args: TrainingArguments, inputs: Inputs, has_adap
         )
         save_within(training_args)
     log_within(training_args)
-    # Schedule-free optimisers take the number as it is: no fraction.
-    training_args.warmup_steps = training_args.get_warmup_steps(training_args.max_steps)
-    if training_args.num_train_epochs is None:
-        training_args.num_train_epochs = 0.0  # the library compares it with a number
     if training_args.metric_for_best_model == "wer" and set(languages) <= set(UNSPACED_LANGUAGES):
         training_args.metric_for_best_model = "cer"
         logger.warning(
             "no spaces between words in %s: the best model is the one of the lowest CER.", languages
         )
-    if training_args.ddp_find_unused_parameters is None:
-        # The library looks for them in every step; only layerdrop has any.
-        layerdrop = config.encoder_layerdrop + config.decoder_layerdrop
-        training_args.ddp_find_unused_parameters = layerdrop > 0
-    if training_args.data_seed is None:
-        training_args.data_seed = training_args.seed
-    training_args.ignore_data_skip = True  # the stream continues from its own position
-    if training_args.load_best_model_at_end and training_args.save_total_limit == 1:
-        # With a limit of 1 the library deletes the newest checkpoint in favour of the best, so that
-        # a restart would repeat steps.
-        training_args.save_total_limit = 2
+    settle_for_library(training_args, config)
 
 
 # ------------------------------------------------------------------------------- the job ----

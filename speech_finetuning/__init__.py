@@ -11,8 +11,8 @@
     scoring   normalization, metrics, eval_sets, scores, score_table, scorecard,
               alignment, differences, predictions:
               rows to numbers that cannot flatter
-    training  loss, settings, phases, progress, checkpoints, callbacks, meter, resumable, trainer, stages, averaging,
-              reload_check, length, memory, compat: Seq2SeqTrainer, the few overrides
+    training  arguments, loss, settings, phases, progress, checkpoints, callbacks, meter, resumable, trainer, stages,
+              averaging, reload_check, length, memory, compat: Seq2SeqTrainer, the few overrides
     sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, examples, reports, run_info,
               report_page, report_rows, report_clips, report_charts: what others see
     cli       early_exit, help, flags, source_flags, retired, translation, parsing, checks, devices,
