@@ -80,7 +80,7 @@ class TimeIsOver(RunEnded):
     """The time that the user gave the run has passed: it ends as it was asked to."""
 
     def __init__(self) -> None:
-        super().__init__(ExitCode.TRY_AGAIN, "--max_train_time_in_hours is over")
+        super().__init__(ExitCode.TRY_AGAIN, "the time of --max_train_time_in_hours is over")
 
     def __reduce__(self) -> tuple[type["TimeIsOver"], tuple[()]]:
         return TimeIsOver, ()  # RunEnded's two arguments would be handed to __init__

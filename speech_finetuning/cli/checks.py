@@ -20,6 +20,26 @@ FRACTIONS = (
     "full_window_fraction",
     "timestamp_probability",
 )
+# None: nothing was given.
+POSITIVE = (
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_steps",
+    "save_steps",
+    "logging_steps",
+    "max_train_time_in_hours",
+    "max_train_samples",
+    "max_eval_samples",
+)
+NOT_NEGATIVE = (
+    "learning_rate",
+    "lora_rank",
+    "warmup_steps",
+    "weight_decay",
+    "max_network_wait_in_minutes",
+)
 # Flags of training, and the value with which each does nothing.
 OF_TRAINING_ONLY = {
     "train_window": "full",
@@ -51,6 +71,8 @@ TRACKERS = {
 
 def task_problems(flags: argparse.Namespace) -> Iterator[str]:
     """What to do, with which data, and where the results go."""
+    if not (flags.model_name_or_path or flags.check_data):
+        yield "--model_name_or_path is missing. Pass --model_name_or_path openai/whisper-small, say."
     if not (flags.do_train or flags.do_eval or flags.do_predict or flags.check_data):
         yield "nothing to do. Pass --do_train, --do_eval, --do_predict or --check_data."
     if not flags.output_dir:
@@ -61,7 +83,7 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
             "would take the run's files for data. Choose a folder beside it."
         )
     if bool(flags.dataset_name) == bool(flags.data_mix):
-        yield "pass either --dataset_name or --data_mix FILE."
+        yield "no data, or twice. Pass either --dataset_name or --data_mix FILE."
     if flags.max_steps > 0 and flags.num_train_epochs:
         yield "pass --max_steps or --num_train_epochs, not both."
     if flags.long_form and not (flags.do_eval or flags.do_predict):
@@ -147,7 +169,8 @@ def number_problems(flags: argparse.Namespace) -> Iterator[str]:
     """Numbers outside what they can mean."""
     for name in FRACTIONS:
         if not 0 <= getattr(flags, name) <= 1:
-            yield f"--{name} must lie between 0 and 1."
+            yield f"--{name} {getattr(flags, name):g}: must lie between 0 and 1."
+    yield from sign_problems(flags)
     shortest = flags.min_duration_in_seconds
     longest = flags.max_duration_in_seconds
     if shortest >= longest:
@@ -164,6 +187,20 @@ def number_problems(flags: argparse.Namespace) -> Iterator[str]:
             f"--dataloader_num_workers {num_workers}: one worker reads. "
             f"Use --num_decoding_threads {num_workers}."
         )
+
+
+def sign_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """Numbers that cannot be 0, or below it."""
+    for name in POSITIVE:
+        value = getattr(flags, name)
+        if value is not None and value <= 0:
+            yield f"--{name} {value:g}: must be above 0. Leave it out for the usual value."
+    if flags.max_steps == 0 or flags.max_steps < -1:  # -1 is the library's default
+        yield f"--max_steps {flags.max_steps}: must be above 0. Leave it out for the usual length."
+    for name in NOT_NEGATIVE:
+        value = getattr(flags, name)
+        if value is not None and value < 0:
+            yield f"--{name} {value:g}: must not be below 0."
 
 
 def precision_problems(flags: argparse.Namespace) -> Iterator[str]:

@@ -21,6 +21,7 @@ from speech_finetuning.base.rejections import (
     list_rejections,
 )
 from speech_finetuning.base.threads import map_in_order
+from speech_finetuning.cli.terminal import SCREEN
 from speech_finetuning.data.passes import read_pass
 from speech_finetuning.data.preprocessing import Example, SpeechDataset
 from speech_finetuning.data.stream import SpeechStream
@@ -217,7 +218,8 @@ def histogram(name: str, values: list[float]) -> str:
     percentiles."""
     low, middle, high, last = np.percentile(values, [5, 50, 95, 99])
     counts, _ = np.histogram(np.minimum(values, last), bins=NUM_BINS, range=(0, last))
-    bars = "".join(" ▁▂▃▄▅▆▇█"[math.ceil(8 * count / max(counts))] for count in counts)
+    heights = SCREEN.writable(" ▁▂▃▄▅▆▇█", " 12345678")
+    bars = "".join(heights[math.ceil(8 * count / max(counts))] for count in counts)
     spread = f"5 % {low:.1f}  median {middle:.1f}  95 % {high:.1f}  max {max(values):.1f}"
     return f"{name:8} 0 [{bars}] {last:<5.1f} {spread}"
 

@@ -39,8 +39,8 @@ from speech_finetuning.cli.silenced import WithoutSilenced, quieten_libraries
 SAMPLE_RATE_IN_HZ = 16_000
 SMOKE_OK = """\
 smoke ok: reading, training, scoring, saving and loading work here. A model
-of four steps is not meant to understand; for one that does, in a minute:
-bash run.sh learn"""
+of four steps is not meant to understand, or to stop; for one that does, in
+a minute: bash run.sh learn"""
 WORDS = ["uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve", "diez"]
 
 

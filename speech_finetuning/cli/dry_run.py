@@ -258,6 +258,9 @@ def conclude(checks: dict[str, Check], versions: dict[str, str]) -> None:
     failed = [f"{name}: {check.found}" for name, check in checks.items() if check.state == "error"]
     if failed:
         raise UserError(f"--dry_run: {'; '.join(failed)}.")
+    logger.info(
+        "dry run passed, and left nothing behind. To start: the same command without --dry_run"
+    )
 
 
 def dry_run(

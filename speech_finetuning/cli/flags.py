@@ -17,7 +17,6 @@ from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.cli.help import IMPORTANT_FLAGS
 from speech_finetuning.cli.retired import LOGIN, MEANT, REFUSED, TOKEN_FLAGS
 
-REQUIRED_FLAGS = ("model_name_or_path",)
 FALSE_WORDS = ("no", "false", "f", "n", "0")
 
 
@@ -127,12 +126,8 @@ def gives_token_away(group: list[str]) -> bool:
 
 
 def word_problems(words: list[str], parser: argparse.ArgumentParser) -> Iterator[str]:
-    """One line for each flag that is unknown, refused, missing, or has an impossible value."""
+    """One line for each flag that is unknown, refused, or has an impossible value."""
     known = option_names(parser)
-    given = {flag_name(word) for word in words}
-    for name in REQUIRED_FLAGS if "check_data" not in given else ():
-        if name not in given and given <= set(known):  # else it may be one of the misspelt ones
-            yield f"--{name} is missing."
     for group in flag_groups(words):
         name = flag_name(group[0])
         if gives_token_away(group):
@@ -148,21 +143,32 @@ def value_problems(group: list[str], parser: argparse.ArgumentParser) -> Iterato
     try:
         parsed, surplus = parser.parse_known_args(group)
     except UserError as error:
-        # argparse says "argument --max_steps/--max-steps: ...".
-        yield re.sub(r"^argument (--\w+)\S*:", r"\1:", f"{error}.")
+        yield in_our_words(str(error))
         return
     for word in surplus:
-        yield f"unknown flag {word}."
+        yield (
+            f"{group[0]}: {word} is one value too many. What has spaces needs quotation marks, and "
+            "a flag begins with --."
+        )
     name = flag_name(group[0])
     if name in REFUSED and getattr(parsed, name) != parser.get_default(name):
         yield f"--{name} is refused: {REFUSED[name]}."
+
+
+def in_our_words(error: str) -> str:
+    """argparse's message about one flag, as "argument --max_steps/--max-steps: ...", in a line."""
+    text = re.sub(r"^argument (--\w+)\S*:", r"\1:", error)
+    text = re.sub(r"expected (at least )?one argument$", "expected a value, found none", text)
+    text = re.sub(r"invalid int value: ", "expected a whole number, found ", text)
+    text = re.sub(r"invalid float value: ", "expected a number, found ", text)
+    return f"{text}."
 
 
 def unknown_flag(word: str, known: list[str]) -> str:
     """The problem of an unknown flag, with the flag that was probably meant."""
     name = flag_name(word)
     if not word.startswith("--"):
-        return f"unknown flag {word}."
+        return f"{word}: stands before all flags. Write --flag {word}."
     meant = MEANT.get(name)
     for candidates, cutoff in ((IMPORTANT_FLAGS, 0.75), (known, 0.6)):
         if meant is None:

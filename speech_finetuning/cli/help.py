@@ -36,9 +36,9 @@ SHORT_HELP: dict[str, dict[str, str]] = {
         "do_predict": "Transcribes --predict_split_name.",
     },
     "training": {
-        "do_train": "Trains,",
-        "max_steps": "for so many optimizer steps, or",
-        "num_train_epochs": "passes; else by the number of rows.",
+        "do_train": "Trains.",
+        "max_steps": "Length, in optimizer steps;",
+        "num_train_epochs": "or in passes; else by the number of rows.",
         "learning_rate": "Else by size of model, 3.75e-5 to 5e-6.",
         "per_device_train_batch_size": "Clips at a time.",
         "gradient_accumulation_steps": "Such batches to a step.",

@@ -29,6 +29,7 @@ class Silenced:
     seen_in: str
 
 
+FAILED_TRY = " thrown while requesting "
 SILENCED = (
     Silenced(
         text="Passing `generation_config` together with generation-related ",
@@ -56,6 +57,18 @@ SILENCED = (
         reason="Whisper's output layer is its embedding, which is saved once",
         seen_in="transformers 5.24",
     ),
+    Silenced(
+        text=FAILED_TRY,
+        source="huggingface_hub/utils/_http.py",
+        reason="of each of six tries; one is told in our words, the last by base.network",
+        seen_in="huggingface_hub 2.4",
+    ),
+    Silenced(
+        text="Retrying in ",
+        source="huggingface_hub/utils/_http.py",
+        reason="as above",
+        seen_in="huggingface_hub 2.4",
+    ),
 )
 
 
@@ -76,6 +89,14 @@ class WithoutSilenced(logging.Filter):
         if not self.is_main and record.levelno < logging.ERROR:
             return False
         message = record.getMessage()
+        if FAILED_TRY in message and FAILED_TRY not in self.said:
+            # Said once, as the tries and the pauses between them take 23 s or more.
+            self.said.add(FAILED_TRY)
+            record.msg = (
+                f"no answer from the network ({message.partition(FAILED_TRY)[0]}): asking again."
+            )
+            record.args = ()
+            return True
         return not any(text in message for text in self.texts)
 
     def was_said(self, record: logging.LogRecord) -> bool:

@@ -28,7 +28,9 @@ WIDEST_LINE = 100  # columns
 WIDTH_OF_BAR = 24
 SECONDS_BETWEEN_DRAWINGS = 0.1
 ERASE_LINE = "\r\x1b[2K"
-STYLES = {"warning": "bold yellow", "error": "bold red"}
+# To be read on black and on white alike, which yellow is not, nor the grey of rich's own bar.
+STYLES = {"warning": "bold magenta", "error": "bold red"}
+BAR_STYLES = {"style": "bright_black", "complete_style": "default", "finished_style": "default"}
 
 
 class Screen:
@@ -63,6 +65,14 @@ class Screen:
     def stream(self) -> TextIO:
         """As it is now: tests and notebooks put others in its place."""
         return sys.stdout if self.goes_to_stdout else sys.stderr
+
+    def writable(self, text: str, instead: str) -> str:
+        """The text, or what stands for it where the stream's encoding has not its characters."""
+        try:
+            text.encode(self.stream().encoding or "utf-8")
+        except UnicodeEncodeError:
+            return instead
+        return text
 
     def leave_to_parent(self) -> None:
         """A forked process, such as the reading worker, draws nothing: its copy of the bar would
@@ -135,7 +145,8 @@ class Screen:
             console.show_cursor(True)  # a process that is killed would leave it hidden
         row = Table.grid(padding=(0, 1))
         columns = min(WIDTH_OF_BAR, max(8, console.width - 56))
-        row.add_row(label, ProgressBar(total=total, completed=done, width=columns), text)
+        bar = ProgressBar(total=total, completed=done, width=columns, **BAR_STYLES)
+        row.add_row(label, bar, text)
         self.live.update(row, refresh=True)
 
     def hide_bar(self) -> None:

@@ -123,7 +123,7 @@ def not_opened(
     if advice is None:
         advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
         if "/" in name and Path(name).parent.is_dir():
-            advice += f" {what_is_there(Path(name))}"
+            advice += f" {what_is_there(name)}"
     if revision is not None and "Revision" in str(error):
         advice = (
             "The run began with this revision, which is gone. Start another run, with an "

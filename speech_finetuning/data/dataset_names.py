@@ -33,7 +33,7 @@ def check_path_exists(name: str) -> None:
         raise UserError(f"--dataset_name {name}: {remedy_for_file(path)}")
     is_typing_error = "/" not in name and nearest_name(path, ALMOST_THE_SAME) is not None
     if is_path(name) or is_typing_error:
-        raise UserError(f"--dataset_name {name}: does not exist. {what_is_there(path)}")
+        raise UserError(f"--dataset_name {name}: does not exist. {what_is_there(name)}")
 
 
 def is_path(name: str) -> bool:
@@ -63,17 +63,21 @@ def nearest_name(path: Path, similarity: float) -> str | None:
     return next(iter(difflib.get_close_matches(path.name, names, n=1, cutoff=similarity)), None)
 
 
-def what_is_there(path: Path) -> str:
+def what_is_there(name: str) -> str:
     """The entries of the nearest folder that exists, and the nearest name."""
+    path = Path(name).expanduser()
     nearest = nearest_name(path, SIMILAR)
     folder = next(parent for parent in path.parents if parent.is_dir())
     names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-    listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
-    text = f"In {os.fspath(folder)}: {listed or 'nothing'}."
+    listed = ", ".join(names[:MAX_NAMES])
+    if len(names) > MAX_NAMES:
+        listed += f" and {len(names) - MAX_NAMES} more"
+    here = "this folder" if folder == Path() else os.fspath(folder)
+    text = f"In {here}: {listed or 'nothing'}."
     if nearest is not None:
         text += f" Did you mean {path.parent / nearest}?"
-    if "/" not in os.fspath(path) and not is_path(path.name):
-        text += f" (A data set on the Hub: write its owner too, OWNER/{path.name}.)"
+    if "/" not in name and not is_path(name):
+        text += f" (A data set on the Hub: write its owner too, OWNER/{name}.)"
     return text
 
 

@@ -1,13 +1,18 @@
 """The output folder and the repository on the Hub are claimed before any work."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 
+from speech_finetuning.base.errors import Problems
 from speech_finetuning.base.network import retry_on_network_error
-from speech_finetuning.sharing.hub import make_uploads
+from speech_finetuning.data.dataset_names import check_path_exists
+from speech_finetuning.model.languages import check_is_language
+from speech_finetuning.model.loading import check_is_checkpoint
+from speech_finetuning.sharing.hub import make_uploads, require_token
 from speech_finetuning.sharing.run_info import claim_output_dir, run_identity
 from speech_finetuning.sharing.uploads import HubUploads
 from speech_finetuning.training.checkpoints import find_checkpoint
@@ -36,9 +41,9 @@ def claim_run(
     assert training_args.output_dir is not None
     output_dir = Path(training_args.output_dir)
     identity = run_identity(model_args, records)
-    claim_output_dir(output_dir, identity, do_train=training_args.do_train)
     # The main process may download last-checkpoint; the others then find it on disk.
     with training_args.main_process_first(local=False):
+        check_claims(identity, training_args, records)
         uploads = retry_on_network_error(
             make_uploads,
             records,
@@ -52,3 +57,31 @@ def claim_run(
         checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     output_dir.mkdir(parents=True, exist_ok=True)
     return Run(output_dir=output_dir, identity=identity, uploads=uploads, checkpoint=checkpoint)
+
+
+def check_claims(
+    identity: dict[str, Any],
+    training_args: transformers.Seq2SeqTrainingArguments,
+    records: list[Any],
+) -> None:
+    """Raises: UserError if the folder is of another run or nothing may be pushed, with what is wrong
+    about the names of the model, the data and the languages; if those alone are wrong, only where a
+    repository would be made for them, as whoever opens the data tells more at once."""
+    assert training_args.output_dir is not None
+    problems = Problems()
+    problems.attempt(
+        "folder",
+        functools.partial(claim_output_dir, do_train=training_args.do_train),
+        Path(training_args.output_dir),
+        identity,
+    )
+    if training_args.push_to_hub and training_args.process_index == 0:
+        problems.attempt("hub", require_token)
+    if problems.messages or training_args.push_to_hub:
+        name = identity["model_name_or_path"]
+        problems.attempt("model", check_is_checkpoint, name, f"--model_name_or_path {name}")
+        for record in records:
+            problems.attempt("data", check_path_exists, record.dataset_name)
+            if record.language is not None:
+                problems.attempt("language", check_is_language, record.language)
+    problems.raise_if_any()

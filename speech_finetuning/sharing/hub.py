@@ -69,7 +69,10 @@ def require_token() -> None:
             "--push_to_hub with HF_HUB_OFFLINE=1. Unset it, or leave out --push_to_hub."
         )
     if not huggingface_hub.get_token():
-        raise UserError("--push_to_hub needs a token. Run `hf auth login`, or set HF_TOKEN.")
+        raise UserError(
+            "--push_to_hub needs a token. Run `hf auth login`, set HF_TOKEN, or append "
+            "--push_to_hub False to keep the model here."
+        )
 
 
 def prove_write_access(repo_id: str) -> None:

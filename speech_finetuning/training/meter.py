@@ -12,6 +12,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 MAX_DATA_WAIT_FRACTION = 0.1  # of the time, before the log gives advice
+SECONDS_WITHOUT_ADVICE = 30.0  # at the beginning, which waits for its first rows
 
 
 @dataclass

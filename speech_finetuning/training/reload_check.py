@@ -37,7 +37,7 @@ def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
             f"the saved model transcribes {len(rows)} clips differently: {found[:1]} instead of "
             f"{expected[:1]}. Do not use {folder}; its newest checkpoint has the trained weights.",
         )
-    logger.info("%s, loaded afresh, transcribes %d clips alike.", folder, len(rows))
+    logger.info("the saved model, loaded afresh, transcribes %d clips alike.", len(rows))
 
 
 def shortest_clips(trainer: SpeechTrainer) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import transformers
 
-from speech_finetuning.base.errors import ExitCode, RunEnded, UserError, one_line
+from speech_finetuning.base.errors import ExitCode, RunEnded, TimeIsOver, UserError, one_line
 from speech_finetuning.base.files import write_json, write_text
 from speech_finetuning.scoring.metrics import RowErrors
 from speech_finetuning.scoring.scores import UNTOUCHED_TEST, ZERO_SHOT, last_scores
@@ -63,7 +63,11 @@ def load_finished_run(
     """Loads and saves the model of a run with nothing left to train, whose log goes on with it.
     Returns the figures of its training."""
     # The library would train one more step (transformers 5.24, trainer.py, _run_epoch).
-    logger.info("%s is the end of a training: nothing is left to train.", checkpoint)
+    logger.info(
+        "%s is the end of a training: nothing is left to train. A larger --max_steps goes on, another "
+        "--output_dir starts anew.",
+        checkpoint,
+    )
     best = best_checkpoint(checkpoint, state)
     if trainer.args.load_best_model_at_end and best is not None:
         checkpoint = best
@@ -114,9 +118,9 @@ def train_and_save(trainer: SpeechTrainer, checkpoint: Path | None) -> dict[str,
         raise UserError(
             f"{checkpoint}: {names} holds code, which is never run. Use another checkpoint."
         ) from error
-    except Exception:
+    except Exception as ending:
         if not trainer.stop.is_deferred:  # between two steps, or scoring: nothing is half done
-            save_at_the_end(trainer)
+            save_at_the_end(trainer, ending)
         raise
     finally:
         trainer.stop.is_deferred = False
@@ -145,8 +149,9 @@ def save_final_model(trainer: SpeechTrainer) -> None:
         raise RunEnded(ExitCode.DISK_FULL, reason)
 
 
-def save_at_the_end(trainer: SpeechTrainer) -> None:
-    """Saves what has been trained when a run ends between two steps, and says how to go on."""
+def save_at_the_end(trainer: SpeechTrainer, ending: Exception) -> None:
+    """Saves what has been trained when a run ends between two steps, and says how to go on.
+    ending: why it ends."""
     step = trainer.state.global_step
     output_dir = trainer.output_dir()
     if step > 0 and not is_complete(output_dir / f"checkpoint-{step}"):
@@ -155,7 +160,8 @@ def save_at_the_end(trainer: SpeechTrainer) -> None:
     if trainer.is_world_process_zero():
         saved = newest or "nothing, no step was finished"
         # A run that was stopped says how to go on as its last word.
-        advice = "" if trainer.stop.received else ". To go on, start the same command again."
+        is_told_later = trainer.stop.received or isinstance(ending, TimeIsOver)
+        advice = "" if is_told_later else ". To go on, start the same command again."
         logger.info("saved: %s%s", saved, advice)
 
 

@@ -42,6 +42,7 @@ from speech_finetuning.training.compat import (
 )
 from speech_finetuning.training.meter import (
     MAX_DATA_WAIT_FRACTION,
+    SECONDS_WITHOUT_ADVICE,
     SpeedMeter,
     advise_on_waiting,
 )
@@ -261,7 +262,9 @@ class SpeechTrainer(ResumableTrainer):
         figures = self.progress.figures() | speed
         if self.uploads is not None:
             figures |= self.uploads.figures()
-        if speed["data_wait_fraction"] > MAX_DATA_WAIT_FRACTION and not self.is_advised:
+        is_waiting = speed["data_wait_fraction"] > MAX_DATA_WAIT_FRACTION
+        is_settled = self.progress.time_in_seconds + elapsed > SECONDS_WITHOUT_ADVICE
+        if is_waiting and is_settled and not self.is_advised:
             self.is_advised = True
             advise_on_waiting(
                 speed["data_wait_fraction"],

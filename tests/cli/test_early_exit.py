@@ -82,7 +82,7 @@ def test_mistakes_are_answered_without_torch(without_torch: dict[str, str], tmp_
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "error: unknown flag --lr. Did you mean --learning_rate?",
-        "error: --max_steps: invalid int value: 'many'.",
+        "error: --max_steps: expected a whole number, found 'many'.",
     ]
     words = [*REQUIRED, "--do_train", "--load_best_model_at_end", "--fp16", "--bf16"]
     result = run(words, without_torch, tmp_path)

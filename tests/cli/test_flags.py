@@ -213,7 +213,7 @@ def test_harmful_flags_are_refused(name: str):
         ("--do_train --max_steps 1 --min_duration_in_seconds 40", "is not below"),
         ("--do_train --max_steps 1 --shuffle_buffer_size 0", "at least 1"),
         ("--do_train --max_steps 1 --max_rejected_fraction 2", "between 0 and 1"),
-        ("--do_eval --eval_fraction 1.5", "--eval_fraction must lie between 0 and 1"),
+        ("--do_eval --eval_fraction 1.5", "--eval_fraction 1.5: must lie between 0 and 1"),
         ("--do_train --max_steps 1 --eval_fraction 0.2", "of no effect without --do_eval"),
         ("--check_data", "--check_data needs no model"),
         ("--do_eval --exclude_rows no/such/file", "no/such/file: there is no such file"),
@@ -230,11 +230,18 @@ def test_harmful_flags_are_refused(name: str):
         ),
         ('--do_train --max_steps 1 --fsdp --fsdp_config {"version":1}', "use version 2"),
         ("--do_train --do_eval --max_steps 1 --fsdp --long_form", "leave out --fsdp"),
-        ("--do_train --max_steps abc", "invalid int value: 'abc'"),
+        ("--do_train --max_steps abc", "--max_steps: expected a whole number, found 'abc'"),
         ("--do_train --max_step 1", "unknown flag --max_step. Did you mean --max_steps?"),
         ("--do_train --max_steps 1 --text_colum_name x", "Did you mean --text_column_name?"),
-        ("--do_train --max_steps 1 surplus", "unknown flag surplus"),
-        ("--do_train --max_steps 1 --output_dir", "--output_dir: expected one argument"),
+        ("--do_train --max_steps 1 surplus", "--max_steps: surplus is one value too many"),
+        ("--do_train --max_steps 1 --output_dir", "--output_dir: expected a value, found none"),
+        ("--do_train --max_steps -5", "--max_steps -5: must be above 0"),
+        ("--do_train --learning_rate -1", "--learning_rate -1: must not be below 0"),
+        ("--do_train --logging_steps 0", "--logging_steps 0: must be above 0"),
+        (
+            "--do_train --per_device_train_batch_size 0",
+            "--per_device_train_batch_size 0: must be above 0",
+        ),
     ],
 )
 def test_every_bad_flag_is_one_line(flags: str, message: str, capsys: pytest.CaptureFixture):
@@ -242,6 +249,15 @@ def test_every_bad_flag_is_one_line(flags: str, message: str, capsys: pytest.Cap
     lines = capsys.readouterr().err.strip().splitlines()
     assert all(line.startswith("error: ") for line in lines)
     assert [message in line for line in lines].count(True) == 1
+
+
+def test_what_is_missing_is_told_at_once(capsys: pytest.CaptureFixture):
+    assert exit_code_of(script.main, "--language es --do_train --max_steps 1".split()) == 2
+    assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == [
+        "--model_name_or_path",
+        "--output_dir",
+        "no",  # data
+    ]
 
 
 def test_all_bad_flags_are_told_at_once(capsys: pytest.CaptureFixture):

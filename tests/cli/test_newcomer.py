@@ -42,6 +42,11 @@ MISTAKES = {
     "--dataset_config_name es (its code), with --eval_split_name dev. See docs/data.md.",
     "--dataset_name alice/speech": "error: opening the data: Couldn't reach 'alice/speech' on the Hub "
     "(OfflineModeIsEnabled). HF_HUB_OFFLINE is set, so that nothing is fetched: unset it, or pass a folder.",
+    # Before the Hub is asked, for an account or for anything else.
+    "--push_to_hub --dataset_name ./speach --language Spansh": "error: --push_to_hub with "
+    "HF_HUB_OFFLINE=1. Unset it, or leave out --push_to_hub.\nerror: --dataset_name ./speach: does not "
+    "exist. In this folder: clips, empty, latin, model, model.en, mydata, one, semicolons, speech, x.wav "
+    "and 1 more. Did you mean speech?\nerror: --language Spansh: no such language. Did you mean Spanish (es)?",
     "--lr 1 --train_file x": "error: unknown flag --lr. Did you mean --learning_rate?\n"
     "error: unknown flag --train_file. Did you mean --dataset_name?",
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from speech_finetuning.cli.silenced import SILENCED, Silenced, WithoutSilenced
+from speech_finetuning.cli.silenced import FAILED_TRY, SILENCED, Silenced, WithoutSilenced
 
 
 @pytest.mark.parametrize("entry", SILENCED, ids=lambda entry: entry.text[:40])
@@ -26,12 +26,23 @@ def record(name: str, message: str, level: int = logging.WARNING) -> logging.Log
 
 def test_what_is_silenced_is_left_out_of_the_libraries_only():
     let_pass = WithoutSilenced(is_main=True).filter
+    assert let_pass(record("huggingface_hub", f"'a reason'{FAILED_TRY}GET address"))
     for entry in SILENCED:
         assert not let_pass(record("of.a.library", f"Note: {entry.text}{entry.rest} and so on"))
         assert let_pass(record("speech_finetuning.data", entry.text))
     assert let_pass(record("of.a.library", "The disk is on fire"))
     missing = "There were missing keys in the checkpoint model loaded: ['proj_out.weight', 'x']."
     assert let_pass(record("of.a.library", missing)), "one that is not tied is a fault"
+
+
+def test_a_network_that_is_lost_is_told_once_and_in_our_words():
+    """Six tries take 23 s, before base.network has a say."""
+    let_pass = WithoutSilenced(is_main=True).filter
+    first = record("huggingface_hub", "'no route'%sHEAD http://x/%%41".replace("%s", FAILED_TRY))
+    assert let_pass(first)
+    assert first.getMessage() == "no answer from the network ('no route'): asking again."
+    assert not let_pass(record("huggingface_hub", f"'no route'{FAILED_TRY}HEAD http://x"))
+    assert not let_pass(record("huggingface_hub", "Retrying in 2s [Retry 1/5]."))
 
 
 def test_of_several_processes_one_speaks_for_the_libraries():

@@ -425,9 +425,11 @@ def test_the_advice_on_waiting_comes_once(train: Train, monkeypatch: pytest.Monk
         "speech_finetuning.data.reading.read_audio",
         lambda value: time.sleep(0.05) or read_audio(value),
     )
-    train(
-        "--do_train --max_steps 4 --logging_steps 1 --num_decoding_threads 1 --data_report_samples 0"
-    )
+    words = "--do_train --logging_steps 1 --num_decoding_threads 1 --data_report_samples 0"
+    train(f"{words} --max_steps 4")
+    assert "of the time goes" not in caplog.text, "a run of a second is not worth advice"
+    monkeypatch.setattr("speech_finetuning.training.trainer.SECONDS_WITHOUT_ADVICE", 0)
+    train(f"{words} --max_steps 8")
     assert caplog.text.count("of the time goes into waiting for data (1 threads") == 1
 
 

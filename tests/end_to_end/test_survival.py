@@ -397,7 +397,7 @@ def test_the_time_limit_saves_and_exits_with_75(
     assert not (output(flags) / "all_results.json").exists()
     told = capsys.readouterr().err.splitlines()
     assert (
-        "stopped: --max_train_time_in_hours is over. To go on, start the same command again."
+        "stopped: the time of --max_train_time_in_hours is over. To go on, start the same command again."
         in told
     )
     assert exit_code_of(script.main, common) == 0

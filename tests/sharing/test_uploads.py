@@ -470,7 +470,7 @@ def test_transcripts_of_private_data_in_a_public_repo_are_warned_about(
 @pytest.mark.parametrize(
     ("token", "flags", "message"),
     [
-        (None, {}, "--push_to_hub needs a token. Run `hf auth login`"),
+        (None, {}, "--push_to_hub needs a token. Run `hf auth login`, set HF_TOKEN, or append"),
         ("hf_reader_token", {}, "The token needs write access"),
         ("hf_unknown_token", {}, "The token needs write access"),
         (SECRET, {"hub_model_id": "not a name/x/y"}, "--push_to_hub to not a name/x/y"),
