@@ -9,6 +9,16 @@ from speech_finetuning.base.files import json_line, write_text
 
 TRAIN = "train"
 DATA_REPORT = "data report"
+# Where nearly every row is rejected for one reason, what has probably happened.
+REMEDIES = {
+    "audio_empty": "Does --audio_column_name name the column with the audio?",
+    "audio_missing": "Does --audio_column_name name the column with the paths? Relative paths "
+    "start at the table's folder.",
+    "audio_too_long": "Cut the recordings into utterances first; see --max_duration_in_seconds.",
+    "audio_too_short": "See --min_duration_in_seconds.",
+    "label_too_long": "Cut the recordings into shorter utterances first.",
+    "text_empty": "Does --text_column_name name the column with the transcripts?",
+}
 
 
 class Rejection(Exception):
@@ -30,6 +40,12 @@ class Rejection(Exception):
 def describe_counts(counts: Counter) -> str:
     """'3 text_empty, 1 audio_too_long', the most frequent first; 'none' if there are none."""
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
+
+
+def remedy_for(counts: Counter) -> str:
+    """' What to look at.' where most rows are rejected for one reason; "" if there is no advice."""
+    remedy = REMEDIES.get(counts.most_common(1)[0][0]) if counts else None
+    return "" if remedy is None else f" {remedy}"
 
 
 def rejection_lines(split: str, rejections: list[Rejection]) -> str:

@@ -16,6 +16,7 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import json_line, printable, write_text
 from speech_finetuning.base.rejections import (
     DATA_REPORT,
+    REMEDIES,
     Rejection,
     describe_counts,
     list_rejections,
@@ -32,16 +33,6 @@ logger = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 3
 NUM_BINS = 14  # of a histogram, so that its line has 80 columns
-# Where nearly every row is rejected for one reason, what has probably happened.
-REMEDIES = {
-    "audio_empty": "Does --audio_column_name name the column with the audio?",
-    "audio_missing": "Does --audio_column_name name the column with the paths? Relative paths "
-    "start at the table's folder.",
-    "audio_too_long": "Cut the recordings into utterances first; see --max_duration_in_seconds.",
-    "audio_too_short": "See --min_duration_in_seconds.",
-    "label_too_long": "Cut the recordings into shorter utterances first.",
-    "text_empty": "Does --text_column_name name the column with the transcripts?",
-}
 # Shares of capitals above which a text is in upper case, or in mixed case, and of transcripts with
 # punctuation above which it is a habit.
 UPPER_CASE_SHARE = 0.9

@@ -34,7 +34,7 @@ from speech_finetuning.data.columns import (
     find_name,
     find_segment_columns,
 )
-from speech_finetuning.data.dataset_names import what_is_there, where_it_is_now
+from speech_finetuning.data.dataset_names import EMPTY_FOLDER, what_is_there, where_it_is_now
 from speech_finetuning.data.features import (
     check_is_text,
     feature_at,
@@ -119,6 +119,8 @@ def not_opened(
     """Why a data set cannot be opened, and what to do."""
     if "BuilderConfig" in str(error):
         return UserError(f"--dataset_config_name {config_name}: {one_line(error)}")
+    if Path(name).is_dir():
+        return UserError(f"--dataset_name {name}: {EMPTY_FOLDER}")
     advice = where_it_is_now(name)
     if advice is None:
         advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."

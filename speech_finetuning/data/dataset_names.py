@@ -21,6 +21,10 @@ COMMON_VOICE = re.compile(r"(\w[\w-]*/)?(common_voice(_\d+_\d+)?|covost2)")
 # As difflib counts it, from 0 to 1.
 ALMOST_THE_SAME = 0.75
 SIMILAR = 0.5
+EMPTY_FOLDER = (
+    "this folder holds no data. Put a list of your clips into it, as train.csv with the columns path "
+    "and sentence, or parquet files, named train-*.parquet."
+)
 MAX_NAMES = 10  # of a folder, in a message
 
 

@@ -296,7 +296,10 @@ def open_parts(
 def check_not_empty(num_rows: int | None, place: str, num_files: int) -> None:
     """Raises: UserError if there are no rows."""
     if num_rows == 0:
-        raise UserError(f"{place} is empty, or none of its {num_files} files is readable.")
+        raise UserError(
+            f"{place} is empty, or none of its {num_files} files is readable. A list needs a line for "
+            "each clip, below the names of its columns."
+        )
 
 
 def all_row_groups(opened: list[OpenedSplit]) -> tuple[tuple[int, ...], ...] | None:

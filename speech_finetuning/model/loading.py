@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.network import as_user_error
+from speech_finetuning.data.dataset_names import what_is_there
 from speech_finetuning.model.generation import complete_generation_config
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,12 @@ def check_is_checkpoint(name: str, flag: str) -> None:
         )
     if not path.is_dir():
         if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise UserError(f"{flag}: there is no such folder.")
+            raise UserError(f"{flag}: there is no such folder. {what_is_there(name)}")
+        if "/" not in name:  # no Whisper on the Hub is without an owner
+            raise UserError(
+                f"{flag}: there is no such folder. {what_is_there(f'./{name}')} On the Hub a model has "
+                "an owner, as openai/whisper-small."
+            )
         return  # an id on the Hub
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         base = read_settings(path / "adapter_config.json").get("base_model_name_or_path")

@@ -17,7 +17,12 @@ from datasets.exceptions import DatasetGenerationError
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import printable
-from speech_finetuning.base.rejections import Rejection, describe_counts, list_new_rejections
+from speech_finetuning.base.rejections import (
+    Rejection,
+    describe_counts,
+    list_new_rejections,
+    remedy_for,
+)
 from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.data.passes import Block, read_pass
 from speech_finetuning.data.preprocessing import SpeechDataset
@@ -265,7 +270,7 @@ def check_usable(dataset: SpeechDataset, eval_set: EvalSet) -> None:
     shown = f" For example {'; '.join(examples)}." if examples else ""
     raise UserError(
         f"no usable row in split '{source.split}' of {source.name}. "
-        f"Rejected: {describe_counts(counts)}.{shown}"
+        f"Rejected: {describe_counts(counts)}.{shown}{remedy_for(counts)}"
     )
 
 

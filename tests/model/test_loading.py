@@ -318,6 +318,7 @@ def test_it_is_said_before_data_is_opened(
         ("/no/such/model", "there is no such folder"),
         ("./missing", "there is no such folder"),
         ("models/whisper/small", "there is no such folder"),
+        ("whisper-small", "On the Hub a model has an owner, as openai/whisper-small"),
         (__file__, "a file. Pass the folder"),
         ("mod\udcffel", "bytes that are not UTF-8"),
     ],
