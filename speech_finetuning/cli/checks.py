@@ -70,18 +70,12 @@ TRACKERS = {
 
 
 def task_problems(flags: argparse.Namespace) -> Iterator[str]:
-    """What to do, with which data, and where the results go."""
+    """What to do, and with which data."""
     if not (flags.model_name_or_path or flags.check_data):
         yield "--model_name_or_path is missing. Pass --model_name_or_path openai/whisper-small, say."
     if not (flags.do_train or flags.do_eval or flags.do_predict or flags.check_data):
         yield "nothing to do. Pass --do_train, --do_eval, --do_predict or --check_data."
-    if not flags.output_dir:
-        yield "--output_dir is missing. Pass --output_dir FOLDER."
-    elif lies_among_data(flags.dataset_name, flags.output_dir):
-        yield (
-            f"--output_dir {flags.output_dir} lies in the folder of the data, where the next start "
-            "would take the run's files for data. Choose a folder beside it."
-        )
+    yield from output_problems(flags)
     if bool(flags.dataset_name) == bool(flags.data_mix):
         yield "no data, or twice. Pass either --dataset_name or --data_mix FILE."
     if flags.max_steps > 0 and flags.num_train_epochs:
@@ -92,6 +86,19 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "--group_column_name needs --do_eval or --test_split_name: it groups scored rows."
     if flags.dry_run and not flags.do_train:
         yield "--dry_run needs --do_train."
+
+
+def output_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """Where the results go."""
+    if not flags.output_dir:
+        yield "--output_dir is missing. Pass --output_dir FOLDER."
+    elif Path(flags.output_dir).is_file():
+        yield f"--output_dir {flags.output_dir}: a file. Pass a folder; it is made if need be."
+    elif lies_among_data(flags.dataset_name, flags.output_dir):
+        yield (
+            f"--output_dir {flags.output_dir} lies in the folder of the data, where the next start "
+            "would take the run's files for data. Choose a folder beside it."
+        )
 
 
 def file_problems(flags: argparse.Namespace) -> Iterator[str]:

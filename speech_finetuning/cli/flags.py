@@ -89,8 +89,10 @@ def read_yaml(flag: str, path: str, kind: type, example: str) -> Any:
     something else."""
     try:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{flag} {path}: {one_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {error.strerror}. Pass a YAML file.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{flag} {path}: no YAML: {one_line(error)}") from error
     if not isinstance(value, kind):
         found = type(value).__name__
         raise UserError(f"{flag} {path}: expected lines like '{example}', found {found}.")
@@ -161,7 +163,11 @@ def in_our_words(error: str) -> str:
     text = re.sub(r"expected (at least )?one argument$", "expected a value, found none", text)
     text = re.sub(r"invalid int value: ", "expected a whole number, found ", text)
     text = re.sub(r"invalid float value: ", "expected a number, found ", text)
-    return f"{text}."
+    choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", text)
+    if choice is None:
+        return f"{text}."
+    nearest = difflib.get_close_matches(choice[1], re.findall(r"'(.*?)'", choice[2]), n=1)
+    return f"{text}. Did you mean {nearest[0]}?" if nearest else f"{text}."
 
 
 def unknown_flag(word: str, known: list[str]) -> str:

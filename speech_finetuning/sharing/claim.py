@@ -1,13 +1,15 @@
 """The output folder and the repository on the Hub are claimed before any work."""
 
+import errno
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from speech_finetuning.base.errors import Problems
+from speech_finetuning.base.errors import Problems, UserError
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.data.dataset_names import check_path_exists
 from speech_finetuning.model.languages import check_is_language
@@ -55,8 +57,25 @@ def claim_run(
     checkpoint = None
     if training_args.do_train:
         checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     return Run(output_dir=output_dir, identity=identity, uploads=uploads, checkpoint=checkpoint)
+
+
+def make_folder(output_dir: Path) -> None:
+    """Raises: UserError if the folder cannot be made or written to, OSError if the disk is full."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(
+            f"--output_dir {output_dir}: cannot be made ({error.strerror}). Choose a folder that you "
+            "may write to."
+        ) from error
+    if not os.access(output_dir, os.W_OK):
+        raise UserError(
+            f"--output_dir {output_dir}: may not be written to. Choose a folder that you may write to."
+        )
 
 
 def check_claims(

@@ -142,7 +142,8 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     if wanted.lower() not in ("auto", "true", "hub"):
         if not is_complete(Path(wanted)):
             raise UserError(
-                f"--resume_from_checkpoint {wanted}: not a complete checkpoint of this script."
+                f"--resume_from_checkpoint {wanted}: not a complete checkpoint of this script. Leave "
+                "the flag out to continue from the newest in --output_dir."
             )
         return Path(wanted)
     for checkpoint in found:
