@@ -78,9 +78,11 @@ from speech_finetuning.cli.precision import (
 from speech_finetuning.cli.run_screen import replace_progress_callbacks
 from speech_finetuning.cli.translation import translate
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, SILENCE
+from speech_finetuning.data.augmentation import AugmentationArguments, Augmenter
 from speech_finetuning.data.batches import join_clips, pad_labels
 from speech_finetuning.data.hold_out import choose_rows, load_or_hold_out
 from speech_finetuning.data.items import StepInfo, StreamItem
+from speech_finetuning.data.noise import load_augmenter
 from speech_finetuning.data.packing import UtterancePacker, build_packer
 from speech_finetuning.data.positions import ORDER_VERSION
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
@@ -179,7 +181,7 @@ class SourceArguments:
 
 
 @dataclass
-class DataArguments(SourceArguments):
+class DataArguments(AugmentationArguments, SourceArguments):
     """Which speech to train and score on, and what is done to it."""
 
     data_mix: str | None = HfArg(default=None, help="YAML file that lists several datasets.")
@@ -383,6 +385,7 @@ class Inputs:
     languages: list[str | None]  # of each record; None: the model knows English only
     targets: dict[str, ScoringTarget]  # by the record's name
     speech: dict[str, list[SpeechDataset]]  # by role: train, eval, test, predict
+    augmenter: Augmenter | None = None  # of training clips
 
     @property
     def train_sets(self) -> tuple[SpeechDataset, ...]:
@@ -618,6 +621,7 @@ def load_inputs(
     speech = problems.attempt(
         "data", opening, load_speech, records, preprocessors, training_args, cache_dir
     )
+    augmenter = problems.attempt("augmentation", opening, load_augmenter, data_args, cache_dir)
     problems.raise_if_any()
     return Inputs(
         processor=processor,
@@ -626,6 +630,7 @@ def load_inputs(
         languages=languages,
         targets=scoring_targets(records, languages, is_translated=data_args.task == "translate"),
         speech=speech,
+        augmenter=augmenter,
     )
 
 
@@ -685,6 +690,7 @@ def resume_stream(
         position=progress.position,
         is_grouped_by_length=is_grouped,
         speed_perturbation=data_args.speed_perturbation,
+        augmenter=inputs.augmenter,
     )
     return progress, stream
 

@@ -19,6 +19,9 @@ FRACTIONS = (
     "max_rejected_fraction",
     "full_window_fraction",
     "timestamp_probability",
+    "noise_probability",
+    "room_probability",
+    "telephone_probability",
 )
 # None: nothing was given.
 POSITIVE = (
@@ -47,7 +50,15 @@ OF_TRAINING_ONLY = {
     "timestamp_probability": 0.0,
     "apply_spec_augment": False,
     "speed_perturbation": False,
+    "noise_dataset": None,
+    "room_dataset": None,
+    "telephone_probability": 0.0,
+    "gain_in_db": [],
 }
+# Flags of what another one names, likewise.
+OF_NOISE_ONLY = {"noise_probability": 0.5, "noise_snr_in_db": []}
+OF_ROOMS_ONLY = {"room_probability": 0.5}
+RANGES_IN_DB = ("noise_snr_in_db", "gain_in_db")
 # Flags of the hold-out that --do_eval makes, likewise.
 OF_SCORING_ONLY = {"eval_fraction": 0.1, "speaker_column_name": None}
 # {value of --report_to: the package that it needs}, of transformers 5.24.
@@ -137,6 +148,23 @@ def training_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "--predict_with_generate False: WER needs real generation. Leave it out."
     if "epoch" in (flags.eval_strategy, flags.save_strategy):
         yield "a stream has no epochs. Use the strategy steps."
+
+
+def augmentation_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """What training clips are made to sound like."""
+    if flags.noise_dataset is None:
+        yield from idle_problems(flags, OF_NOISE_ONLY, "--noise_dataset")
+    elif flags.noise_probability == 0:
+        yield "--noise_dataset: of no effect with --noise_probability 0."
+    if flags.room_dataset is None:
+        yield from idle_problems(flags, OF_ROOMS_ONLY, "--room_dataset")
+    elif flags.room_probability == 0:
+        yield "--room_dataset: of no effect with --room_probability 0."
+    for name in RANGES_IN_DB:
+        values = getattr(flags, name)
+        if values and (len(values) != 2 or values[0] > values[1]):
+            given = " ".join(f"{value:g}" for value in values)
+            yield f"--{name} {given}: pass two numbers, the lower one first, as --{name} 5 20."
 
 
 def idle_problems(
@@ -257,6 +285,7 @@ def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:
             *task_problems(flags),
             *file_problems(flags),
             *training_problems(flags),
+            *augmentation_problems(flags),
             *best_model_problems(flags),
             *number_problems(flags),
             *precision_problems(flags),

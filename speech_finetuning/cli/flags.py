@@ -101,10 +101,10 @@ def read_yaml(flag: str, path: str, kind: type, example: str) -> Any:
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
     """Names and values of a YAML file as a command line, so that argparse converts 1e-5 to a
-    number. null leaves a setting as it is."""
+    number. null, and a list of nothing, leave a setting as it is."""
     words: list[str] = []
     for name, value in settings.items():
-        if value is None:
+        if value is None or value == []:
             continue
         is_norwegian = name == "language" and value is False  # as YAML reads `no`
         values = value if isinstance(value, list) else ["no" if is_norwegian else value]

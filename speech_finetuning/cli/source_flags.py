@@ -1,4 +1,5 @@
-"""A parser of the script's flags, read from the source of the script and of transformers.
+"""A parser of the script's flags, read from the source of the script, of this package and of
+transformers.
 
 Importing transformers' TrainingArguments takes seconds (benchmarks/early_exit.md), which is too long
 for --help or a misspelt flag. The fields of its dataclasses say all that argparse needs, and `ast`
@@ -19,7 +20,8 @@ LIBRARY_CLASSES = {
     "training_args_seq2seq.py": "Seq2SeqTrainingArguments",
 }
 FILES_WITH_ENUMS = ("training_args.py", "trainer_utils.py")
-OUR_CLASSES = ("TrainingArguments", "ModelArguments", "SourceArguments", "DataArguments")
+OUR_CLASSES = ("TrainingArguments", "ModelArguments", "SourceArguments")
+AUGMENTATION = Path(__file__).parents[1] / "data" / "augmentation.py"
 
 
 def read_parser(script: Path) -> OneLineErrors:
@@ -33,6 +35,8 @@ def read_parser(script: Path) -> OneLineErrors:
         fields |= read_fields(library / file, class_name)
     for class_name in OUR_CLASSES:
         fields |= read_fields(script, class_name)
+    fields |= read_fields(AUGMENTATION, "AugmentationArguments")
+    fields |= read_fields(script, "DataArguments")
     enums: dict[str, list[str]] = {}
     for file in FILES_WITH_ENUMS:
         enums |= read_enums(library / file)

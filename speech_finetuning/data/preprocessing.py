@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import NotRequired, TypedDict
 
@@ -33,6 +34,9 @@ from speech_finetuning.data.selection import RowSelection
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import SpeechSource
 from speech_finetuning.data.text import LOST_CHARACTERS, check_length, encode_text, normalize_text
+
+# (n_samples,) float32 at 16 kHz to as many.
+Augmentation = Callable[[np.ndarray], np.ndarray]
 
 
 class Example(TypedDict):
@@ -144,6 +148,7 @@ class Preprocessor:
         speed: float = 1.0,
         segment: Segment | None = None,
         window: SpeechWindow | None = None,
+        augment: Augmentation | None = None,
     ) -> Example:
         """An example without its id. Raises: Rejection, network errors that lasted too long."""
         if audio is None and text is None and self.needs_text:
@@ -155,8 +160,8 @@ class Preprocessor:
                 text = " ".join(one.text for one in window.texts)
         text, labels = self.prepare_text(text)
         waveform, sampling_rate = self.prepare_audio(audio, segment, speed)
-        # An augmentation of the waveform belongs here. Evaluation rows come through as well, so
-        # that what is random about it is drawn in SpeechStream, as `speed` is.
+        if augment is not None:
+            waveform = augment(waveform)
         window_in_frames = self.window_in_frames
         if self.takes_long_clips:
             num_frames = math.ceil(len(waveform) / HOP_LENGTH_IN_SAMPLES)
@@ -173,16 +178,19 @@ class Preprocessor:
             example["window"] = window.played_in(duration, segment.duration_in_seconds)
         return example
 
-    def __call__(self, row: SourceRow, speed: float = 1.0) -> Example | Rejection:
+    def __call__(
+        self, row: SourceRow, speed: float = 1.0, augment: Augmentation | None = None
+    ) -> Example | Rejection:
         """Whatever is wrong with the row becomes a Rejection with its id.
 
-        speed: of playing the clip, see `decode_audio`.
+        speed: of playing the clip, see `decode_audio`. augment: of training rows; what is random
+        about it has been drawn by the stream.
         Raises: errors of the network that lasted too long.
         """
         if row.rejection is not None:
             return row.rejection
         try:
-            example = self.prepare(row.audio, row.text, speed, row.segment, row.window)
+            example = self.prepare(row.audio, row.text, speed, row.segment, row.window, augment)
             example["id"] = row.id
             if row.group is not None:
                 example["group"] = row.group

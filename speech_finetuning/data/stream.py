@@ -25,6 +25,7 @@ from torch.utils.data import IterableDataset
 from speech_finetuning.base.errors import UserError, portable
 from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.base.threads import map_in_order, read_ahead
+from speech_finetuning.data.augmentation import Augmenter
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.passes import ONE_RANK, Block, RankShare, read_pass, units_of
 from speech_finetuning.data.positions import (
@@ -54,6 +55,7 @@ class DrawnRow:
     source: int  # its index in the mix
     row: SourceRow
     speed: float  # at which it is played
+    seed: tuple[int, int]  # of what else is drawn for it
 
 
 def group_by_length(
@@ -131,6 +133,7 @@ class SpeechStream(IterableDataset):
     position: StreamPosition | None = None  # None: the beginning
     is_grouped_by_length: bool = False  # clips of like length in one batch
     speed_perturbation: bool = False  # each row at a speed of its own
+    augmenter: Augmenter | None = None  # of the decoded clips; None: as they are
 
     def __iter__(self) -> Iterator[StreamItem]:
         outcomes = PassOutcomes(self.sets, self.begin())
@@ -158,7 +161,10 @@ class SpeechStream(IterableDataset):
             )
 
     def prepare(self, drawn: DrawnRow) -> dict[str, Any] | Rejection:
-        prepared = self.sets[drawn.source].preprocessor(drawn.row, drawn.speed)
+        augment = None
+        if self.augmenter is not None:
+            augment = functools.partial(self.augmenter, seed=drawn.seed)
+        prepared = self.sets[drawn.source].preprocessor(drawn.row, drawn.speed, augment)
         return cast("dict[str, Any] | Rejection", prepared)  # from here on examples are plain dicts
 
     def begin(self) -> StreamPosition:
@@ -207,7 +213,13 @@ class SpeechStream(IterableDataset):
                 last_source=number,
                 order=order,
             )
-            yield position, DrawnRow(source=number, row=row, speed=self.draw_speed(position))
+            drawn = DrawnRow(
+                source=number,
+                row=row,
+                speed=self.draw_speed(position),
+                seed=(seed, position.row),
+            )
+            yield position, drawn
 
     def draw_speed(self, position: StreamPosition) -> float:
         """Of the row before `position`."""

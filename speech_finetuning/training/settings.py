@@ -17,6 +17,13 @@ OF_THE_RUN = (
     "timestamp_probability",
     "apply_spec_augment",
     "speed_perturbation",
+    "noise_dataset",
+    "noise_probability",
+    "noise_snr_in_db",
+    "room_dataset",
+    "room_probability",
+    "telephone_probability",
+    "gain_in_db",
     "shuffle_buffer_size",
     # of transformers' TrainingArguments
     "learning_rate",
