@@ -47,11 +47,16 @@ class RecordingSet:
             load_source, self.name, text_required=False, cache_dir=self.cache_dir
         )
         try:
-            return load(split="train")
-        except MissingSplit as error:
-            if len(error.found) != 1:
-                raise
-            return load(split=error.found[0])
+            try:
+                return load(split="train")
+            except MissingSplit as error:
+                if len(error.found) != 1:
+                    raise
+                return load(split=error.found[0])
+        except UserError as error:  # which takes it for the speech
+            raise UserError(
+                *(message.replace("--dataset_name", self.flag) for message in error.args)
+            ) from error
 
     def rows(self, source: SpeechSource) -> Iterator[SourceRow]:
         """At most MOST_RECORDINGS of its rows, evenly spread if their number is known."""
@@ -132,14 +137,14 @@ def load_noises(recordings: RecordingSet) -> list[np.ndarray]:
     keep = functools.partial(keep_noise, longest_in_seconds=share_in_seconds)
     noises = recordings.read(source, keep)
     minutes = sum(map(len, noises)) / SAMPLE_RATE_IN_HZ / 60
-    logger.info("noise: %d recordings, %.1f minutes", len(noises), minutes)
+    logger.info("noise: %d recording(s), %.1f minutes", len(noises), minutes)
     return noises
 
 
 def load_rooms(recordings: RecordingSet) -> list[np.ndarray]:
     """Impulse responses, float32 at 16 kHz. Raises: UserError."""
     responses = recordings.read(recordings.open(), keep_response)
-    logger.info("rooms: %d impulse responses", len(responses))
+    logger.info("rooms: %d impulse response(s)", len(responses))
     return responses
 
 

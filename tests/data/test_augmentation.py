@@ -257,7 +257,7 @@ def test_a_folder_of_noise_is_read_and_what_cannot_be_used_is_left_out(
     assert augmenter is not None and augmenter.snr_in_db == (5.0, 20.0)
     assert sorted(map(len, augmenter.noises)) == [4_000, 8_000, 12_000]
     assert all(np.abs(one).max() == 2**15 - 1 for one in augmenter.noises)
-    assert "noise: 3 recordings, 0.0 minutes" in caplog.text
+    assert "noise: 3 recording(s), 0.0 minutes" in caplog.text
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "--noise_dataset: left out" in warning
     for reason in ("audio_unreadable", "audio_empty", "audio_too_short"):
@@ -295,6 +295,15 @@ def test_a_folder_without_usable_noise_is_an_error(tmp_path: Path):
         "no usable recording: audio_empty" in str(error.value)
     )
     assert "Name a folder of audio files" in str(error.value)
+
+
+def test_all_that_cannot_be_opened_is_told_by_the_flag_that_named_it(tmp_path: Path):
+    names = {"noise_dataset": str(tmp_path / "nose"), "room_dataset": str(tmp_path / "romm")}
+    with pytest.raises(UserError) as error:
+        load_augmenter(arguments(**names), cache_dir=None)
+    first, second = error.value.args
+    assert first.startswith(f"--noise_dataset {tmp_path}/nose: does not exist")
+    assert second.startswith(f"--room_dataset {tmp_path}/romm: does not exist")
 
 
 def test_no_flag_no_augmenter():
