@@ -187,7 +187,7 @@ check() {
 
 demo() {
   if (($# == 0)); then
-    say "error: which model? Use: bash run.sh demo FOLDER (or a Hub id, such as openai/whisper-tiny)"
+    say "error: which model? Use: bash run.sh demo FOLDER (or openai/whisper-tiny, say)"
     exit 2
   fi
   set_up requirements.txt requirements-demo.txt
@@ -259,5 +259,5 @@ case "${1:-}" in
   test) shift; run_tests "$@" ;;
   help | -h) print_help ;;
   "" | --*) recipe "$@" ;;
-  *) say "error: unknown recipe '$1'. Use: bash run.sh [smoke|learn|check|demo|transcribe|export|test|help] [--flag value ...]"; exit 2 ;;
+  *) say "error: unknown recipe '$1'. bash run.sh help lists them."; exit 2 ;;
 esac

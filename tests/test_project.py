@@ -16,7 +16,7 @@ NAME = "run_speech_recognition_seq2seq_streaming.py"
     ("words", "message"),
     [
         ("dance", "unknown recipe 'dance'"),
-        ("-x", "Use: bash run.sh [smoke|learn|check|demo|transcribe|export|test|help]"),
+        ("-x", "unknown recipe '-x'. bash run.sh help lists them."),
         ("check", "which data? Use: bash run.sh check DATA"),
         ("demo", "which model? Use: bash run.sh demo FOLDER"),
     ],

@@ -174,6 +174,8 @@ def as_user_error(*kinds: type[Exception], where: str, advice: str = "") -> Iter
             raise
         # A KeyError's own text is the key alone.
         kind = "KeyError: " if isinstance(error, KeyError) else ""
+        if HF_HUB_OFFLINE and comes_from_network(error):
+            advice = f" {OFFLINE}{advice}"
         raise UserError(f"{where}: {kind}{one_line(error)[:600]}{advice}") from error
 
 

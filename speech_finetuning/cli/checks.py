@@ -120,6 +120,16 @@ def file_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield f"--exclude_rows {flags.exclude_rows}: there is no such file."
 
 
+def package_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """Packages that flags need, beyond the requirements."""
+    yield from tracker_problems(flags)
+    if flags.deepspeed and importlib.util.find_spec("deepspeed") is None:
+        yield (
+            "--deepspeed: the package deepspeed is not installed. Run pip install deepspeed, or leave "
+            "out --deepspeed."
+        )
+
+
 def tracker_problems(flags: argparse.Namespace) -> Iterator[str]:
     """Where curves go to, which needs a package."""
     name = flags.report_to
@@ -290,7 +300,7 @@ def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:
             *number_problems(flags),
             *precision_problems(flags),
             *hub_problems(flags),
-            *tracker_problems(flags),
+            *package_problems(flags),
         ]
     if problems:
         raise UserError(*problems)

@@ -42,7 +42,10 @@ def without_slash(name: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineErrors(
-        prog=COMMAND, description="Converts a model for other programs.", allow_abbrev=False
+        prog=COMMAND,
+        description="Converts a model for other programs.",
+        epilog=f"Example: {COMMAND} whisper-small-es --to ctranslate2",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "model",

@@ -27,7 +27,13 @@ class OneLineErrors(argparse.ArgumentParser):
     """
 
     def error(self, message: str) -> None:
-        raise UserError(message)
+        _, is_missing, names = message.partition("the following arguments are required: ")
+        _, is_unknown, words = message.partition("unrecognized arguments: ")
+        if is_missing:
+            raise UserError(f"missing: {names}. {self.prog} --help has an example.")
+        if is_unknown and words.startswith("--"):
+            raise UserError(unknown_flag(words.split()[0], option_names(self), "--help"))
+        raise UserError(in_our_words(message))
 
 
 def flag_name(word: str) -> str:
@@ -145,7 +151,7 @@ def value_problems(group: list[str], parser: argparse.ArgumentParser) -> Iterato
     try:
         parsed, surplus = parser.parse_known_args(group)
     except UserError as error:
-        yield in_our_words(str(error))
+        yield str(error)
         return
     for word in surplus:
         yield (
@@ -170,17 +176,20 @@ def in_our_words(error: str) -> str:
     return f"{text}. Did you mean {nearest[0]}?" if nearest else f"{text}."
 
 
-def unknown_flag(word: str, known: list[str]) -> str:
+def unknown_flag(word: str, known: list[str], list_of_all: str = "--help_all") -> str:
     """The problem of an unknown flag, with the flag that was probably meant."""
     name = flag_name(word)
     if not word.startswith("--"):
         return f"{word}: stands before all flags. Write --flag {word}."
     meant = MEANT.get(name)
+    if meant is not None and meant.split()[0] not in known:  # of the training, not of this tool
+        meant = None
     for candidates, cutoff in ((IMPORTANT_FLAGS, 0.75), (known, 0.6)):
         if meant is None:
-            nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
+            there = [candidate for candidate in candidates if candidate in known]
+            nearest = difflib.get_close_matches(name, there, n=1, cutoff=cutoff)
             meant = nearest[0] if nearest else None
     word = word.partition("=")[0]
     if meant is None:
-        return f"unknown flag {word}. --help_all lists all flags."
+        return f"unknown flag {word}. {list_of_all} lists all flags."
     return f"unknown flag {word}. Did you mean --{meant}?"

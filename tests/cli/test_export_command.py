@@ -16,7 +16,7 @@ from speech_finetuning.cli import export
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("model", "the following arguments are required: --to"),
+        ("model", "missing: --to. bash run.sh export --help has an example."),
         ("model --to onnx", "invalid choice: 'onnx'"),
         ("model --to ggml --quantization int8", "--quantization is of ctranslate2."),
         ("model --to ggml --output_dir full", "--output_dir full: is there already."),

@@ -50,7 +50,7 @@ def clips(tmp_path: Path) -> Path:
         ("a.wav --batch_size 0", "--batch_size must be at least 1."),
         ("a.wav --output_dir b.wav", "--output_dir b.wav: is a file."),
         ("a.wav --format doc", "invalid choice: 'doc'"),
-        ("", "the following arguments are required: FILE"),
+        ("", "missing: FILE. bash run.sh transcribe --help has an example."),
         ("a.wav sub/a.wav --output_dir out", "several files would be written to a.wav.txt"),
     ],
 )
