@@ -363,7 +363,7 @@ def test_scores_are_of_the_clips_as_they_are(tmp_path: Path, train: Callable):
             "--noise_snr_in_db 20 5: pass two numbers, the lower one first",
         ),
         ("--gain_in_db 5", "--gain_in_db 5: pass two numbers, the lower one first"),
-        ("--telephone_probability 2", "--telephone_probability must lie between 0 and 1."),
+        ("--telephone_probability 2", "--telephone_probability 2: must lie between 0 and 1."),
     ],
 )
 def test_flags_without_effect_are_refused(flags: str, message: str):
