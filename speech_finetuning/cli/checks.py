@@ -87,8 +87,10 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
     if not (flags.do_train or flags.do_eval or flags.do_predict or flags.check_data):
         yield "nothing to do. Pass --do_train, --do_eval, --do_predict or --check_data."
     yield from output_problems(flags)
-    if bool(flags.dataset_name) == bool(flags.data_mix):
-        yield "no data, or twice. Pass either --dataset_name or --data_mix FILE."
+    if flags.dataset_name and flags.data_mix:
+        yield "--dataset_name and --data_mix: pass one, not both."
+    if not (flags.dataset_name or flags.data_mix):
+        yield "--dataset_name is missing. Pass a Hub id, a folder or a table; or --data_mix FILE."
     if flags.max_steps > 0 and flags.num_train_epochs:
         yield "pass --max_steps or --num_train_epochs, not both."
     if flags.long_form and not (flags.do_eval or flags.do_predict):

@@ -172,7 +172,9 @@ def in_our_words(error: str) -> str:
     choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", text)
     if choice is None:
         return f"{text}."
-    nearest = difflib.get_close_matches(choice[1], re.findall(r"'(.*?)'", choice[2]), n=1)
+    nearest = difflib.get_close_matches(
+        choice[1], re.findall(r"'(.*?)'", choice[2]), n=1, cutoff=0.75
+    )
     return f"{text}. Did you mean {nearest[0]}?" if nearest else f"{text}."
 
 

@@ -223,7 +223,10 @@ def test_harmful_flags_are_refused(name: str):
         ("--do_train --max_steps 1 --push_predictions", "needs --push_to_hub"),
         ("--do_train --max_steps 1 --push_to_hub --hub_always_push", "always follows"),
         ("--do_train --max_steps 1 --resume_from_checkpoint hub", "needs --hub_model_id"),
-        ("--do_train --max_steps 1 --data_mix mix.yaml", "either --dataset_name or --data_mix"),
+        (
+            "--do_train --max_steps 1 --data_mix mix.yaml",
+            "--dataset_name and --data_mix: pass one, not both",
+        ),
         ("--do_train --max_steps 1 --fsdp", "needs several GPUs"),
         (
             '--do_train --max_steps 1 --fsdp --fsdp_config {"state_dict_type":"SHARDED_STATE_DICT"}',
@@ -257,7 +260,7 @@ def test_what_is_missing_is_told_at_once(capsys: pytest.CaptureFixture):
     assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == [
         "--model_name_or_path",
         "--output_dir",
-        "no",  # data
+        "--dataset_name",
     ]
 
 
