@@ -214,7 +214,10 @@ class Backoff:
         reason = one_line(error)[:300]
         if left_in_seconds <= 0:
             minutes = self.limit_in_seconds / 60
-            ending = f"{task}: no network for {minutes:g} minutes ({reason})"
+            ending = (
+                f"{task}: no network for {minutes:g} minutes ({reason.rstrip('.')}). When it is back, "
+                "start the same command again."
+            )
             raise RunEnded(ExitCode.TRY_AGAIN, ending) from error
         pause_in_seconds = min(self.pause_in_seconds, left_in_seconds)
         logger.warning("%s: %s Trying again in %.0f s.", task, reason, pause_in_seconds)

@@ -135,7 +135,7 @@ class RunScreen(transformers.TrainerCallback):
             is_known = self.pace.last_scoring_in_seconds is not None
             scoring = f" and {counted(num_evaluations, 'evaluation')}"
             if not is_known:
-                scoring = f", without {counted(num_evaluations, 'evaluation')}"
+                scoring = f", not counting {counted(num_evaluations, 'evaluation')}"
         left = describe_time(self.seconds_left(args, state))
         logger.info("time: about %s for %s more steps%s", left, f"{num_steps:,}", scoring)
 

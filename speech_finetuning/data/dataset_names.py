@@ -97,3 +97,11 @@ def where_it_is_now(name: str) -> str | None:
         "https://mozilladatacollective.com, unpack it, and pass the folder: --dataset_name FOLDER "
         "--dataset_config_name es (its code), with --eval_split_name dev. See docs/data.md."
     )
+
+
+def check_has_not_left(name: str) -> None:
+    """Raises: UserError for Mozilla's own repositories, to be told along with other mistakes; alone
+    they are asked for all the same, as they may come back."""
+    advice = where_it_is_now(name)
+    if advice is not None and name.startswith("mozilla-foundation/") and not Path(name).is_dir():
+        raise UserError(f"--dataset_name {name}: {advice}")

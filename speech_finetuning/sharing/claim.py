@@ -11,7 +11,7 @@ import transformers
 
 from speech_finetuning.base.errors import Problems, UserError
 from speech_finetuning.base.network import retry_on_network_error
-from speech_finetuning.data.dataset_names import check_path_exists
+from speech_finetuning.data.dataset_names import check_has_not_left, check_path_exists
 from speech_finetuning.model.languages import check_is_language
 from speech_finetuning.model.loading import check_is_checkpoint
 from speech_finetuning.sharing.hub import make_uploads, require_token
@@ -96,6 +96,9 @@ def check_claims(
     )
     if training_args.push_to_hub and training_args.process_index == 0:
         problems.attempt("hub", require_token)
+    if problems.messages:
+        for record in records:
+            problems.attempt("data", check_has_not_left, record.dataset_name)
     if problems.messages or training_args.push_to_hub:
         name = identity["model_name_or_path"]
         problems.attempt("model", check_is_checkpoint, name, f"--model_name_or_path {name}")

@@ -47,6 +47,11 @@ MISTAKES = {
     "HF_HUB_OFFLINE=1. Unset it, or leave out --push_to_hub.\nerror: --dataset_name ./speach: does not "
     "exist. In this folder: clips, empty, latin, model, model.en, mydata, one, semicolons, speech, x.wav "
     "and 1 more. Did you mean speech?\nerror: --language Spansh: no such language. Did you mean Spanish (es)?",
+    "--push_to_hub --dataset_name mozilla-foundation/common_voice_11_0": "error: --push_to_hub with "
+    "HF_HUB_OFFLINE=1. Unset it, or leave out --push_to_hub.\nerror: --dataset_name "
+    "mozilla-foundation/common_voice_11_0: Common Voice has left the Hub. Download your language from "
+    "https://mozilladatacollective.com, unpack it, and pass the folder: --dataset_name FOLDER "
+    "--dataset_config_name es (its code), with --eval_split_name dev. See docs/data.md.",
     "--lr 1 --train_file x": "error: unknown flag --lr. Did you mean --learning_rate?\n"
     "error: unknown flag --train_file. Did you mean --dataset_name?",
 }

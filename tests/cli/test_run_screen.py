@@ -176,7 +176,9 @@ def test_of_an_evaluation_that_was_never_done_the_time_is_not_known(
         run.state.global_step = step
         clock.now += 2
         run.screen.on_step_end(run.args, run.state, None)
-    assert caplog.messages == ["time: about 19:38 min for 589 more steps, without 3 evaluations"]
+    assert caplog.messages == [
+        "time: about 19:38 min for 589 more steps, not counting 3 evaluations"
+    ]
 
 
 def test_a_run_that_is_nearly_over_estimates_nothing(
