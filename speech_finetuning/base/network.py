@@ -11,7 +11,11 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 # Has no public name in huggingface_hub 2.4.
 from huggingface_hub.utils._http import default_client_factory
@@ -95,6 +99,12 @@ def comes_from_network(error: BaseException) -> bool:
     )
 
 
+def is_not_there_offline(error: BaseException) -> bool:
+    """Whether something is not on this disk, and was not to be fetched."""
+    kinds = (LocalEntryNotFoundError, OfflineModeIsEnabled)
+    return any(isinstance(cause, kinds) for cause in with_causes(error))
+
+
 def is_wrong_body(error: BaseException) -> bool:
     """Whether a library met a body that is not what was announced, such as HTML in place of
     JSON."""
@@ -174,7 +184,7 @@ def as_user_error(*kinds: type[Exception], where: str, advice: str = "") -> Iter
             raise
         # A KeyError's own text is the key alone.
         kind = "KeyError: " if isinstance(error, KeyError) else ""
-        if HF_HUB_OFFLINE and comes_from_network(error):
+        if HF_HUB_OFFLINE and is_not_there_offline(error):
             advice = f" {OFFLINE}{advice}"
         raise UserError(f"{where}: {kind}{one_line(error)[:600]}{advice}") from error
 

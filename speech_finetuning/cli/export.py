@@ -16,6 +16,7 @@ from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.base.files import printable
 from speech_finetuning.cli.flags import OneLineErrors
 from speech_finetuning.cli.terminal import shown, typed
+from speech_finetuning.data.dataset_names import what_is_there
 
 COMMAND = "bash run.sh export"
 SUFFIXES = {"ctranslate2": "-ct2", "ggml": "-ggml"}
@@ -102,6 +103,8 @@ def local_copy(name: str) -> Path:
     """The folder of a model; one of the Hub is downloaded. Raises: UserError."""
     if Path(name).is_dir():
         return Path(name)
+    if "/" not in name:  # no Whisper on the Hub is without an owner
+        raise UserError(f"MODEL {name}: there is no such folder. {what_is_there(f'./{name}')}")
     import huggingface_hub
 
     try:

@@ -30,7 +30,8 @@ SECONDS_BETWEEN_DRAWINGS = 0.1
 ERASE_LINE = "\r\x1b[2K"
 # To be read on black and on white alike, which yellow is not, nor the grey of rich's own bar.
 STYLES = {"warning": "bold magenta", "error": "bold red"}
-BAR_STYLES = {"style": "bright_black", "complete_style": "default", "finished_style": "default"}
+STYLE_OF_BAR = "default"
+STYLE_OF_REST = "bright_black"
 
 
 class Screen:
@@ -145,7 +146,14 @@ class Screen:
             console.show_cursor(True)  # a process that is killed would leave it hidden
         row = Table.grid(padding=(0, 1))
         columns = min(WIDTH_OF_BAR, max(8, console.width - 56))
-        bar = ProgressBar(total=total, completed=done, width=columns, **BAR_STYLES)
+        bar = ProgressBar(
+            total=total,
+            completed=done,
+            width=columns,
+            style=STYLE_OF_REST,
+            complete_style=STYLE_OF_BAR,
+            finished_style=STYLE_OF_BAR,
+        )
         row.add_row(label, bar, text)
         self.live.update(row, refresh=True)
 

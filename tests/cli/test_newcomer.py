@@ -40,6 +40,11 @@ MISTAKES = {
     "mozilla-foundation/common_voice_11_0: Common Voice has left the Hub. Download your language from "
     "https://mozilladatacollective.com, unpack it, and pass the folder: --dataset_name FOLDER "
     "--dataset_config_name es (its code), with --eval_split_name dev. See docs/data.md.",
+    "--model_name_or_path openai/whisper-none": "error: --model_name_or_path openai/whisper-none: We couldn't "
+    "connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached files. Check "
+    "your internet connection or see how to run the library in offline mode at "
+    "'https://huggingface.co/docs/transformers/installation#offline-mode'. HF_HUB_OFFLINE is set, so that "
+    "nothing is fetched: unset it, or pass a folder.",
     "--dataset_name alice/speech": "error: opening the data: Couldn't reach 'alice/speech' on the Hub "
     "(OfflineModeIsEnabled). HF_HUB_OFFLINE is set, so that nothing is fetched: unset it, or pass a folder.",
     # Before the Hub is asked, for an account or for anything else.
