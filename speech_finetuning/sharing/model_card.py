@@ -15,11 +15,13 @@ from speech_finetuning.scoring.score_table import score_table
 from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.sharing.examples import WHY_PADDED, faster_whisper_example
 from speech_finetuning.sharing.public import LOCAL_DATA, LOCAL_MODEL, public_run_info
+from speech_finetuning.sharing.report_charts import readable_hours
 from speech_finetuning.training.phases import changed_settings
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TASK = "automatic-speech-recognition"  # as the Hub calls it
 RESULTS = {"wer_norm": "WER, normalised", "wer_ortho": "WER, as written", "cer": "CER"}
+CURVES = {"eval_loss": "evaluation loss", "eval_wer": "WER %", "eval_cer": "CER %"}
 SETTINGS = (
     "lora_rank",
     "train_window",
@@ -36,8 +38,8 @@ SETTINGS = (
 
 
 def curve_table(history: list[dict[str, Any]]) -> str:
-    """Markdown: step, training loss, evaluation loss, WER and CER of every evaluation, by step;
-    nothing before the first. history: the trainer's log."""
+    """Markdown: step, training loss, evaluation loss, WER and CER in percent of every evaluation,
+    by step; nothing before the first. history: the trainer's log."""
     rows: dict[int, dict[str, Any]] = {}
     training_loss = ""  # not logged yet, or by another start of the run
     # A finished run that is scored anew has the step of its best weights at the end.
@@ -45,9 +47,9 @@ def curve_table(history: list[dict[str, Any]]) -> str:
         if "loss" in entry:
             training_loss = f"{entry['loss']:.4g}"
         if "eval_wer" in entry:
-            row = {"step": entry["step"], "loss": training_loss}
-            for name in ("eval_loss", "eval_wer", "eval_cer"):
-                row[name] = f"{entry[name]:.4g}"
+            row = {"step": entry["step"], "training loss": training_loss}
+            for name, title in CURVES.items():
+                row[title] = f"{entry[name]:.4g}"
             rows[entry["step"]] = row
     return make_markdown_table(list(rows.values()))
 
@@ -119,11 +121,20 @@ def describe_training(metrics: dict[str, float]) -> str:
     if num_rows == 0:
         return "none by this run"
     num_rejected = int(metrics.get("train_rejected", 0))
-    audio_in_hours = metrics.get("train_audio_hours", 0.0)
-    time_in_hours = metrics.get("train_hours", 0.0)
+    audio = readable_hours(metrics.get("train_audio_hours", 0.0))
+    time = readable_hours(metrics.get("train_hours", 0.0))
     return (
-        f"{num_rows} rows ({num_rejected} of them rejected), {audio_in_hours:.2f} h of audio, "
-        f"in {time_in_hours:.2f} h"
+        f"{num_rows:,} rows, repeats counted ({num_rejected:,} of them rejected), with {audio} of "
+        f"speech, in {time}"
+    )
+
+
+def describe_settings(arguments: dict[str, Any]) -> str:
+    """The flags that matter most, those left out that are not set."""
+    return ", ".join(
+        f"{name} {arguments[name]}"
+        for name in SETTINGS
+        if arguments[name] is not None and arguments[name] is not False
     )
 
 
@@ -181,7 +192,7 @@ class CardWriter:
             why_padded=WHY_PADDED,
             weights=self.weights_table,
             training=describe_training(metrics),
-            settings=", ".join(f"{name} {info['arguments'][name]}" for name in SETTINGS),
+            settings=describe_settings(info["arguments"]),
             hardware=", ".join(info["machine"]["gpus"]) or f"{info['machine']['cores']} CPU cores",
             versions=", ".join(f"{name} {version}" for name, version in versions.items()),
             has_training_code=self.has_training_code,

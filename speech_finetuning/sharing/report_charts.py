@@ -63,6 +63,14 @@ def short_number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def readable_hours(hours: float) -> str:
+    """36 s, 14 min or 1,250.0 h."""
+    seconds = 3600 * hours
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{hours:,.1f} h"
+
+
 def draw(chart: Chart) -> Markup:
     """The chart as an SVG element without an address in it, as HTML needs none."""
     points = [point for line in chart.lines for point in line.points]
@@ -127,9 +135,11 @@ def grid(ticks: list[float], steps: list[float], across: Scale, up: Scale) -> st
     for step in steps:
         anchor = "end" if step == steps[-1] else "middle"
         x = across(step)
-        parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">{short_number(step)}</text>'
-        )
+        name = short_number(step)
+        if step == steps[0]:
+            anchor = "start"
+            name = f"step {name}"
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">{name}</text>')
     return "".join(parts)
 
 
@@ -170,7 +180,7 @@ def learning_charts(history: list[dict[str, Any]], zero_shot: dict[str, float]) 
         if points:
             charts.append(
                 Chart(
-                    title=name.upper(),
+                    title=f"{name.upper()} in %",
                     unit=" %",
                     lines=[Line(name=name.upper(), points=points)],
                     baseline=zero_shot.get(f"zero_shot_{name}"),
@@ -187,17 +197,17 @@ def speed_charts(history: list[dict[str, Any]]) -> list[Chart]:
     padding = [(step, 100 * value) for step, value in points_of(history, "padding_fraction")]
     charts = [
         Chart(
-            title="Hours of speech an hour",
+            title="Hours of speech trained on per hour",
             unit=" h",
             lines=[Line(name="speech", points=points_of(history, "audio_hours_per_hour"))],
         ),
         Chart(
-            title="Time spent waiting for data",
+            title="Time spent waiting for data, in %",
             unit=" %",
             lines=[Line(name="waiting", points=waits)],
         ),
         Chart(
-            title="Padding in the encoder's window",
+            title="Padding in the encoder's window, in %",
             unit=" %",
             lines=[Line(name="padding", points=padding)],
         ),
@@ -206,8 +216,8 @@ def speed_charts(history: list[dict[str, Any]]) -> list[Chart]:
 
 
 def histogram(values: list[float], num_bars: int = 24) -> list[dict[str, Any]]:
-    """Bars up to the 99th percentile, in which the rest is counted as well: label and share of the
-    highest."""
+    """Bars up to the 99th percentile, the last of which counts the rest as well: label, count, right
+    end, and height in percent of the highest."""
     if not values:
         return []
     last = float(np.percentile(values, 99)) or 1.0
@@ -216,6 +226,8 @@ def histogram(values: list[float], num_bars: int = 24) -> list[dict[str, Any]]:
     return [
         {
             "label": f"{low:.3g} to {high:.3g}: {count:,} rows",
+            "count": count,
+            "high": high,
             "height": round(100 * count / highest, 1),
         }
         for count, low, high in zip(counts.tolist(), edges[:-1], edges[1:], strict=True)

@@ -48,6 +48,7 @@ from speech_finetuning.sharing.report_charts import (
     draw_curve_picture,
     histogram,
     learning_charts,
+    readable_hours,
     speed_charts,
 )
 from speech_finetuning.sharing.report_clips import ClipShelf
@@ -269,13 +270,17 @@ def score_lines(findings: Findings) -> list[dict[str, Any]]:
             scores = read_scores(findings.metrics, role=role, set_name=name)
             if scores is None or scores.leading is None:
                 continue
+            rate_name = findings.sets[role].rate_name if role in findings.sets else "WER"
             lines.append(
                 {
                     "title": titles[role],
                     "set": name,
+                    "is_before": role in BEFORE.values(),
                     "scores": scores,
                     "change": findings.changes.get((role, name)),
-                    "rate_name": findings.sets[role].rate_name if role in findings.sets else "WER",
+                    "rate_name": rate_name,
+                    "rate": scores.leading.wer if rate_name == "WER" else scores.leading.cer,
+                    "interval": scores.interval if rate_name == "WER" else None,
                 }
             )
     return lines
@@ -324,13 +329,15 @@ def count_first(entry: tuple[tuple[str, str], int]) -> int:
 @functools.cache
 def templates() -> jinja2.Environment:
     """Of this folder; compiled once in a process, which takes as long as a page of 100 rows."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["hours"] = readable_hours
+    return environment
 
 
 def render(findings: Findings) -> str:

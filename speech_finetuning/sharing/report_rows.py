@@ -14,7 +14,7 @@ from speech_finetuning.scoring.alignment import (
     count_common_errors,
     pair_rows,
 )
-from speech_finetuning.scoring.metrics import WordCounts, total_counts
+from speech_finetuning.scoring.metrics import WordCounts, bootstrap_interval, total_counts
 from speech_finetuning.sharing.report_clips import Clip
 
 NUM_COMMON_ERRORS = 20
@@ -114,8 +114,11 @@ def duration_of(row: AlignedRow) -> float:
 def describe_part(name: str, rows: list[AlignedRow]) -> dict[str, Any]:
     counts: list[WordCounts] = [row.counts for row in rows if row.counts is not None]
     total = total_counts(counts)
+    low, high = bootstrap_interval(counts)
     return {
         "name": name,
+        "low": low,
+        "high": high,
         "rows": len(rows),
         "units": total.num_reference_words,
         "rate": total.wer,

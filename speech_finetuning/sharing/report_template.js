@@ -19,6 +19,8 @@
     return made;
   }
 
+  function numbered(number, name) { return `${number} ${name}${number === 1 ? "" : "s"}`; }
+
   function table() { return tables[set.selectedIndex] || { rows: [], clips: {}, unit: "word" }; }
 
   function splitUnits(text, unit) {
@@ -64,9 +66,9 @@
     else {
       const rate = row[UNITS] ? Math.round((100 * row[ERRORS]) / row[UNITS]) : 0;
       const errors = element("span");
-      errors.append(element("b", String(row[ERRORS])), ` of ${row[UNITS]} ${unit}s wrong (${rate} %)`);
+      errors.append(element("b", numbered(row[ERRORS], "error")), ` in ${numbered(row[UNITS], unit)} (${rate} %)`);
       made.append(errors);
-      if (row[EARLIER_ERRORS] !== null) made.append(element("span", `before training ${row[EARLIER_ERRORS]}`));
+      if (row[EARLIER_ERRORS] !== null) made.append(element("span", `before training: ${row[EARLIER_ERRORS]}`));
     }
     made.append(element("span", `${row[DURATION].toFixed(1)} s`));
     if (row[GROUP]) made.append(element("bdi", row[GROUP]));

@@ -11,6 +11,8 @@ from speech_finetuning.sharing.model_card import (
     SETTINGS,
     CardWriter,
     curve_table,
+    describe_settings,
+    describe_training,
     eval_result_files,
 )
 
@@ -74,7 +76,7 @@ def test_a_card_survives_quotes_colons_and_other_alphabets():
 
 def test_a_card_of_local_names_says_that_they_are_local():
     card = make_card(make_info(hub_names=[]), has_training_code=True)
-    assert "A local model fine-tuned on local data;" in card.text
+    assert "A local model fine-tuned on local data." in card.text
     assert card.data.base_model is None and card.data.datasets is None
     assert {result.dataset_name for result in card.data.eval_results} == {"local data"}
     assert ODD not in card.content.replace(f"# {ODD}", "").replace(f'model="{ODD}"', "").replace(
@@ -123,6 +125,15 @@ def test_a_card_says_with_which_flags_a_continued_run_was_trained():
     assert "from step" not in plain and plain.count("python x.py") == 1
 
 
+def test_a_card_says_what_was_trained_in_units_that_fit():
+    metrics = {"train_rows": 1600, "train_rejected": 3, "train_audio_hours": 0.6}
+    assert describe_training(metrics | {"train_hours": 2.04}) == (
+        "1,600 rows, repeats counted (3 of them rejected), with 36 min of speech, in 2.0 h"
+    )
+    arguments = dict.fromkeys(SETTINGS) | {"fp16": False, "bf16": True, "seed": 0}
+    assert describe_settings(arguments) == "bf16 True, seed 0"
+
+
 def test_the_curve_has_a_line_for_every_evaluation():
     history = [
         {"step": 0, "eval_loss": 3.0, "eval_wer": 90.0, "eval_cer": 80.0},
@@ -132,7 +143,8 @@ def test_the_curve_has_a_line_for_every_evaluation():
         {"step": 4, "eval_loss": 1.25, "eval_wer": 40.0, "eval_cer": 10.0},
     ]
     lines = curve_table(history).splitlines()
-    assert "| step |" in lines[0] and "nan" not in lines[2]
+    assert lines[0].startswith("| step | training loss | evaluation loss | WER % | CER % |")
+    assert "nan" not in lines[2]
     rows = [line.replace(" ", "") for line in lines[2:]]
     assert rows == ["|0||3|90|80|", "|2|2|1.5|50|20.12|", "|4|1|1.25|40|10|"]
 

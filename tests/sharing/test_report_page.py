@@ -23,10 +23,10 @@ from speech_finetuning.scoring.alignment import (
     split_units,
 )
 from speech_finetuning.sharing import report_page
-from speech_finetuning.sharing.report_charts import nice_ticks
+from speech_finetuning.sharing.report_charts import nice_ticks, readable_hours
 from speech_finetuning.sharing.report_clips import Clip, choose_rows, encode_sound
 from speech_finetuning.sharing.report_page import Findings, changes_of, public_findings, render
-from speech_finetuning.sharing.report_rows import ScoredSet
+from speech_finetuning.sharing.report_rows import ScoredSet, describe_part
 
 HOSTILE = (
     "</script><script>window.hurt=1</script><img src=x onerror=window.hurt=1> & <!-- ' \" `${1}`"
@@ -273,6 +273,20 @@ def test_the_clips_of_all_sets_share_the_room_in_the_page():
     assert len(page.encode()) < 15_000_000
     counts = [len(table["clips"]) for table in tables_of(page) if table["clips"]]
     assert len(counts) == 2 and counts[0] == counts[1] > 10
+
+
+def test_every_rate_comes_with_its_interval_and_number_of_rows():
+    words = " ".join(re.sub("<[^>]+>", " ", render(make_findings(make_sets()))).split())
+    assert "WER, step 400: 7.50 % (95 % interval 6.50 to 8.50, 4 rows)" in words
+    part = describe_part("1 to 2 s", make_rows([("uno dos", "uno"), ("tres", "tres")]))
+    assert part["rows"] == 2 and part["low"] == 0 < part["rate"] < part["high"] == 50
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"), [(0.01, "36 s"), (0.5, "30 min"), (1.6, "1.6 h"), (1250.04, "1,250.0 h")]
+)
+def test_hours_are_told_in_a_unit_that_fits(hours: float, told: str):
+    assert readable_hours(hours) == told
 
 
 def test_a_run_writes_the_page_after_each_evaluation(

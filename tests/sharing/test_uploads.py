@@ -142,10 +142,12 @@ def test_what_is_uploaded_and_what_never_is(
     kinds = {(r.metric_type, r.dataset_split) for r in card.data.eval_results}
     assert kinds == {("wer", "validation"), ("cer", "validation"), ("wer", "test"), ("cer", "test")}
     assert (
-        "before training" in card.text and "| step |" in card.text and "--max_steps 6" in card.text
+        "before training" in card.text
+        and "| step | training loss |" in card.text
+        and "--max_steps 6" in card.text
     )
     assert (
-        "24 rows (0 of them rejected), 0.01 h of audio" in card.text
+        "24 rows, repeats counted (0 of them rejected), with " in card.text
         and 'language="es"' in card.text
     )
     folder = tmp_path / "downloaded"
