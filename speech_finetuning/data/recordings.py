@@ -21,7 +21,8 @@ from speech_finetuning.data.tables import encoding_of
 logger = logging.getLogger(__name__)
 
 KIND = "recordings"
-# If there are several, the first that has times; openai-whisper writes all of them at once.
+# If there are several, the first of these that can be read; openai-whisper writes all of them at
+# once. Others leave files of these names that are no transcripts: yt-dlp, JSON about the video.
 TRANSCRIPT_SUFFIXES = (".json", ".vtt", ".srt", ".tsv", ".txt")
 # What `datasets` takes for the name of a split (data_files.py, SPLIT_KEYWORDS).
 SPLITS_OF_FOLDERS = {
@@ -48,6 +49,7 @@ def find_recordings(name: str, config_name: str | None) -> dict[str, list[str]]:
         return {}
     found: dict[str, list[str]] = {}
     without_transcript = []
+    passed_over: list[str] = []
     for place, folders, names in os.walk(folder):
         folders.sort()
         for file in names:
@@ -55,7 +57,7 @@ def find_recordings(name: str, config_name: str | None) -> dict[str, list[str]]:
                 return {}
         parts = Path(place).relative_to(folder).parts
         split = SPLITS_OF_FOLDERS.get(parts[0].lower(), "train") if parts else "train"
-        pairs = pair_up(names)
+        pairs = pair_up(place, names, passed_over)
         without_transcript += [file for file in names if is_audio_name(file) and file not in pairs]
         transcripts = dict.fromkeys(pairs[file] for file in sorted(pairs))
         if transcripts:
@@ -68,6 +70,13 @@ def find_recordings(name: str, config_name: str | None) -> dict[str, list[str]]:
             len(without_transcript),
             shortened(sorted(without_transcript)),
         )
+    if found and passed_over:
+        logger.warning(
+            "%s: %d files are called as transcripts and are none; what lies beside them is read: %s.",
+            name,
+            len(passed_over),
+            shortened(sorted(passed_over)),
+        )
     return found
 
 
@@ -75,9 +84,10 @@ def is_audio_name(file: str) -> bool:
     return file.lower().endswith(AUDIO_SUFFIXES) and not file.startswith(".")
 
 
-def pair_up(names: list[str]) -> dict[str, str]:
+def pair_up(folder: str, names: list[str], passed_over: list[str] | None = None) -> dict[str, str]:
     """{recording: its transcript} of the names in a folder: talk.srt, talk.wav.srt (whisper.cpp),
-    or talk.en.srt (yt-dlp). Raises: UserError for several languages."""
+    or talk.en.srt (yt-dlp). passed_over: is added what is called as a transcript and is none.
+    Raises: UserError for several languages."""
     transcripts: dict[str, list[str]] = {}  # by what stands before their suffix
     languages: dict[str, dict[str, list[str]]] = {}  # by what stands before the language, too
     for name in names:
@@ -100,8 +110,22 @@ def pair_up(names: list[str]) -> dict[str, str]:
             )
         found = found or [file for files in in_languages.values() for file in files]
         if found:
-            pairs[name] = min(found, key=rank_of_transcript)
+            ranked = sorted(found, key=rank_of_transcript)
+            pairs[name] = first_readable(folder, ranked)
+            if passed_over is not None:
+                passed_over += ranked[: ranked.index(pairs[name])]
     return pairs
+
+
+def first_readable(folder: str, ranked: list[str]) -> str:
+    """Of several files the first that says something; if none does, the first, whose row will say
+    why. A single one is not opened."""
+    if len(ranked) > 1:
+        for name in ranked:
+            cues = read_cues(os.path.join(folder, name))
+            if any(cue.problem is None for cue in cues):
+                return name
+    return ranked[0]
 
 
 def rank_of_transcript(name: str) -> tuple[int, str]:
@@ -128,7 +152,7 @@ def with_recordings(paths: list[str]) -> list[Transcript]:
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in recordings:
-            pairs = pair_up(os.listdir(folder or os.curdir))
+            pairs = pair_up(folder, os.listdir(folder or os.curdir))
             recordings[folder] = {pairs[file]: file for file in sorted(pairs, reverse=True)}
         recording = os.path.join(folder, recordings[folder][name])
         found.append(Transcript(path=path, recording=recording))

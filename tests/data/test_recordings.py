@@ -76,6 +76,40 @@ def test_transcripts_as_other_programs_name_them(tmp_path: Path, preprocessor, n
     assert outcomes(load_source(str(tmp_path), split="train"), preprocessor) == ["uno", "dos"]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".json", '{"id": "dQw4", "title": "talk", "duration": 1}'),  # yt-dlp's, about the video
+        (".json", "{"),
+        (".vtt", "<!DOCTYPE html><html>sign in</html>"),
+        (".vtt", "WEBVTT\n"),
+        (".json", ""),
+    ],
+)
+def test_what_is_called_as_a_transcript_and_is_none_hides_no_other(
+    tmp_path: Path, preprocessor, caplog: pytest.LogCaptureFixture, suffix: str, text: str
+):
+    """The labels beside it are read, and it is said once."""
+    write_recording(tmp_path)
+    (tmp_path / f"talk{suffix}").write_text(text)
+    (tmp_path / "talk.srt").write_text(SRT)
+    source = load_source(str(tmp_path), split="train")
+    assert [preprocessor(row)["text"] for row in read_rows(source)] == ["uno", "dos"]
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.endswith(
+        f"1 files are called as transcripts and are none; what lies beside them is read: talk{suffix}."
+    )
+
+
+def test_if_no_transcript_can_be_read_the_first_says_why(tmp_path: Path, preprocessor):
+    write_recording(tmp_path)
+    (tmp_path / "talk.json").write_text("{")
+    (tmp_path / "talk.srt").write_text("no times")
+    source = load_source(str(tmp_path), split="train")
+    (outcome,) = [preprocessor(row) for row in read_rows(source)]
+    assert isinstance(outcome, Rejection) and "talk.json, line 1: no JSON" in outcome.detail
+
+
 def test_transcripts_in_several_languages_are_asked_for(tmp_path: Path, preprocessor):
     write_recording(tmp_path)
     for language in ("en", "es"):
