@@ -63,7 +63,7 @@ from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.cli.check_data import check_data
 from speech_finetuning.cli.console import describe_run, set_up_logging
-from speech_finetuning.cli.data_report import report_training_data, warn_of_overlap
+from speech_finetuning.cli.data_report import report_training_data, warn_of_rows
 from speech_finetuning.cli.devices import check_adapters, check_arguments
 from speech_finetuning.cli.dry_run import dry_run
 from speech_finetuning.cli.exit_status import exit_code_of, forget_earlier_ending
@@ -473,7 +473,7 @@ def load_speech(
     }
     open_one = functools.partial(open_dataset, cache_dir=cache_dir)
     speech = open_by_role(records, preprocessors, is_wanted, open_one)
-    warn_of_overlap(speech)
+    warn_of_rows(speech)
     return choose_rows(speech, records)
 
 

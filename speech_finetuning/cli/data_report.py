@@ -275,6 +275,12 @@ def warn_of_spellings(spellings: Counter[Spelling]) -> None:
         )
 
 
+def warn_of_rows(speech: dict[str, list[SpeechDataset]]) -> None:
+    """What is odd about the rows that are read, as far as it is known before."""
+    warn_of_overlap(speech)
+    warn_of_foreign_ids(speech)
+
+
 def warn_of_overlap(speech: dict[str, list[SpeechDataset]]) -> None:
     """Warns where scored rows are also trained on."""
     trained = files_of(speech.get("train", []))
@@ -285,6 +291,24 @@ def warn_of_overlap(speech: dict[str, list[SpeechDataset]]) -> None:
             logger.warning(
                 "The %s split shares files with the training split: its score will flatter.", role
             )
+
+
+def warn_of_foreign_ids(speech: dict[str, list[SpeechDataset]]) -> None:
+    """Warns of --exclude_rows with ids of other sets, or of another form: they leave out nothing.
+    Those of this run's sets are looked for while these are read."""
+    sets = [dataset for of_role in speech.values() for dataset in of_role]
+    ids = set().union(*(dataset.excluded_ids for dataset in sets))
+    prefixes = tuple({dataset.source.id_prefix for dataset in sets})
+    foreign = sorted(row_id for row_id in ids if not row_id.startswith(prefixes))
+    if foreign:
+        logger.warning(
+            "--exclude_rows: %d of %d ids are of no split that is read here (%s), such as %s. "
+            "They have the form of those in rejected.jsonl and suspects.jsonl.",
+            len(foreign),
+            len(ids),
+            ", ".join(sorted(prefixes)),
+            foreign[0],
+        )
 
 
 def files_of(datasets: list[SpeechDataset]) -> set[str]:

@@ -87,7 +87,7 @@ class ShardReader:
         self.row_groups = {} if row_groups is None else row_groups
         self.has_empty_row_groups = False
         self.backoff = Backoff(wait_in_seconds)
-        self.id = "/".join(filter(None, [source.record, source.split, *map(str, place)]))
+        self.id = source.id_prefix + "/".join(map(str, place))
 
     def __iter__(self) -> Iterator[SourceRow]:
         num_rows_when_damaged = None

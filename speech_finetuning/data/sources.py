@@ -57,6 +57,11 @@ class SpeechSource:
     row_groups: tuple[tuple[int, ...], ...] | None = None  # rows of those of each parquet file
 
     @property
+    def id_prefix(self) -> str:
+        """What the ids of its rows begin with: record, split."""
+        return "".join(f"{part}/" for part in (self.record, self.split) if part)
+
+    @property
     def is_listed(self) -> bool:
         """Whether its rows are only paths, read from lists or found in a folder, and counted."""
         is_list = self.kind in LISTS or self.kind.endswith("folder")

@@ -289,6 +289,7 @@ class SpeechStream(IterableDataset):
         rows_per_pass = begin.rows_per_pass
         num_empty_passes = 0
         table = table_of(dataset)
+        excluded = ExcludedRows(dataset, is_seen_whole=self.sees_whole_passes(start))
         while True:
             num_rows = start.rows_before
             num_kept = start.rows_before
@@ -302,7 +303,9 @@ class SpeechStream(IterableDataset):
             ):
                 num_rows += len(block.rows)
                 num_kept += sum(row.id not in dataset.excluded_ids for row in block.rows)
+                excluded.look_at(block.rows)
                 yield block, rows_per_pass
+            excluded.warn_of_unknown()
             num_empty_passes = num_empty_passes + 1 if num_kept == 0 else 0
             if num_empty_passes > self.share.max_empty_passes():
                 source = dataset.source
@@ -311,9 +314,48 @@ class SpeechStream(IterableDataset):
             rows_per_pass = num_rows
             start = BlockStart(pass_number=start.pass_number + 1)
 
+    def sees_whole_passes(self, start: BlockStart) -> bool:
+        """Whether the pass that begins there is seen from its beginning, and by this rank alone."""
+        is_first_rank = self.share.rank == 0 and not self.share.is_sharded_by_rank
+        return is_first_rank and start.block == 0 and start.rows_before == 0
+
 
 def size_of_block(item: tuple[Block, int | None]) -> int:
     return item[0].size_in_bytes
+
+
+class ExcludedRows:
+    """Which ids of --exclude_rows are those of a row. One that is of none was meant to leave out
+    something: the data, or their name in a --data_mix, have changed."""
+
+    def __init__(self, dataset: SpeechDataset, *, is_seen_whole: bool) -> None:
+        source = dataset.source
+        # Of a selection only the rows that it takes are seen.
+        is_known = is_seen_whole and dataset.selection is None and dataset.max_rows is None
+        ids = dataset.excluded_ids if is_known else ()
+        self.unknown = {row_id for row_id in ids if row_id.startswith(source.id_prefix)}
+        self.num_ids = len(self.unknown)
+        self.place = f"split '{source.split}' of {source.name}"
+
+    def look_at(self, rows: Iterable[SourceRow]) -> None:
+        if not self.unknown:
+            return
+        for row in rows:
+            if row.window is not None:  # of several rows, under a name of its own
+                self.unknown = set()
+            self.unknown.discard(row.id)
+
+    def warn_of_unknown(self) -> None:
+        """Once, after the first pass."""
+        if self.unknown:
+            logger.warning(
+                "--exclude_rows: %d of %d ids are of no row in %s: %s. Have the data changed?",
+                len(self.unknown),
+                self.num_ids,
+                self.place,
+                ", ".join(sorted(self.unknown)[:3]),
+            )
+        self.unknown = set()
 
 
 class PassOutcomes:

@@ -10,7 +10,7 @@ import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
-from speech_finetuning.cli.data_report import describe_style, report_data
+from speech_finetuning.cli.data_report import describe_style, report_data, warn_of_rows
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.sources import load_source
@@ -166,3 +166,20 @@ def test_punctuation_that_is_removed_spares_apostrophes_and_says_so(
     assert line.strip().startswith("3 transcripts have apostrophes inside words")
     lines = report(texts, preprocessor, tmp_path / "with", caplog)
     assert not [line for line in lines if "apostrophes" in line]
+
+
+def test_ids_to_exclude_of_no_split_that_is_read_are_told(
+    speech: Path, preprocessor: Preprocessor, caplog: pytest.LogCaptureFixture
+):
+    """As after an entry of a mix was renamed."""
+    source = load_source(str(speech), split="train")
+    ids = frozenset(["train/0/0/1", "old_name/train/0/0/1", "clips/a.wav"])
+    train = SpeechDataset(source, preprocessor, excluded_ids=ids)
+    warn_of_rows({"train": [train]})
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(
+        "--exclude_rows: 2 of 3 ids are of no split that is read here (train/), such as clips/a.wav."
+    )
+    caplog.clear()
+    warn_of_rows({"train": [replace(train, excluded_ids=frozenset(["train/0/0/1"]))]})
+    assert caplog.records == []

@@ -479,6 +479,30 @@ def test_excluded_rows_are_left_out_of_batches_of_like_length(
         assert take(resumed, 8) == ids_of(items)[seen : seen + 8], seen
 
 
+@pytest.mark.parametrize("seen", [0, 25])
+def test_excluded_ids_of_no_row_are_told_after_the_first_whole_pass(
+    sources: dict[str, SpeechSource],
+    preprocessor,
+    caplog: pytest.LogCaptureFixture,
+    seen: int,
+):
+    """Of another split's ids it knows nothing; nor of what was read before it went on."""
+    stream = make_stream(sources["parquet"], preprocessor)
+    items = list(itertools.islice(stream, 30))
+    there = ids_of(items)[0]
+    ids = frozenset([there, "train/0/0/gone.wav", "train/9/9/5", "validation/0/0/1"])
+    position = items[seen - 1].position if seen else None
+    changed = replace(stream, sets=(replace(stream.sets[0], excluded_ids=ids),), position=position)
+    take(changed, 110)
+    warnings = [r.getMessage() for r in caplog.records if "--exclude_rows" in r.getMessage()]
+    begun = "--exclude_rows: 2 of 3 ids are of no row in split 'train' of "
+    if seen:
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert warning.startswith(begun) and "train/0/0/gone.wav, train/9/9/5" in warning
+
+
 def test_a_split_whose_rows_are_all_excluded_says_so(
     sources: dict[str, SpeechSource], preprocessor
 ):
