@@ -86,7 +86,7 @@ from speech_finetuning.data.noise import load_augmenter
 from speech_finetuning.data.packing import UtterancePacker, build_packer
 from speech_finetuning.data.positions import ORDER_VERSION
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
-from speech_finetuning.data.roles import open_by_role
+from speech_finetuning.data.roles import languages_of_model, open_by_role
 from speech_finetuning.data.selection import HoldOut, read_excluded_ids
 from speech_finetuning.data.sources import load_source
 from speech_finetuning.data.stream import SpeechStream
@@ -219,6 +219,9 @@ class DataArguments(AugmentationArguments, SourceArguments):
     eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first.")
     long_form: bool = HfArg(default=False, help="Also scores clips of more than 30 s.")
     push_predictions: bool = HfArg(default=False, help="Uploads the transcripts of scored rows.")
+    max_guard_loss_in_points: float | None = HfArg(
+        default=None, help="The best model's guard sets are at most so much worse."
+    )
     early_stopping_patience: int | None = HfArg(
         default=None, help="Ends after N evaluations without a better score."
     )
@@ -236,6 +239,7 @@ class DataRecord(DataArguments):
 
     name: str = ""  # in the log, in row ids and metric names; empty without --data_mix
     weight: float = 1.0  # its share of the training rows, to the sum of all weights
+    guard: bool = False  # only scored: what must not get worse
     # Of a run that goes on, as its checkpoint says.
     is_continued: bool = False
     revision: str | None = None  # on the Hub; None: the newest
@@ -312,8 +316,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     Raises: UserError with all that is wrong with it."""
     words = settle_precision(translate(with_config_file(argv)).words).words
     given = {flag_name(word) for word in words}
-    # Both are about the best model. Put first, so that an explicit flag wins.
-    wants_best = given & {"test_split_name", "early_stopping_patience"}
+    # All are about the best model. Put first, so that an explicit flag wins.
+    wants_best = given & {"test_split_name", "early_stopping_patience", "max_guard_loss_in_points"}
     if wants_best and {"do_train", "do_eval"} <= given:
         words = ["--load_best_model_at_end", "True", *words]
     training_args, model_args, data_args = parse_flags(
@@ -382,9 +386,9 @@ class Inputs:
     processor: transformers.WhisperProcessor
     config: transformers.WhisperConfig
     generation_config: transformers.GenerationConfig
-    languages: list[str | None]  # of each record; None: the model knows English only
+    languages: list[str | None]  # of each record but guards; None: the model knows English only
     targets: dict[str, ScoringTarget]  # by the record's name
-    speech: dict[str, list[SpeechDataset]]  # by role: train, eval, test, predict
+    speech: dict[str, list[SpeechDataset]]  # by role: train, eval, guard, test, predict
     augmenter: Augmenter | None = None  # of training clips
 
     @property
@@ -463,7 +467,7 @@ def load_speech(
     training_args: TrainingArguments,
     cache_dir: str | None,
 ) -> dict[str, list[SpeechDataset]]:
-    """What this run reads, undecoded, by role: train, eval, test, predict.
+    """What this run reads, undecoded, by role: train, eval, guard, test, predict.
     Raises: UserError with all that cannot be opened."""
     is_wanted = {
         "train": training_args.do_train,
@@ -627,7 +631,7 @@ def load_inputs(
         processor=processor,
         config=config,
         generation_config=generation_config,
-        languages=languages,
+        languages=languages_of_model(records, languages),
         targets=scoring_targets(records, languages, is_translated=data_args.task == "translate"),
         speech=speech,
         augmenter=augmenter,
@@ -729,6 +733,7 @@ def make_trainer(
         card_writer=card_writer,
         train_window=data_args.train_window,
         full_window_fraction=data_args.full_window_fraction,
+        max_guard_loss_in_points=data_args.max_guard_loss_in_points,
         max_train_time_in_hours=data_args.max_train_time_in_hours,
         max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
     )
@@ -796,7 +801,7 @@ def run_job(job: Job) -> dict[str, float]:
         write_json(run.output_dir / "run_info.json", job.run_info)
         if training_args.do_train and run.checkpoint is None:
             report_training_data(trainer, job.data_args.data_report_samples)
-    if job.data_args.eval_before_training:
+    if job.data_args.eval_before_training or trainer.compares_guards():
         metrics |= zero_shot_scores(trainer, run.checkpoint, job.final_sets.get("test"))
     trainer.card_writer.early_metrics = dict(metrics)
     if training_args.do_train:

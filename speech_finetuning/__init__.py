@@ -8,14 +8,14 @@
               augmentation, noise, items, stream, packing, batches: bytes to examples
     model     loading, languages, adapters, windows, generation, recogniser, transcription:
               the checkpoint, its language, its window
-    scoring   normalization, metrics, eval_sets, scores, score_table, scorecard,
+    scoring   normalization, metrics, eval_sets, scores, score_table, guards, scorecard,
               alignment, differences, predictions:
               rows to numbers that cannot flatter
     training  arguments, loss, settings, phases, progress, checkpoints, callbacks, meter, resumable, trainer, stages,
               averaging, reload_check, length, memory, compat: Seq2SeqTrainer, the few overrides
     sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, examples, reports, run_info,
               report_page, report_rows, report_clips, report_charts: what others see
-    cli       early_exit, help, flags, source_flags, retired, translation, parsing, checks, devices,
+    cli       early_exit, help, flags, source_flags, retired, translation, parsing, guards, checks, devices,
               precision, terminal, silenced, console, data_report, check_data, run_lines, run_screen,
               next_steps, dry_run, demonstration, exit_status, out_of_memory, transcribe, subtitles, export:
               what the terminal sees

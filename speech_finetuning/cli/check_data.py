@@ -85,7 +85,7 @@ def open_if_there(role: str, split: str, record: Any, cache_dir: str | None) -> 
         allow_audio_urls=record.allow_audio_urls,
     )
     try:
-        if role == "train":
+        if role in ("train", "guard"):
             return load_or_hold_out(load, role, split, record)[0]
         return load(split=split)
     except MissingSplit:
@@ -99,11 +99,14 @@ def open_splits(records: list[Any], cache_dir: str | None) -> list[tuple[str, bo
     as far as they are there. records: the script's. Raises: UserError."""
     opened = []
     for record in records:
-        scored = [record.eval_split_name, record.test_split_name or USUAL_TEST_SPLIT]
+        scored = [record.eval_split_name]
+        if not record.guard:
+            scored.append(record.test_split_name or USUAL_TEST_SPLIT)
         for split in dict.fromkeys([record.train_split_name, *scored]):
             if not split:
                 continue
-            role = "train" if split == record.train_split_name else "eval"
+            scored_as = "guard" if record.guard else "eval"
+            role = "train" if split == record.train_split_name else scored_as
             source = open_if_there(role, split, record, cache_dir)
             if source is None:
                 continue

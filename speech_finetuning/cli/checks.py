@@ -13,6 +13,7 @@ from typing import Any
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import lies_among_data
 from speech_finetuning.cli.flags import read_yaml, word_problems
+from speech_finetuning.cli.guards import guard_problems
 
 FRACTIONS = (
     "eval_fraction",
@@ -42,6 +43,7 @@ NOT_NEGATIVE = (
     "warmup_steps",
     "weight_decay",
     "max_network_wait_in_minutes",
+    "max_guard_loss_in_points",
 )
 # Flags of training, and the value with which each does nothing.
 OF_TRAINING_ONLY = {
@@ -195,6 +197,7 @@ def best_model_problems(flags: argparse.Namespace) -> Iterator[str]:
             "early_stopping_patience": flags.early_stopping_patience is not None,
             "eval_before_training": flags.eval_before_training,
             "load_best_model_at_end": flags.load_best_model_at_end,
+            "max_guard_loss_in_points": flags.max_guard_loss_in_points is not None,
             "average_checkpoints": flags.average_checkpoints > 1,
             "base_weight_shares": bool(flags.base_weight_shares),
         }
@@ -299,6 +302,7 @@ def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:
             *training_problems(flags),
             *augmentation_problems(flags),
             *best_model_problems(flags),
+            *guard_problems(flags),
             *number_problems(flags),
             *precision_problems(flags),
             *hub_problems(flags),

@@ -284,7 +284,7 @@ def warn_of_rows(speech: dict[str, list[SpeechDataset]]) -> None:
 def warn_of_overlap(speech: dict[str, list[SpeechDataset]]) -> None:
     """Warns where scored rows are also trained on."""
     trained = files_of(speech.get("train", []))
-    for role in ("eval", "test", "predict"):
+    for role in ("eval", "guard", "test", "predict"):
         scored = [each for each in speech.get(role, []) if not each.is_held_out]
         shared = trained & files_of(scored)
         if any(not Path(url).name.startswith("metadata.") for url in shared):

@@ -222,11 +222,12 @@ def estimate_needs(
     """What the full run will need, judging by three steps. data: sources by role, with num_rows."""
     rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
     limit = max_eval_samples or sys.maxsize
-    num_eval_rows = sum(min(limit, source["num_rows"] or 0) for source in data.get("eval", []))
+    scored = [*data.get("eval", []), *data.get("guard", [])]
+    num_eval_rows = sum(min(limit, source["num_rows"] or 0) for source in scored)
 
     history = trainer.state.log_history
     rows_per_second = [entry["samples_per_second"] for entry in history if "loss" in entry][-1]
-    seconds_per_clip = metrics.get("eval_runtime", 0.0) / NUM_SCORED_ROWS
+    seconds_per_clip = metrics.get("eval_runtime", 0.0) / NUM_SCORED_ROWS / max(1, len(scored))
     assert full_args.eval_steps is not None  # the script gives it a default
     num_evaluations = num_steps / steps_between(full_args.eval_steps, num_steps)
     training = describe_time(num_steps * rows_per_step / rows_per_second)

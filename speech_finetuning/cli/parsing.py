@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.base.network import as_user_error
 from speech_finetuning.cli.checks import check_words
 from speech_finetuning.cli.flags import OneLineErrors, as_flags, read_yaml
+from speech_finetuning.cli.guards import SPLITS_BESIDE_EVAL
 
 
 class FlagParser(transformers.HfArgumentParser, OneLineErrors):
@@ -43,11 +45,12 @@ def read_records(path: str, defaults: Any, kind: type, own_flags: type) -> list[
     """The entries of a --data_mix file as dataclasses of one kind, completed by the command line.
 
     defaults: the command line's dataclass; own_flags: the dataclass of what an entry may set for
-    itself, beside its name and weight; null takes a setting away.
+    itself, beside its name, its weight and whether it is a guard; null takes a setting away.
+    Guards come last.
     Raises: UserError for what an entry cannot say, for weights that are not above 0, and for names
     that are taken.
     """
-    keys = ["name", "weight", *(field.name for field in fields(own_flags))]
+    keys = ["name", "weight", "guard", *(field.name for field in fields(own_flags))]
     entries = read_yaml("--data_mix", path, list, "- dataset_name: path/to/data")
     records: list[Any] = []
     for number, entry in enumerate(entries, start=1):
@@ -61,7 +64,7 @@ def read_records(path: str, defaults: Any, kind: type, own_flags: type) -> list[
         if record.name in [earlier.name for earlier in records]:
             raise UserError(f"{where}: needs its own 'name: ...' ({record.name!r} is taken).")
         records.append(record)
-    return records
+    return sorted(records, key=attrgetter("guard"))  # the first one's language is the model's
 
 
 def read_record(where: str, entry: dict[str, Any], defaults: Any, kind: type) -> Any:
@@ -70,6 +73,8 @@ def read_record(where: str, entry: dict[str, Any], defaults: Any, kind: type) ->
     with as_user_error(ValueError, where=where):
         (record,) = FlagParser([kind]).parse_args_into_dataclasses(as_flags(settings))
     taken_away = {key: None for key, value in entry.items() if value is None}
+    if record.guard:
+        taken_away |= dict.fromkeys(SPLITS_BESIDE_EVAL)
     return replace(record, **{**taken_away, "name": re.sub(r"\W", "_", record.name)})
 
 

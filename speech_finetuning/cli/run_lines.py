@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from speech_finetuning.scoring.score_table import describe_loss
 from speech_finetuning.scoring.scores import (
     EVAL,
     PREDICT,
@@ -134,6 +135,18 @@ def describe_faults(scores: Scores) -> list[str]:
     if scores.nonspeech is not None:
         faults.append(f"invented {scores.nonspeech.words_per_minute:.1f} words/min")
     return faults
+
+
+def describe_guard(scores: Scores, *, rate_name: str, before: float | None) -> str:
+    """The line of a set that must not get worse. rate_name: "wer", or "cer" where words are not
+    separated by spaces; before: the untouched model's."""
+    line = f"{describe_set(scores)}, a guard"
+    if before is None or scores.leading is None:
+        return line
+    is_cer = rate_name == "cer"
+    points = (scores.leading.cer if is_cer else scores.leading.wer) - before
+    interval = scores.cer_change if is_cer else scores.wer_change
+    return f"{line}\n{INDENT}{'':<16}   {describe_loss(rate_name.upper(), points, interval)}"
 
 
 def describe_set(scores: Scores) -> str:

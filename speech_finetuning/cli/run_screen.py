@@ -18,12 +18,14 @@ from speech_finetuning.cli.run_lines import (
     STEP_HEADER,
     Earlier,
     counted,
+    describe_guard,
     describe_scores_at,
     describe_set,
     describe_step,
     describe_time,
 )
 from speech_finetuning.cli.terminal import SCREEN, fit
+from speech_finetuning.scoring.guards import GuardBound
 from speech_finetuning.scoring.scorecard import Scorecard, ScoredRow
 from speech_finetuning.scoring.scores import EVAL, ZERO_SHOT, metric_prefix, read_scores
 from speech_finetuning.training.callbacks import evaluation_name
@@ -70,7 +72,7 @@ def replace_progress_callbacks(trainer: SpeechTrainer) -> None:
     """The library's dicts and bars give way to a RunScreen."""
     trainer.pop_callback(transformers.PrinterCallback)
     trainer.pop_callback(DEFAULT_PROGRESS_CALLBACK)
-    trainer.add_callback(RunScreen(trainer.compute_metrics))
+    trainer.add_callback(RunScreen(trainer.compute_metrics, trainer.guard_bound))
 
 
 def leading_rate(args: Any) -> str:
@@ -89,8 +91,9 @@ def untouched_error_rate(args: Any) -> float | None:
 class RunScreen(transformers.TrainerCallback):
     """Of the first process; the others show nothing."""
 
-    def __init__(self, scorecard: Scorecard) -> None:
+    def __init__(self, scorecard: Scorecard, guards: GuardBound) -> None:
         self.scorecard = scorecard
+        self.guards = guards
         self.pace = Pace()
         self.is_training = False
         self.num_lines = 0  # since the last header
@@ -206,14 +209,28 @@ class RunScreen(transformers.TrainerCallback):
             earlier=earlier,
             seconds=metrics[f"{role}_runtime"],
         )
-        for set_name in self.scorecard.targets:
-            of_set = read_scores(metrics, role=role, set_name=set_name) if set_name else None
-            if of_set is not None:
-                lines.append(describe_set(of_set))
+        lines += self.describe_sets(role, metrics)
         rows = self.scorecard.scored
         if rows:
             lines += describe_pair(rows[self.num_evaluations * STRIDE % len(rows)])
         self.num_evaluations += 1
+        return lines
+
+    def describe_sets(self, role: str, metrics: dict[str, float]) -> list[str]:
+        """The lines of the sets of a --data_mix, guards last."""
+        targets = self.scorecard.targets
+        is_total = len(targets) - len(self.guards.rates) == 1  # the one that is no guard
+        lines = []
+        for set_name in targets:
+            of_set = read_scores(metrics, role=role, set_name=set_name) if set_name else None
+            if of_set is None:
+                continue
+            if set_name in self.guards.rates:
+                before = None if role == ZERO_SHOT else self.guards.untouched.get(set_name)
+                rate_name = self.guards.rates[set_name]
+                lines += describe_guard(of_set, rate_name=rate_name, before=before).split("\n")
+            elif not is_total or not self.guards.rates:
+                lines.append(describe_set(of_set))
         return lines
 
     def earlier(self, metric: str, history: list[dict[str, Any]]) -> Earlier | None:

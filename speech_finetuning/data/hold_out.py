@@ -81,7 +81,8 @@ def load_or_hold_out(
     except MissingSplit as error:
         only = error.only_split(role, split)
         if only is not None:
-            logger.info("%s It is taken. --%s_split_name names another.", error, role)
+            flag = "eval_split_name" if role == "guard" else f"{role}_split_name"
+            logger.info("%s It is taken. --%s names another.", error, flag)
             return load(split=only, speaker_column=speaker_column), False
         if role != "eval" or split != USUAL_EVAL_SPLIT or not record.train_split_name:
             raise

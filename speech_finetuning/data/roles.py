@@ -1,4 +1,7 @@
-"""What a run reads, by role: to train on, to score, to test and to transcribe."""
+"""What a run reads, by role: to train on, to score, to test and to transcribe.
+
+A record that is a guard has the role `guard`: it is scored wherever `eval` is, has no part in the
+total, and shapes neither the weights nor what is saved with them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +28,21 @@ def open_by_role(
             split = getattr(record, f"{role}_split_name")
             if not split:
                 continue
-            dataset = problems.attempt(record.name, open_one, role, split, record, preprocessor)
-            speech.setdefault(role, [])
+            opened_as = "guard" if record.guard else role
+            dataset = problems.attempt(
+                record.name, open_one, opened_as, split, record, preprocessor
+            )
+            speech.setdefault(opened_as, [])
             if dataset is not None:
-                speech[role].append(dataset)
+                speech[opened_as].append(dataset)
         if role in ("train", "eval") and role not in speech:
             raise UserError(f"--do_{role}: no entry of --data_mix has a {role}_split_name.")
     problems.raise_if_any()
     return speech
+
+
+def languages_of_model(records: list[Any], languages: list[str | None]) -> list[str | None]:
+    """Those that the model is trained for, of each of the script's records that is no guard.
+    languages: of each record."""
+    pairs = zip(records, languages, strict=True)
+    return [language for record, language in pairs if not record.guard]

@@ -33,7 +33,7 @@ from speech_finetuning.data.tars import open_tars
 logger = logging.getLogger(__name__)
 
 # Of each role, where another split may be meant.
-USUAL_SPLITS = {"train": "train", "predict": "test"}
+USUAL_SPLITS = {"train": "train", "guard": "validation", "predict": "test"}
 EVALUATION_SPLIT = re.compile("test|val|dev|eval", re.IGNORECASE)
 LISTS = ("manifest", "csv", "json", kaldi.KIND, recordings.KIND)  # kinds whose rows are lines
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ CACHE_VERSION = 3  # rises when the same rows are prepared otherwise than before
 ROWS_PER_BLOCK = 100
 ROWS_PER_WRITE = 16  # of unpadded features: some 10 MB
 NUM_EXAMPLES = 3  # of rejected rows, in an error
+# What is scored at once, by the role that it is scored as.
+SCORED_TOGETHER = {"eval": ("eval", "guard"), "test": ("test",), "predict": ("predict",)}
 SECONDS_BETWEEN_LINES = 15  # of the log, while rows are prepared
 
 FEATURES = datasets.Features(
@@ -298,36 +300,47 @@ def prepare_eval_sets(
     training_args: transformers.Seq2SeqTrainingArguments,
 ) -> dict[str, datasets.Dataset]:
     """Every scored split by role, decoded once, its rejections in the log and in rejected.jsonl.
+    Guards are scored with the evaluation set, and come after its rows.
 
     Raises: UserError if no row of a split is usable, and the errors of the reader.
     """
     assert training_args.output_dir is not None
     output_dir = Path(training_args.output_dir)
     eval_sets: dict[str, datasets.Dataset] = {}
-    for role in ("eval", "test", "predict"):
+    for role, roles in SCORED_TOGETHER.items():
         prepared: dict[str, datasets.Dataset] = {}
-        for dataset in speech.get(role, []):
-            # The other processes find the finished file.
-            with training_args.main_process_first(local=False):
-                eval_set = prepare_eval_set(
-                    dataset, num_threads=num_threads, folder=output_dir / "_eval_cache"
+        for opened_as in roles:
+            for dataset in speech.get(opened_as, []):
+                # The other processes find the finished file.
+                with training_args.main_process_first(local=False):
+                    eval_set = prepare_eval_set(
+                        dataset, num_threads=num_threads, folder=output_dir / "_eval_cache"
+                    )
+                prepared[dataset.source.record] = eval_set.rows
+                if training_args.process_index == 0:
+                    list_new_rejections(output_dir, dataset.source.split, eval_set.rejections)
+                check_usable(dataset, eval_set)
+                logger.info(
+                    "%s: %d rows to %s, rejected: %s",
+                    f"{opened_as} {dataset.source.record}".strip(),
+                    eval_set.num_usable,
+                    "transcribe" if role == "predict" else "score",
+                    describe_counts(Counter(item.reason for item in eval_set.rejections)),
                 )
-            prepared[dataset.source.record] = eval_set.rows
-            if training_args.process_index == 0:
-                list_new_rejections(output_dir, dataset.source.split, eval_set.rejections)
-            check_usable(dataset, eval_set)
-            logger.info(
-                "%s: %d rows to %s, rejected: %s",
-                f"{role} {dataset.source.record}".strip(),
-                eval_set.num_usable,
-                "transcribe" if role == "predict" else "score",
-                describe_counts(Counter(item.reason for item in eval_set.rejections)),
-            )
+            if opened_as == "eval" and prepared:
+                check_has_text(prepared.values())
         if prepared:
             eval_sets[role] = join_eval_sets(prepared)
-            if role == "eval" and not any(eval_sets[role]["text"]):
-                raise UserError(
-                    "no row that --do_eval scores has a text (see keep_empty_text): there is no "
-                    "WER. Score speech as well: add an entry with speech to --data_mix."
-                )
     return eval_sets
+
+
+def check_has_text(eval_sets: Iterable[datasets.Dataset]) -> None:
+    """Raises: UserError if nothing is spoken in any row."""
+    for rows in eval_sets:
+        usable = zip(rows["text"], rows["reason"], strict=True)
+        if any(text and reason is None for text, reason in usable):
+            return
+    raise UserError(
+        "no row that --do_eval scores has a text (see keep_empty_text): there is no WER. Score "
+        "speech as well: add an entry with speech to --data_mix."
+    )

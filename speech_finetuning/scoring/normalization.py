@@ -49,6 +49,7 @@ class ScoringTarget:
     leads_normalized: bool  # whether wer and cer are those of normalised text
     is_translated: bool = False  # into English
     has_nonspeech: bool = False  # rows without a text are not speech
+    is_guard: bool = False  # what must not get worse: has no part in the total
 
     @property
     def text_language(self) -> str:
@@ -66,6 +67,7 @@ def scoring_targets(
             leads_normalized=record.do_normalize_eval,
             is_translated=is_translated,
             has_nonspeech=record.keep_empty_text,
+            is_guard=record.guard,
         )
         for record, language in zip(records, languages, strict=True)
     }

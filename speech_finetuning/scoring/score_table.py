@@ -1,5 +1,7 @@
 """The score table: the scores of several sets side by side, and what has got worse."""
 
+from collections.abc import Callable, Sequence
+
 from speech_finetuning.scoring.scores import (
     BEFORE,
     EVAL,
@@ -15,43 +17,75 @@ from speech_finetuning.scoring.scores import (
     read_scores,
 )
 
+GUARD_TITLE = "what must not get worse"
 LONGEST_CHANGES = 56  # characters of two that stand on one line
 
 
-def score_table(metrics: dict[str, float], set_names: list[str]) -> str:
+def score_table(
+    metrics: dict[str, float], set_names: list[str], guard_names: Sequence[str] = ()
+) -> str:
     """Before, after and test side by side, in total and for each named set, with the WER's 95 %
-    interval; below a line the change against the untouched model. 80 columns wide if names are
-    short."""
+    interval; below a line the change against the untouched model. Guard sets have a block of their
+    own. 80 columns wide if names are short."""
+    rows = [
+        row
+        for role in ROLES
+        for set_name in ["", *set_names]
+        for row in describe_lines(metrics, role, set_name, describe_changes)
+    ]
+    guard_rows = [
+        row
+        for name in guard_names
+        for role in (ZERO_SHOT, EVAL)
+        for row in describe_lines(metrics, role, name, describe_losses)
+    ]
+    width = max([len("before training"), *(len(title) for title, _ in rows + guard_rows)])
+    header = "    WER    CER subst delet insert   rows loops %   95 % interval"
+    lines = [f"{'':{width}}{header}", *(f"{title:{width}}{row}" for title, row in rows)]
+    if guard_rows:
+        lines += ["", GUARD_TITLE, *(f"{title:{width}}{row}" for title, row in guard_rows)]
+    return "\n".join(lines)
+
+
+def title_of(role: str, set_name: str, *, is_trained: bool) -> str:
+    """'after training NAME'."""
     titles = {
         ZERO_SHOT: "before training",
-        EVAL: "after training" if "train_rows" in metrics else "as it is",
+        EVAL: "after training" if is_trained else "as it is",
         UNTOUCHED_TEST: "test before",
         TEST: "test split",
         PREDICT: "predicted",
     }
+    return f"{titles[role]} {set_name}".rstrip()
+
+
+def describe_lines(
+    metrics: dict[str, float],
+    role: str,
+    set_name: str,
+    compare: Callable[[Scores, ErrorRates], list[tuple[str, str]]],
+) -> list[tuple[str, str]]:
+    """(title, figures) of the lines of one set; none if it was not scored. compare: describes the
+    change against the untouched model."""
+    scores = read_scores(metrics, role=role, set_name=set_name)
+    if scores is None:
+        return []
     rows: list[tuple[str, str]] = []
-    for role in ROLES:
-        for set_name in ["", *set_names]:
-            scores = read_scores(metrics, role=role, set_name=set_name)
-            if scores is None:
-                continue
-            title = f"{titles[role]} {set_name}".rstrip()
-            if scores.leading is not None:
-                rows.append((title, describe_scores(scores)))
-            if scores.nonspeech is not None:
-                is_first = scores.leading is None
-                rows.append((title if is_first else "", describe_nonspeech(scores.nonspeech)))
-            if scores.leading is None:
-                continue
-            if scores.translation is not None:
-                found = scores.translation
-                rows.append(("", f"  BLEU {found.bleu:.1f}   chrF {found.chrf:.1f}"))
-            before = read_scores(metrics, role=BEFORE.get(role, "none"), set_name=set_name)
-            if before is not None and before.leading is not None:
-                rows += describe_changes(scores, before.leading)
-    width = max([len("before training"), *(len(title) for title, _ in rows)])
-    header = "    WER    CER subst delet insert   rows loops %   95 % interval"
-    return "\n".join([f"{'':{width}}{header}", *(f"{title:{width}}{row}" for title, row in rows)])
+    title = title_of(role, set_name, is_trained="train_rows" in metrics)
+    if scores.leading is not None:
+        rows.append((title, describe_scores(scores)))
+    if scores.nonspeech is not None:
+        is_first = scores.leading is None
+        rows.append((title if is_first else "", describe_nonspeech(scores.nonspeech)))
+    if scores.leading is None:
+        return rows
+    if scores.translation is not None:
+        found = scores.translation
+        rows.append(("", f"  BLEU {found.bleu:.1f}   chrF {found.chrf:.1f}"))
+    before = read_scores(metrics, role=BEFORE.get(role, "none"), set_name=set_name)
+    if before is not None and before.leading is not None:
+        rows += compare(scores, before.leading)
+    return rows
 
 
 def describe_scores(scores: Scores) -> str:
@@ -86,6 +120,24 @@ def describe_changes(scores: Scores, before: ErrorRates) -> list[tuple[str, str]
     if len(wer) + len(cer) < LONGEST_CHANGES:
         return [("  change", f"  {wer}   {cer}")]
     return [("  change", f"  {wer}"), ("", f"  {cer}")]
+
+
+def describe_losses(scores: Scores, before: ErrorRates) -> list[tuple[str, str]]:
+    """Of a guard set, a line for each rate: [("  change", "  WER +2.50 points (+1.10 to +4.00)")],
+    which is what may be bounded."""
+    now = scores.leading
+    assert now is not None
+    wer = describe_loss("WER", now.wer - before.wer, scores.wer_change)
+    cer = describe_loss("CER", now.cer - before.cer, scores.cer_change)
+    return [("  change", f"  {wer}"), ("", f"  {cer}")]
+
+
+def describe_loss(name: str, points: float, interval: Interval | None) -> str:
+    """'WER +2.50 points (+1.10 to +4.00)'. interval: of the change, if it is known."""
+    text = f"{name} {points:+.2f} points"
+    if interval is not None:
+        text += f" ({interval.low:+.2f} to {interval.high:+.2f})"
+    return text
 
 
 def describe_change(name: str, now: float, before: float, interval: Interval | None) -> str:

@@ -34,6 +34,7 @@ from speech_finetuning.scoring.normalization import (
 )
 from speech_finetuning.scoring.scores import (
     BEFORE,
+    EVAL,
     PREDICT,
     UNTOUCHED_TEST,
     ZERO_SHOT,
@@ -99,7 +100,8 @@ def make_metric() -> SpeechErrors:
 
 @dataclass(kw_only=True)
 class Scorecard:
-    """The trainer's compute_metrics: generated ids to error rates, in total and for each set.
+    """The trainer's compute_metrics: generated ids to error rates, in total and for each set. Guard
+    sets have no part in the total, nor in the loss.
 
     Rows are found by their index, so that rows that several processes scored twice count once.
     """
@@ -189,10 +191,12 @@ class Scorecard:
         places = [place_of[index] for index in indices]
         ids, loss_sums, token_counts = (values[places] for values in outputs.predictions)
         self.scored = self.score_rows(indices, ids, token_counts)
-        scores = self.score_set(self.scored, set_name="")
+        is_in_total = np.array([not self.is_guard(row) for row in self.scored])
+        scores = self.score_set([row for row in self.scored if not self.is_guard(row)], set_name="")
         self.warn_of_cut_outputs(scores)
         metrics = scores.to_metrics()
-        metrics["loss"] = float(loss_sums.sum() / max(1, token_counts.sum()))
+        num_tokens = token_counts[is_in_total].sum()
+        metrics["loss"] = float(loss_sums[is_in_total].sum() / max(1, num_tokens))
         if len(self.targets) > 1:
             for set_name in self.targets:
                 rows = [row for row in self.scored if row.row.set_name == set_name]
@@ -200,6 +204,10 @@ class Scorecard:
                     metrics |= self.score_set(rows, set_name=set_name).to_metrics()
         self.remember_untouched()
         return metrics
+
+    def is_guard(self, row: ScoredRow) -> bool:
+        """Whether a row is of a set that must not get worse, and so has no part in the total."""
+        return self.targets[row.row.set_name].is_guard
 
     def remember_untouched(self) -> None:
         """Keeps what the untouched model did, to compare the trained one with."""
@@ -218,7 +226,9 @@ class Scorecard:
     def changes(self, rows: list[ScoredRow]) -> tuple[Interval | None, Interval | None]:
         """The intervals of the changes of WER and CER against the untouched model; None if it has
         not scored exactly these rows."""
-        before = self.untouched.get(self.role)
+        # eval_best, eval_share_0.3 ...: other weights on the rows of an evaluation.
+        role = EVAL if self.role.startswith(f"{EVAL}_") else self.role
+        before = self.untouched.get(role)
         if not before:
             return None, None
         after = self.errors_by_index(rows)

@@ -16,6 +16,7 @@ from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.sharing.examples import WHY_PADDED, faster_whisper_example
 from speech_finetuning.sharing.public import LOCAL_DATA, LOCAL_MODEL, public_run_info
 from speech_finetuning.sharing.report_charts import readable_hours
+from speech_finetuning.sharing.run_info import names_of_guards, names_of_sets
 from speech_finetuning.training.phases import changed_settings
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -66,6 +67,8 @@ def eval_results(
     for role, sources in data.items():
         for source in sources if role != "train" else ():
             prefix = f"{role}_{source['record']}" if len(sources) > 1 else role
+            if role == "guard":  # scored with the evaluation set, by name
+                prefix = f"eval_{source['record']}"
             for kind, title in RESULTS.items():
                 value = metrics.get(f"{prefix}_{kind}")
                 if value is None:
@@ -151,6 +154,16 @@ def describe_phases(phases: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def names_of_data(info: dict[str, Any]) -> set[str]:
+    """The data sets that the model is for: guards are of what it could do before."""
+    return {
+        source["name"]
+        for role, sources in info["data"].items()
+        for source in sources
+        if role != "guard"
+    }
+
+
 @dataclass(kw_only=True)
 class CardWriter:
     """Writes the model card at every save, from what is known by then."""
@@ -175,8 +188,7 @@ class CardWriter:
         info = self.info
         base_model = info["identity"]["model_name_or_path"]
         is_local_model = base_model == LOCAL_MODEL
-        names = {source["name"] for sources in info["data"].values() for source in sources}
-        eval_sources = info["data"].get("eval", [])
+        names = names_of_data(info)
         language = self.languages[0] if len(self.languages) == 1 else None
         versions = info["versions"] | ({"git": info["git"]} if info["git"] else {})
         card = huggingface_hub.ModelCard.from_template(
@@ -185,7 +197,8 @@ class CardWriter:
             title=self.model_name,
             base="A local model" if is_local_model else Path(base_model).name,
             data=", ".join(sorted(Path(name).name for name in names)),
-            scores=score_table(metrics, [s["record"] for s in eval_sources if s["record"]]),
+            scores=score_table(metrics, names_of_sets(info), names_of_guards(info)),
+            has_guards=bool(names_of_guards(info)),
             curve=curve_table(history),
             curve_picture=self.curve_picture,
             faster_whisper=faster_whisper_example("whisper-ct2", language),
@@ -205,7 +218,7 @@ class CardWriter:
     def metadata(self, metrics: dict[str, float]) -> huggingface_hub.ModelCardData:
         """What the Hub reads: the card's YAML."""
         base_model = self.info["identity"]["model_name_or_path"]
-        names = {source["name"] for sources in self.info["data"].values() for source in sources}
+        names = names_of_data(self.info)
         return huggingface_hub.ModelCardData(
             language=self.languages[0] if len(self.languages) == 1 else self.languages,
             license=self.info["base_licence"],

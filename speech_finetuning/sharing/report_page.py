@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ class Findings:
     step: int
     max_steps: int
     best_step: int | None = None  # of the model that is scored on the test split
+    # "wer" or "cer" by the name of each set that must not get worse.
+    guard_rates: dict[str, str] = field(default_factory=dict)
 
 
 class ReportPage(ScoreKeeper):
@@ -135,12 +137,16 @@ class ReportPage(ScoreKeeper):
     def follow(self, metrics: dict[str, float], eval_set: datasets.Dataset, state: Any) -> None:
         """Writes what an evaluation has found; of weights that are only tried it is kept."""
         name = evaluation_name(metrics)
-        rows = scored_rows(self.trainer.compute_metrics)
+        rows = [row for row in scored_rows(self.trainer.compute_metrics) if self.is_shown(row)]
         if name in ROLES:
             self.take(metrics, rows, eval_set)
             self.write(state)
         else:
             self.tried[name] = (metrics, rows, eval_set)
+
+    def is_shown(self, row: AlignedRow) -> bool:
+        """Whether a row is one of those that the page is about: guards have a table of scores."""
+        return row.set_name not in self.trainer.guard_bound.rates
 
     def take_tried(self, label: str, state: transformers.TrainerState) -> None:
         metrics, rows, eval_set = self.tried[label]
@@ -175,7 +181,8 @@ class ReportPage(ScoreKeeper):
             self.metrics = json.loads(record.read_text(encoding="utf-8")) | self.metrics
             for before in BEFORE.values():
                 files = sorted(self.output_dir.glob(f"predictions_{before}*.jsonl"))
-                rows = rows_of_files(files, self.trainer.compute_metrics)
+                read = rows_of_files(files, self.trainer.compute_metrics)
+                rows = [row for row in read if self.is_shown(row)]
                 if rows:
                     self.sets[before] = ScoredSet(role=before, rows=rows)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -190,6 +197,7 @@ class ReportPage(ScoreKeeper):
             sets=self.sets,
             metrics=last_scores(history) | self.metrics,
             changes=changes_of(self.sets),
+            guard_rates=self.trainer.guard_bound.rates,
             history=history,
             run_info=self.trainer.card_writer.run_info,
             totals=self.trainer.progress.totals(),
@@ -286,6 +294,27 @@ def score_lines(findings: Findings) -> list[dict[str, Any]]:
     return lines
 
 
+def guard_lines(findings: Findings) -> list[dict[str, Any]]:
+    """The lines of the table of what must not get worse."""
+    lines = []
+    for name, rate in findings.guard_rates.items():
+        before = read_scores(findings.metrics, role=ZERO_SHOT, set_name=name)
+        after = read_scores(findings.metrics, role=EVAL, set_name=name)
+        now = after or before
+        if now is None or now.leading is None:
+            continue
+        line = {"set": name, "rate_name": rate.upper(), "scores": now, "before": None}
+        line["change"] = None
+        if after is not None and after.leading and before is not None and before.leading:
+            line["before"] = before.leading
+            interval = after.cer_change if rate == "cer" else after.wer_change
+            if interval is not None:
+                points = getattr(after.leading, rate) - getattr(before.leading, rate)
+                line["change"] = Change(points=points, low=interval.low, high=interval.high)
+        lines.append(line)
+    return lines
+
+
 def nonspeech_lines(findings: Findings) -> list[str]:
     """What was written where nobody speaks, a sentence for each set that has such rows."""
     titles = titles_of(findings)
@@ -360,6 +389,7 @@ def render(findings: Findings) -> str:
             titles=titles,
             lines=score_lines(findings),
             nonspeech=nonspeech_lines(findings),
+            guards=guard_lines(findings),
             learning=learning_charts(findings.history, findings.metrics),
             speed=speed_charts(findings.history),
             sets=shown,

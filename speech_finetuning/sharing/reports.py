@@ -12,7 +12,11 @@ from speech_finetuning.scoring.scores import ROLES
 from speech_finetuning.sharing.claim import Run
 from speech_finetuning.sharing.hub import base_licence
 from speech_finetuning.sharing.model_card import CardWriter
-from speech_finetuning.sharing.run_info import collect_run_info
+from speech_finetuning.sharing.run_info import (
+    collect_run_info,
+    names_of_guards,
+    names_of_sets,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +37,10 @@ def write_reports(
     write_json(output_dir / "run_info.json", info | {"ended": ended})
     (output_dir / "README.md").write_text(card, encoding="utf-8")
     if any(name.endswith("_wer") for name in metrics):
-        names = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
-        logger.info("scores\n%s", score_table(metrics, names))
-        for sentence in describe_regressions(metrics, names):
+        names = names_of_sets(info)
+        guard_names = names_of_guards(info)
+        logger.info("scores\n%s", score_table(metrics, names, guard_names))
+        for sentence in describe_regressions(metrics, [*names, *guard_names]):
             logger.warning("%s", sentence)
 
 

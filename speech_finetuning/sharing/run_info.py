@@ -42,6 +42,8 @@ def run_identity(model_args: Any, records: list[Any]) -> dict[str, Any]:
             "text_column_name": record.text_column_name,
             "language": record.language,
             "task": record.task,
+            # Left out of others, which had no such entry when older runs began.
+            **({"guard": True} if record.guard else {}),
         }
         for record in records
     ]
@@ -178,3 +180,16 @@ def collect_run_info(
         "hub_names": sorted(set(filter(is_hub_name, hub_names_of(identity)))),
         "base_licence": base_licence,
     }
+
+
+def names_of_sets(info: dict[str, Any]) -> list[str]:
+    """Those of the evaluation sets of a --data_mix that have lines of their own beside the total.
+    info: as `collect_run_info` makes it."""
+    names = [source["record"] for source in info["data"].get("eval", []) if source["record"]]
+    # Beside guards, a single set is the total.
+    return names if len(names) > 1 or not names_of_guards(info) else []
+
+
+def names_of_guards(info: dict[str, Any]) -> list[str]:
+    """Those of the sets that must not get worse."""
+    return [source["record"] for source in info["data"].get("guard", [])]

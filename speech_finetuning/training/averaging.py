@@ -22,6 +22,7 @@ from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import write_json
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.model.adapters import adapted_layers
+from speech_finetuning.scoring.scores import EVAL
 from speech_finetuning.training.checkpoints import is_complete, step_of
 from speech_finetuning.training.reload_check import check_reload
 from speech_finetuning.training.stages import (
@@ -200,6 +201,13 @@ class WeightChoice:
             self.kept = candidate
 
     def is_better(self, candidate: Candidate, other: Candidate) -> bool:
+        """By the metric, among weights that have not lost more on a guard than they may: any of
+        these is better than all others."""
+        bound = self.trainer.guard_bound
+        if bound.broken_by(candidate.metrics):
+            return False
+        if bound.broken_by(other.metrics):
+            return True
         value = candidate.metrics[self.metric]
         best = other.metrics[self.metric]
         return value > best if self.trainer.args.greater_is_better else value < best
@@ -232,12 +240,19 @@ class WeightChoice:
         ]
 
     def table(self) -> str:
-        """A line for each candidate."""
-        lines = [f"{'':36s}     WER      CER     loss"]
+        """A line for each candidate; guards have a column each, of the rate that is bounded."""
+        bound = self.trainer.guard_bound
+        names = "".join(f" {name[:12]:>12}" for name in bound.rates)
+        lines = [f"{'':36s}     WER      CER     loss{names}"]
         for candidate in self.candidates:
             scores = candidate.metrics
             line = f"{candidate.title:36s}{scores['eval_wer']:8.2f} {scores['eval_cer']:8.2f}"
             line += f" {scores['eval_loss']:8.4f}"
+            of_guards = bound.rates_in(scores, EVAL)
+            for name in bound.rates:
+                line += f" {of_guards[name]:12.2f}" if name in of_guards else f" {'':12}"
+            if bound.broken_by(scores):
+                line += "   lost too much"
             lines.append(f"{line}   saved" if candidate is self.kept else line)
         return "\n".join(lines)
 
@@ -246,11 +261,12 @@ def choose_weights(
     trainer: SpeechTrainer, options: WeightOptions, metrics: dict[str, float]
 ) -> dict[str, float]:
     """Tries averages, then shares of the untouched model, and saves what scores best by
-    --metric_for_best_model (WER unless that is given).
+    --metric_for_best_model (WER unless that is given), within --max_guard_loss_in_points.
 
     metrics: those of the trained weights, which are saved. Returns the scores of what is saved now.
     """
     if options.num_checkpoints == 1 and not any(options.base_shares):
+        warn_of_lost_guards(trainer, metrics)
         return metrics
     trainer.accelerator.wait_for_everyone()  # the main process may still be writing the weights
     choice = WeightChoice(trainer, metrics)
@@ -266,7 +282,23 @@ def choose_weights(
     choice.save()
     trainer.card_writer.weights_table = choice.table()
     logger.info("weights\n%s", choice.table())
+    warn_of_lost_guards(trainer, choice.kept.metrics)
     return choice.kept.metrics
+
+
+def warn_of_lost_guards(trainer: SpeechTrainer, metrics: dict[str, float]) -> None:
+    """Warns if what is saved has lost more on a guard than it may: there was nothing within the
+    bound. metrics: of the weights that are saved."""
+    bound = trainer.guard_bound
+    broken = bound.broken_by(metrics)
+    if broken:
+        logger.warning(
+            "the saved weights are beyond --max_guard_loss_in_points %g: %s. None that were scored "
+            "are within it. Start the same command again with --base_weight_shares 0.3 0.5 0.7, "
+            "which trains nothing.",
+            bound.max_loss_in_points,
+            bound.describe(broken),
+        )
 
 
 def try_average(choice: WeightChoice, num_checkpoints: int) -> None:

@@ -81,6 +81,13 @@ PRIVATE_NAMES = (
         why="must be None while a checkpoint is saved, see without_best_step",
         ends="no barrier within _save_checkpoint",
     ),
+    PrivateName(
+        path="transformers.trainer:Trainer._determine_best_metric",
+        parameters=("self", "metrics", "trial"),
+        used_in="training.trainer",
+        why="weights that lose too much on a guard set are not the best, whatever their metric",
+        ends="a hook that may refuse a best model",
+    ),
     # ---- continuing
     PrivateName(
         path="transformers.trainer:Trainer._load_from_checkpoint",

@@ -69,6 +69,8 @@ def training_settings(arguments: dict[str, Any], records: Iterable[Any]) -> dict
     """
     settings = {f"--{name}": arguments[name] for name in OF_THE_RUN}
     for record in records:
+        if record.guard:  # which is only scored
+            continue
         for name in OF_A_SOURCE:
             place = f"--data_mix, {record.name}: {name}" if record.name else f"--{name}"
             settings[place] = value_for_record(record, name)

@@ -176,8 +176,11 @@ def zero_shot_scores(
     if checkpoint is not None and record.is_file():
         if rows_record.is_file():  # not of runs that began before 2026-11-26
             scorecard.untouched = read_row_errors(rows_record)
-        return json.loads(record.read_text(encoding="utf-8"))
+        metrics = json.loads(record.read_text(encoding="utf-8"))
+        trainer.guard_bound.note_untouched(metrics)
+        return metrics
     metrics = trainer.evaluate(metric_key_prefix=ZERO_SHOT)
+    trainer.guard_bound.note_untouched(metrics)
     if test_rows is not None:
         metrics |= trainer.evaluate(test_rows, metric_key_prefix=UNTOUCHED_TEST)
     if trainer.is_world_process_zero():

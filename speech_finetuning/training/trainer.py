@@ -27,6 +27,7 @@ from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.data.text import IGNORED_LABEL
 from speech_finetuning.model.generation import generate_ids, transcribe_long_form
 from speech_finetuning.model.windows import TrainingWindow, encoder_window
+from speech_finetuning.scoring.guards import GuardBound
 from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.training.callbacks import (
     SavePredictions,
@@ -71,6 +72,7 @@ class SpeechTrainer(ResumableTrainer):
         card_writer: Any = None,
         train_window: Literal["full", "longest"] = "full",
         full_window_fraction: float = 0.1,
+        max_guard_loss_in_points: float | None = None,
         max_train_time_in_hours: float | None = None,
         max_network_wait_in_seconds: float = 0.0,
         **trainer_arguments: Any,
@@ -92,6 +94,7 @@ class SpeechTrainer(ResumableTrainer):
             seed=cast(int, self.args.data_seed),  # of the script
             rows_at_once=progress.share.rows_per_round(self.args.train_batch_size),
         )
+        self.guard_bound = GuardBound.of(self.compute_metrics.targets, max_guard_loss_in_points)
         self.meter = SpeedMeter()
         self.is_advised = self.args.process_index > 0  # on what to do about waiting for data
         self.broken_steps = SkipBrokenSteps(self.accelerator, progress)
@@ -290,6 +293,22 @@ class SpeechTrainer(ResumableTrainer):
             self.meter.paused(),
         ):
             return self.evaluate_in_memory(rows, metric_key_prefix=metric_key_prefix, **kwargs)
+
+    def compares_guards(self) -> bool:
+        """Whether guards are scored before and after a training."""
+        return self.args.do_train and bool(self.guard_bound.rates)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Weights that have lost more on a guard than they may are never the best."""
+        broken = self.guard_bound.broken_by(metrics)
+        if not broken:
+            return super()._determine_best_metric(metrics, trial)
+        logger.info(
+            "not for the best model: %s (--max_guard_loss_in_points %g)",
+            self.guard_bound.describe(broken),
+            self.guard_bound.max_loss_in_points,
+        )
+        return False
 
     def max_new_tokens(self) -> int:
         """How long a transcript can become, in tokens beside the prefix."""

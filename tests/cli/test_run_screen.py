@@ -13,6 +13,7 @@ from example_scores import SCORES, logged, with_rates
 
 from speech_finetuning.cli.run_lines import STEP_HEADER
 from speech_finetuning.cli.run_screen import Pace, RunScreen, count_evaluations, describe_pair
+from speech_finetuning.scoring.guards import GuardBound
 from speech_finetuning.scoring.scorecard import ReferenceRow, ScoredRow, TextPair
 
 FIGURES = {
@@ -49,7 +50,7 @@ class Run:
         self.state = transformers.TrainerState(is_world_process_zero=True, max_steps=600)
         self.state.eval_steps = 200
         card: Any = SimpleNamespace(targets={"": None}, scored=[scored(n) for n in range(100)])
-        self.screen = RunScreen(card)
+        self.screen = RunScreen(card, GuardBound(rates={}, max_loss_in_points=None))
 
     def evaluate(self, role: str, step: int, wer: float, cer: float = 12.9) -> list[str]:
         """The lines of its block."""

@@ -99,6 +99,28 @@ def test_numbers_are_jiwers(tokenizer):
     assert as_written(outputs(tokenizer, predictions, [0, 1, 2]))["wer"] == metrics["wer_ortho"]
 
 
+def test_guards_have_no_part_in_the_total_nor_in_the_loss(tokenizer):
+    new = ScoringTarget(language="es", leads_normalized=True)
+    old = ScoringTarget(language="es", leads_normalized=True, is_guard=True)
+    card = Scorecard(tokenizer=tokenizer, targets={"new": new, "old": old})
+    columns = {
+        "index": [0, 1, 2],
+        "set": ["new", "old", "new"],
+        "id": ["a", "b", "c"],
+        "text": ["uno", "dos tres", "seis"],
+        "duration": [3.0] * 3,
+    }
+    card.set_references(datasets.Dataset.from_dict(columns), role="zero_shot")
+    card(outputs(tokenizer, ["uno", "dos tres", "seis"], [0, 1, 2]))
+    for role in ("eval", "eval_share_0.3"):  # the second: weights that are tried
+        card.set_references(datasets.Dataset.from_dict(columns), role=role)
+        metrics = card(outputs(tokenizer, ["uno", "nada tres", "seis"], [0, 1, 2]))
+        assert (metrics["num_rows"], metrics["wer"], metrics["hits"]) == (2, 0, 2)
+        assert metrics["loss"] == pytest.approx((1 + 3) / 4)
+        assert (metrics["old_wer"], metrics["old_num_rows"], metrics["new_wer"]) == (50, 1, 0)
+        assert metrics["old_wer_change_low"] == metrics["old_wer_change_high"] == 50
+
+
 def test_duplicates_of_several_processes_count_once_in_any_order(tokenizer):
     card = scorecard(tokenizer, ["uno", "dos", "tres"])
     metrics = card(outputs(tokenizer, ["tres", "uno", "dos", "tres"], [2, 0, 1, 2]))

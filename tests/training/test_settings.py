@@ -23,7 +23,7 @@ WORDS = "--model_name_or_path m --dataset_name d --output_dir o --do_train --max
 WITHOUT_EFFECT_ON_WEIGHTS = """
     model_name_or_path model_revision cache_dir lora_rank model_index_name config
     average_checkpoints base_weight_shares report_clips group_column_name
-    check_data order_version is_continued hold_out
+    guard max_guard_loss_in_points check_data order_version is_continued hold_out
     dataset_name dataset_config_name train_split_name eval_split_name test_split_name
     predict_split_name audio_column_name text_column_name max_eval_samples do_normalize_eval
     language data_mix max_rejected_fraction task data_report_samples streaming allow_audio_urls
