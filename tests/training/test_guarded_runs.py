@@ -101,6 +101,12 @@ def test_a_checkpoint_beyond_the_bound_is_not_the_best(
     assert (warning in caplog.text) == (best is None)
 
 
+def test_a_dry_run_compares_nothing(guarded: Train, caplog: pytest.LogCaptureFixture):
+    guarded(f"{STEPS} --dry_run --max_guard_loss_in_points 0")
+    assert "after training old" in caplog.text
+    assert "before training" not in caplog.text and "points" not in caplog.text
+
+
 def choice_among(*rates: tuple[float, float]) -> str:
     """The title of the weights that are kept. rates: WER of the evaluation and of the guard, of
     each in turn; the untouched model has 10 % on the guard."""
