@@ -79,13 +79,14 @@ from speech_finetuning.cli.run_screen import replace_progress_callbacks
 from speech_finetuning.cli.translation import translate
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, SILENCE
 from speech_finetuning.data.augmentation import AugmentationArguments, Augmenter
-from speech_finetuning.data.batches import join_clips, pad_labels
+from speech_finetuning.data.batches import join_clips, pad_labels, pad_windows, stored_clip
 from speech_finetuning.data.hold_out import choose_rows, load_or_hold_out
 from speech_finetuning.data.items import StepInfo, StreamItem
 from speech_finetuning.data.noise import load_augmenter
 from speech_finetuning.data.packing import UtterancePacker, build_packer
 from speech_finetuning.data.positions import ORDER_VERSION
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.prompts import PromptArguments
 from speech_finetuning.data.roles import languages_of_model, open_by_role
 from speech_finetuning.data.selection import HoldOut, read_excluded_ids
 from speech_finetuning.data.sources import load_source
@@ -142,7 +143,7 @@ class ModelArguments:
 
 
 @dataclass
-class SourceArguments:
+class SourceArguments(PromptArguments):
     """Where speech comes from and how it is read: the flags that an entry of --data_mix may set."""
 
     dataset_name: str | None = HfArg(default=None, help="Hub id, folder, or CSV, TSV, JSONL file.")
@@ -219,7 +220,9 @@ class DataArguments(AugmentationArguments, SourceArguments):
     eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first.")
     long_form: bool = HfArg(default=False, help="Also scores clips of more than 30 s.")
     push_predictions: bool = HfArg(default=False, help="Uploads the transcripts of scored rows.")
-    max_guard_loss_in_points: float | None = HfArg(default=None, help="Most that a guard may lose.")
+    max_guard_loss_in_points: float | None = HfArg(
+        default=None, help="The best model's guard sets are at most so much worse."
+    )
     early_stopping_patience: int | None = HfArg(
         default=None, help="Ends after N evaluations without a better score."
     )
@@ -340,7 +343,7 @@ class TrainCollator:
     def __call__(self, items: list[StreamItem]) -> dict[str, Any]:
         windows = self.windows([item for item in items if item.example is not None])
         return {
-            **pad_labels([window["labels"] for window in windows], self.pad_token_id),
+            **pad_windows(windows, self.pad_token_id),
             **join_clips([window["features"] for window in windows]),
             "step_info": StepInfo.of(items),
         }
@@ -365,14 +368,12 @@ class EvalCollator:
     n_mels: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        clips = []
-        for row in rows:
-            values = torch.frombuffer(bytearray(row["features"]), dtype=torch.float32)
-            clips.append(values.view(self.n_mels, -1))
+        clips = [stored_clip(row["features"], self.n_mels) for row in rows]
         return {
             **pad_labels([row["labels"] for row in rows], self.pad_token_id),
             **join_clips(clips),
             "index": torch.tensor([row["index"] for row in rows]),
+            "prompts": [row["prompt_ids"] or [] for row in rows],
         }
 
 
@@ -414,6 +415,7 @@ def make_preprocessor(
         do_lower_case=data_args.do_lower_case,
         do_remove_punctuation=data_args.do_remove_punctuation,
         keeps_empty_text=data_args.keep_empty_text,
+        prompt_probability=data_args.prompt_probability,
         max_network_wait_in_seconds=data_args.max_network_wait_in_seconds,
     )
 
@@ -442,6 +444,7 @@ def open_dataset(
         allow_audio_urls=record.allow_audio_urls,
         window_limits=preprocessor.window_limits(excluded_ids) if has_windows else None,
         group_column=None if role == "train" else record.group_column_name,
+        prompt_column=record.prompt_column_name,
     )
     source, is_held_out = load_or_hold_out(load, role, split, record)
     return SpeechDataset(
@@ -578,7 +581,7 @@ class Job:
     run: Run
     data_args: DataArguments
     trainer: SpeechTrainer
-    final_sets: dict[str, datasets.Dataset]  # scored once, at the end, by role: test, predict
+    final_sets: dict[str, datasets.Dataset]  # scored once, at the end, by role: prompted, test ...
     weight_options: WeightOptions
 
     @property
@@ -800,7 +803,7 @@ def run_job(job: Job) -> dict[str, float]:
         if training_args.do_train and run.checkpoint is None:
             report_training_data(trainer, job.data_args.data_report_samples)
     if job.data_args.eval_before_training or trainer.compares_guards():
-        metrics |= zero_shot_scores(trainer, run.checkpoint, job.final_sets.get("test"))
+        metrics |= zero_shot_scores(trainer, run.checkpoint, job.final_sets)
     trainer.card_writer.early_metrics = dict(metrics)
     if training_args.do_train:
         metrics |= train(trainer, run.checkpoint)

@@ -96,12 +96,18 @@ def test_windows_of_a_packer_take_the_place_of_rows():
 
 def test_prepared_evaluation_rows_are_read_from_their_bytes():
     rows = [
-        {"features": row["features"].numpy().tobytes(), "labels": row["labels"], "index": index}
-        for index, row in ((4, TWO), (0, ONE))
+        {
+            "features": row["features"].numpy().tobytes(),
+            "labels": row["labels"],
+            "index": index,
+            "prompt_ids": prompt_ids,
+        }
+        for index, row, prompt_ids in ((4, TWO, [7, 8]), (0, ONE, None))
     ]
     batch = script.EvalCollator(pad_token_id=9, n_mels=2)(rows)
     assert batch["index"].tolist() == [4, 0]
     assert batch["frames"].tolist() == [[2.0] * 5 + [1.0] * 3] * 2
     assert batch["frame_counts"] == [5, 3]
     assert batch["labels"].tolist() == [[1, 2, 3, 4, 9], [1, 2, 9, -100, -100]]
+    assert batch.pop("prompts") == [[7, 8], []]  # only read where they are scored
     assert set(batch) == {"labels", "decoder_input_ids", "frames", "frame_counts", "index"}

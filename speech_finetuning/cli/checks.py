@@ -23,6 +23,7 @@ FRACTIONS = (
     "noise_probability",
     "room_probability",
     "telephone_probability",
+    "prompt_probability",
 )
 # None: nothing was given.
 POSITIVE = (
@@ -60,6 +61,7 @@ OF_TRAINING_ONLY = {
 # Flags of what another one names, likewise.
 OF_NOISE_ONLY = {"noise_probability": 0.5, "noise_snr_in_db": []}
 OF_ROOMS_ONLY = {"room_probability": 0.5}
+OF_PROMPTS_ONLY = {"prompt_probability": 0.5}
 RANGES_IN_DB = ("noise_snr_in_db", "gain_in_db")
 # Flags of the hold-out that --do_eval makes, likewise.
 OF_SCORING_ONLY = {"eval_fraction": 0.1, "speaker_column_name": None}
@@ -99,8 +101,15 @@ def task_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "--long_form needs --do_eval or --do_predict."
     if flags.group_column_name and not (flags.do_eval or flags.test_split_name):
         yield "--group_column_name needs --do_eval or --test_split_name: it groups scored rows."
+    yield from prompt_problems(flags)
     if flags.dry_run and not flags.do_train:
         yield "--dry_run needs --do_train."
+
+
+def prompt_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """What the model reads before a clip; entries of --data_mix may name columns of their own."""
+    if flags.prompt_column_name is None and flags.data_mix is None:
+        yield from idle_problems(flags, OF_PROMPTS_ONLY, "--prompt_column_name")
 
 
 def output_problems(flags: argparse.Namespace) -> Iterator[str]:

@@ -7,7 +7,9 @@ from speech_finetuning.scoring.score_table import describe_loss
 from speech_finetuning.scoring.scores import (
     EVAL,
     PREDICT,
+    PROMPTED,
     TEST,
+    UNTOUCHED_PROMPTED,
     UNTOUCHED_TEST,
     ZERO_SHOT,
     Scores,
@@ -15,6 +17,8 @@ from speech_finetuning.scoring.scores import (
 
 TITLES = {
     ZERO_SHOT: "score before training",
+    UNTOUCHED_PROMPTED: "score with prompts before training",
+    PROMPTED: "score with prompts",
     UNTOUCHED_TEST: "score of the test split before training",
     TEST: "score of the test split",
     PREDICT: "transcribed",
@@ -134,6 +138,9 @@ def describe_faults(scores: Scores) -> list[str]:
     faults = [f"{name} {share:.1f} %" for name, share in shares.items() if share > 0]
     if scores.nonspeech is not None:
         faults.append(f"invented {scores.nonspeech.words_per_minute:.1f} words/min")
+    if scores.prompt_words is not None:
+        found = scores.prompt_words
+        faults.append(f"{found.recall:.0f} % of {found.spoken:,} words of prompts")
     return faults
 
 

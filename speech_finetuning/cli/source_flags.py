@@ -20,8 +20,8 @@ LIBRARY_CLASSES = {
     "training_args_seq2seq.py": "Seq2SeqTrainingArguments",
 }
 FILES_WITH_ENUMS = ("training_args.py", "trainer_utils.py")
-OUR_CLASSES = ("TrainingArguments", "ModelArguments", "SourceArguments")
-AUGMENTATION = Path(__file__).parents[1] / "data" / "augmentation.py"
+OUR_CLASSES = ("TrainingArguments", "ModelArguments")
+DATA = Path(__file__).parents[1] / "data"
 
 
 def read_parser(script: Path) -> OneLineErrors:
@@ -35,7 +35,9 @@ def read_parser(script: Path) -> OneLineErrors:
         fields |= read_fields(library / file, class_name)
     for class_name in OUR_CLASSES:
         fields |= read_fields(script, class_name)
-    fields |= read_fields(AUGMENTATION, "AugmentationArguments")
+    fields |= read_fields(DATA / "prompts.py", "PromptArguments")
+    fields |= read_fields(script, "SourceArguments")
+    fields |= read_fields(DATA / "augmentation.py", "AugmentationArguments")
     fields |= read_fields(script, "DataArguments")
     enums: dict[str, list[str]] = {}
     for file in FILES_WITH_ENUMS:

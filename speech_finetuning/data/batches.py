@@ -1,5 +1,6 @@
 """What the collators of the script are made of: labels side by side, clips end to end."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,14 +8,38 @@ import torch
 from speech_finetuning.data.text import IGNORED_LABEL
 
 
-def pad_labels(labels: list[list[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def pad_labels(
+    labels: list[list[int]], pad_token_id: int, prompts: Sequence[list[int]] | None = None
+) -> dict[str, torch.Tensor]:
     """Token ids of each row to what the decoder is to say and what it reads, (batch, n_tokens)
     each: `labels` without the first token, padded with -100, which the loss leaves out, and
-    `decoder_input_ids` without the last one, padded with the end token."""
-    longest = max(len(ids) for ids in labels)
-    targets = [ids[1:] + [IGNORED_LABEL] * (longest - len(ids)) for ids in labels]
-    inputs = [ids[:-1] + [pad_token_id] * (longest - len(ids)) for ids in labels]
+    `decoder_input_ids` without the last one, padded with the end token.
+
+    prompts: what each row's decoder reads before its labels and is not to say; None: nothing.
+    """
+    rows = list(zip(prompts or [[] for _ in labels], labels, strict=True))
+    longest = max(len(prompt) + len(ids) for prompt, ids in rows)
+    targets = []
+    inputs = []
+    for prompt, ids in rows:
+        padding = longest - len(prompt) - len(ids)
+        # The first token after a prompt is given as well.
+        targets.append([IGNORED_LABEL] * len(prompt) + ids[1:] + [IGNORED_LABEL] * padding)
+        inputs.append([*prompt, *ids[:-1]] + [pad_token_id] * padding)
     return {"labels": torch.tensor(targets), "decoder_input_ids": torch.tensor(inputs)}
+
+
+def pad_windows(windows: list[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """As `pad_labels`, of windows with `labels` and perhaps `prompt_ids`."""
+    labels = [window["labels"] for window in windows]
+    prompts = [window.get("prompt_ids") or [] for window in windows]
+    return pad_labels(labels, pad_token_id, prompts)
+
+
+def stored_clip(data: bytes, n_mels: int) -> torch.Tensor:
+    """(n_mels, n_frames) float32, as prepared evaluation sets have it."""
+    values = torch.frombuffer(bytearray(data), dtype=torch.float32)
+    return values.view(n_mels, -1)
 
 
 def join_clips(clips: list[torch.Tensor]) -> dict[str, Any]:

@@ -62,6 +62,8 @@ SPEAKER_COLUMNS = (
     "speakerid",
     "speaker_name",
 )
+# Of --prompt_column_name, in place of a column: what the segment before says, in one recording.
+PREVIOUS_SEGMENT = "previous_segment"
 SAMPLING_RATE_COLUMNS = ("sampling_rate", "sample_rate", "sr")
 
 
@@ -74,6 +76,7 @@ class WantedColumns:
     speaker: str | None = None
     text_required: bool = True  # False: rows may lack a text, to be transcribed only
     group: str | None = None  # None: none
+    prompt: str | None = None  # None: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,8 @@ class SpeechColumns:
 
     text, speaker: None if there is none. sampling_rate: where the audio is a list of samples, else
     None. segments: where the audio of a row is a recording with several utterances, else None.
-    group: what scores are told apart by, the speaker, say; else None.
+    group: what scores are told apart by, the speaker, say; else None. prompt: what the model reads
+    before a clip; has_previous_prompts: it reads the text of the segment before instead.
     """
 
     audio: str
@@ -103,10 +107,16 @@ class SpeechColumns:
     segments: SegmentColumns | None = None
     group: str | None = None
     speaker: str | None = None  # read for a hold-out only
+    prompt: str | None = None
+    has_previous_prompts: bool = False
+
+    @property
+    def has_prompts(self) -> bool:
+        return self.prompt is not None or self.has_previous_prompts
 
     def names(self) -> list[str]:
         """Those of every row that is read."""
-        names = [self.audio, self.text, self.sampling_rate, self.group]
+        names = [self.audio, self.text, self.sampling_rate, self.group, self.prompt]
         of_segments = [] if self.segments is None else self.segments.names()
         # A column may be read for two reasons.
         return list(dict.fromkeys([*filter(None, names), *of_segments]))
@@ -174,11 +184,14 @@ def find_columns(
     if problems:
         raise UserError(*problems)
     assert audio is not None
+    prompt = find_prompt(found, wanted.prompt, place)
     return SpeechColumns(
         audio=audio,
         text=text,
         group=find_group(found, wanted.group, place),
         speaker=find_speaker(found, wanted.speaker, place, advice),
+        prompt=prompt,
+        has_previous_prompts=prompt is None and wanted.prompt == PREVIOUS_SEGMENT,
     )
 
 
@@ -191,6 +204,17 @@ def find_group(found: list[str], wanted: str | None, place: str) -> str | None:
     if group is None:
         raise UserError(missing_column("--group_column_name", wanted, found, place, ""))
     return group
+
+
+def find_prompt(found: list[str], wanted: str | None, place: str) -> str | None:
+    """The column of prompts, if one is named and it is not the text of the segment before. Raises:
+    UserError if it is not there."""
+    if wanted is None:
+        return None
+    prompt = find_name(found, wanted, ())
+    if prompt is None and wanted != PREVIOUS_SEGMENT:
+        raise UserError(missing_column("--prompt_column_name", wanted, found, place, ""))
+    return prompt
 
 
 def find_speaker(found: list[str], wanted: str | None, place: str, advice: str) -> str | None:

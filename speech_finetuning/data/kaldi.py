@@ -14,7 +14,12 @@ from pathlib import Path
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import printable
-from speech_finetuning.data.columns import OpenedSplit, SpeechColumns, WantedColumns
+from speech_finetuning.data.columns import (
+    PREVIOUS_SEGMENT,
+    OpenedSplit,
+    SpeechColumns,
+    WantedColumns,
+)
 from speech_finetuning.data.listed import ListedClip, WindowLimits, open_lists
 from speech_finetuning.data.segments import Segment
 from speech_finetuning.data.tables import numbered_lines
@@ -135,6 +140,7 @@ def open_kaldi_folder(
         audio="wav.scp",
         text="text" if has_text else None,
         speaker=SPEAKERS if has_speakers else None,
+        has_previous_prompts=wanted.prompt == PREVIOUS_SEGMENT,
     )
     return open_lists([folder], columns, len(clips), limits)
 

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 CLIP = "clip"  # the one column of a list's dataset
 # Between neighbours. In a longer pause something may be said that the list leaves out.
 MAX_GAP_IN_SECONDS = 3.0
+# Between a segment and what is its prompt: a window. Later the talk may be of something else.
+MAX_PROMPT_GAP_IN_SECONDS = 30.0
 # By which neighbours may overlap: people who write subtitles are not so exact.
 MAX_OVERLAP_IN_SECONDS = 0.1
 TIMESTAMP_IN_SECONDS = 0.02
@@ -74,6 +76,7 @@ class ListedClip:
     speaker: str | None = None
     problem: str | None = None
     group: str | None = None  # of --group_column_name
+    prompt: str | None = None  # of --prompt_column_name
 
     def start(self) -> float:
         """In seconds, of a clip with a segment."""
@@ -130,18 +133,24 @@ def open_lists(
             )
     dataset = datasets.IterableDataset.from_generator(
         read_lists,
-        gen_kwargs={"lists": lists, "limits": limits},
+        gen_kwargs={
+            "lists": lists,
+            "limits": limits,
+            "has_previous_prompts": columns.has_previous_prompts,
+        },
     )
     return OpenedSplit(dataset=dataset, columns=columns, num_rows=num_rows)
 
 
 def read_lists(
-    lists: list[ClipList], limits: WindowLimits | None
+    lists: list[ClipList], limits: WindowLimits | None, has_previous_prompts: bool = False
 ) -> Iterator[dict[str, ListedClip]]:
     for one in lists:
         clips = one.clips()
         if limits is not None:
             clips = join_neighbours(clips, limits)
+        if has_previous_prompts:
+            clips = with_previous_texts(clips)
         for clip in clips:
             yield {CLIP: clip}
 
@@ -203,6 +212,33 @@ def can_share(clip: ListedClip, limits: WindowLimits, ends: RecordingEnds) -> bo
         return False
     end = ends.of(clip)
     return end is None or clip.end() <= end + TOLERANCE_IN_SECONDS
+
+
+def with_previous_texts(clips: Iterable[ListedClip]) -> Iterator[ListedClip]:
+    """Each clip with the text of the segment before it, or of the window of several, as its prompt:
+    if that is of the same recording, and not long before."""
+    before: ListedClip | None = None
+    for clip in clips:
+        if before is not None and follows(before, clip):
+            yield replace(clip, prompt=before.text)
+        else:
+            yield clip
+        before = clip
+
+
+def follows(before: ListedClip, clip: ListedClip) -> bool:
+    """Whether a clip goes on with what another says, whose text can be read."""
+    for one in (before, clip):
+        if one.problem is not None or one.segment is None or one.audio is None:
+            return False
+    if before.segment is None or before.segment.duration_in_seconds is None:
+        return False
+    text = before.text or ""
+    if LOST_CHARACTERS.search(text) or SPECIAL_TOKEN.search(text):
+        return False
+    is_later = clip.start() > before.start()
+    is_soon = clip.start() - before.end() <= MAX_PROMPT_GAP_IN_SECONDS
+    return before.audio == clip.audio and is_later and is_soon
 
 
 def is_neighbour(before: ListedClip, clip: ListedClip) -> bool:

@@ -23,6 +23,7 @@ from speech_finetuning.data.addresses import (
 from speech_finetuning.data.cells import AudioCell, is_missing, shown, undecoded_cell
 from speech_finetuning.data.columns import (
     AUDIO_COLUMNS,
+    PREVIOUS_SEGMENT,
     ColumnSample,
     OpenedSplit,
     SegmentColumns,
@@ -99,6 +100,7 @@ class Manifest:
         place = f"{'entry' if self.form.is_array else 'line'} {row.line}"
         text = self.columns.text
         group = self.columns.group
+        prompt = self.columns.prompt
         try:
             if problem is None:
                 return ListedClip(
@@ -108,6 +110,7 @@ class Manifest:
                     segment=segment_of(row.cells, self.segments),
                     group=None if group is None else group_of(cell_at(row.cells, group)),
                     speaker=speaker_of(row.cells, self.columns),
+                    prompt=text_of(None if prompt is None else cell_at(row.cells, prompt)),
                 )
         except Rejection as error:
             problem = error.detail
@@ -201,13 +204,13 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     )
     first_audio = next((cell_at(row.cells, columns.audio) for row in rows if row.cells), None)
     place = place_of_clips(folder, first_audio)
-    return Manifest(
-        path=path,
-        form=form,
-        columns=columns,
-        segments=segment_columns(path, names, rows, columns, place),
-        place=place,
-    )
+    segments = segment_columns(path, names, rows, columns, place)
+    if columns.has_previous_prompts and segments is None:
+        raise UserError(
+            f"--prompt_column_name {PREVIOUS_SEGMENT}: the rows of {path} are whole files. It takes "
+            "a list with the times of segments (docs/data.md), or the name of a column."
+        )
+    return Manifest(path=path, form=form, columns=columns, segments=segments, place=place)
 
 
 def segment_columns(

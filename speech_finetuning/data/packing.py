@@ -23,6 +23,7 @@ from speech_finetuning.data.audio import (
 )
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.prompts import fit_prompt
 from speech_finetuning.data.text import UNSPACED_LANGUAGES
 
 
@@ -48,6 +49,7 @@ class Utterance:
     texts: list[MarkedText]  # one, or those of neighbours
     row: int  # of the mix, from 1 on
     cut_position: int | None = None
+    prompt_ids: Sequence[int] = ()  # what is read before it, if it is the first of its window
 
     def text_ids(self) -> list[int]:
         """Of all texts, as they follow another text."""
@@ -159,9 +161,10 @@ class UtterancePacker:
     seed: int
 
     def __call__(self, items: list[StreamItem]) -> list[dict[str, Any]]:
-        """The windows, each with `features` (n_mels, n_frames) and `labels`, the token ids.
+        """The windows, each with `features` (n_mels, n_frames), `labels`, the token ids, and
+        `prompt_ids`, those of the first utterance's prompt that fit before them.
         items: with examples, in the order of the stream; only those of one source share a window."""
-        windows = []
+        windows: list[dict[str, Any]] = []
         for source in sorted({item.place().last_source for item in items}):
             tokenizer = self.tokenizers[source]
             utterances = [
@@ -173,7 +176,12 @@ class UtterancePacker:
                 )
             else:
                 packs = [[utterance] for utterance in utterances]
-            windows += [self.join(pack, tokenizer) for pack in packs]
+            for pack in packs:
+                window = self.join(pack, tokenizer)
+                window["prompt_ids"] = fit_prompt(
+                    list(pack[0].prompt_ids), len(window["labels"]), self.max_label_length
+                )
+                windows.append(window)
         return windows
 
     def utterance(self, item: StreamItem) -> Utterance:
@@ -186,6 +194,7 @@ class UtterancePacker:
             labels=example["labels"],
             texts=[],
             row=item.place().row,
+            prompt_ids=example.get("prompt_ids", ()),
         )
         num_positions = utterance.num_joined_frames() // FRAMES_PER_POSITION
         if window is None:

@@ -28,6 +28,7 @@ from speech_finetuning.data.listed import (
     clips_of_rows,
 )
 from speech_finetuning.data.positions import ORDER_VERSION
+from speech_finetuning.data.prompts import encode_prompt, fit_prompt, start_of_prompt
 from speech_finetuning.data.reading import read_patiently
 from speech_finetuning.data.segments import Segment
 from speech_finetuning.data.selection import RowSelection
@@ -47,6 +48,8 @@ class Example(TypedDict):
     features: torch.Tensor  # log-mel of the real frames, (n_mels, n_frames) float32
     labels: list[int]  # token ids with prefix and end, see `encode_text`
     text: str  # as trained
+    prompt: NotRequired[str]  # of --prompt_column_name, as the model reads it
+    prompt_ids: NotRequired[list[int]]  # before the labels, as many as fit, see `encode_prompt`
     duration: float  # in seconds, of the decoded clip
     sampling_rate: int  # in Hz, of the file
     window: NotRequired[SpeechWindow]  # of neighbours: where in the clip each is, as trained
@@ -68,6 +71,7 @@ class Preprocessor:
     needs_text: bool = True  # else rows without a text are transcribed all the same
     keeps_empty_text: bool = False  # a row without a text has no speech, and is used
     takes_long_clips: bool = False  # longer than the window, for long-form generation
+    prompt_probability: float = 0.0  # share of training rows that keep their prompt
 
     def check_duration(self, seconds: float) -> None:
         """Raises: Rejection(audio_too_long, audio_too_short) outside the limits."""
@@ -105,6 +109,13 @@ class Preprocessor:
         if self.needs_text and not text and not is_nonspeech:
             raise Rejection("text_empty")
         return text
+
+    def prepare_prompt(self, prompt: str | None, labels: list[int]) -> tuple[str, list[int]]:
+        """(prompt as the model reads it, token ids that fit before the labels), written as
+        transcripts are. Raises: Rejection(row_unreadable, text_has_special_tokens)."""
+        text = normalize_text(prompt or "", self.do_lower_case, self.do_remove_punctuation)
+        prompt_ids = encode_prompt(text, self.tokenizer, self.max_label_length)
+        return text, fit_prompt(prompt_ids, len(labels), self.max_label_length)
 
     def normalize_window(self, window: SpeechWindow) -> SpeechWindow:
         """Its texts as they are trained, without those of which nothing is left."""
@@ -179,12 +190,16 @@ class Preprocessor:
         return example
 
     def __call__(
-        self, row: SourceRow, speed: float = 1.0, augment: Augmentation | None = None
+        self,
+        row: SourceRow,
+        speed: float = 1.0,
+        augment: Augmentation | None = None,
+        has_prompt: bool = True,
     ) -> Example | Rejection:
         """Whatever is wrong with the row becomes a Rejection with its id.
 
         speed: of playing the clip, see `decode_audio`. augment: of training rows; what is random
-        about it has been drawn by the stream.
+        about it has been drawn by the stream, as whether a row keeps its prompt.
         Raises: errors of the network that lasted too long.
         """
         if row.rejection is not None:
@@ -194,6 +209,10 @@ class Preprocessor:
             example["id"] = row.id
             if row.group is not None:
                 example["group"] = row.group
+            if row.prompt is not None and has_prompt:
+                prompt, prompt_ids = self.prepare_prompt(row.prompt, example["labels"])
+                example["prompt"] = prompt
+                example["prompt_ids"] = prompt_ids
             return example
         except Rejection as rejection:
             return Rejection(rejection.reason, rejection.detail, row.id)
@@ -212,6 +231,11 @@ class SpeechDataset:
     selection: RowSelection | None = None  # None: all rows, or the first max_rows
     is_held_out: bool = False  # its rows are those of a training split that are not trained on
     excluded_ids: frozenset[str] = frozenset()  # of rows that are passed over
+
+    def __post_init__(self) -> None:
+        """Raises: UserError for prompts that the tokenizer cannot mark."""
+        if self.source.columns.has_prompts:
+            start_of_prompt(self.preprocessor.tokenizer)
 
     def rows_per_pass(self) -> int | None:
         """None when only reading everything would tell."""

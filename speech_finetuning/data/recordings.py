@@ -10,7 +10,12 @@ from pathlib import Path
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
-from speech_finetuning.data.columns import OpenedSplit, SpeechColumns
+from speech_finetuning.data.columns import (
+    PREVIOUS_SEGMENT,
+    OpenedSplit,
+    SpeechColumns,
+    WantedColumns,
+)
 from speech_finetuning.data.listed import ListedClip, WindowLimits, open_lists
 from speech_finetuning.data.manifests import AUDIO_SUFFIXES
 from speech_finetuning.data.reading import read_local_file
@@ -160,7 +165,7 @@ def with_recordings(paths: list[str]) -> list[Transcript]:
 
 
 def open_recordings(
-    name: str, transcripts: list[str], limits: WindowLimits | None = None
+    name: str, transcripts: list[str], wanted: WantedColumns, limits: WindowLimits | None = None
 ) -> OpenedSplit:
     """The utterances of one split, a shard for each transcript.
 
@@ -182,7 +187,11 @@ def open_recordings(
             num_rows,
             MAX_OVERLAP_IN_SECONDS,
         )
-    columns = SpeechColumns(audio="recording", text=", ".join(sorted(suffixes)))
+    columns = SpeechColumns(
+        audio="recording",
+        text=", ".join(sorted(suffixes)),
+        has_previous_prompts=wanted.prompt == PREVIOUS_SEGMENT,
+    )
     return open_lists(with_recordings(transcripts), columns, num_rows, limits)
 
 

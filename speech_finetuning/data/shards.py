@@ -41,6 +41,7 @@ class SourceRow:
     segment: Segment | None = None
     window: SpeechWindow | None = None
     group: str | None = None  # of --group_column_name
+    prompt: str | None = None  # of --prompt_column_name
     speaker: str | None = None
     rejection: Rejection | None = None
 
@@ -170,6 +171,7 @@ class ShardReader:
             return self.listed_row(row[CLIP])
         columns = self.source.columns
         text = None if columns.text is None else cell_at(row, columns.text)
+        prompt = None if columns.prompt is None else cell_at(row, columns.prompt)
         sampling_rate = row.get(columns.sampling_rate) if columns.sampling_rate else None
         row_id = f"{self.id}/"
         try:
@@ -185,6 +187,7 @@ class ShardReader:
                 text=text,
                 segment=segment,
                 group=name_at(row, columns.group),
+                prompt=prompt,
                 speaker=name_at(row, columns.speaker),
             )
         except ValueError as error:
@@ -210,6 +213,7 @@ class ShardReader:
             segment=clip.segment,
             window=clip.window,
             group=clip.group,
+            prompt=clip.prompt,
             speaker=clip.speaker,
         )
 

@@ -22,7 +22,12 @@ from speech_finetuning.data.builders import (
     warn_if_moved,
 )
 from speech_finetuning.data.cells import AudioCell, check_path, is_relative, path_of
-from speech_finetuning.data.columns import OpenedSplit, SpeechColumns, WantedColumns
+from speech_finetuning.data.columns import (
+    PREVIOUS_SEGMENT,
+    OpenedSplit,
+    SpeechColumns,
+    WantedColumns,
+)
 from speech_finetuning.data.dataset_names import check_path_exists
 from speech_finetuning.data.kaldi import find_kaldi_folders, open_kaldi_folder
 from speech_finetuning.data.listed import WindowLimits
@@ -149,13 +154,14 @@ def load_source(
     allow_audio_urls: bool = False,
     window_limits: WindowLimits | None = None,
     group_column: str | None = None,
+    prompt_column: str | None = None,
 ) -> SpeechSource:
     """Opens a dataset without reading its audio; 'train+validation' is one source of both splits.
 
-    name: a Hub id, a folder, or a list. ..._column: None for the usual names.
-    record: its name in a --data_mix. revision: on the Hub, of a run that goes on; None: the newest.
-    allow_audio_urls: whether rows of the Hub may name https:// addresses.
-    window_limits: of rows that are several neighbours of one recording; None: all are single.
+    name: a Hub id, a folder, or a list. ..._column: None for the usual names, or for no groups and
+    prompts; prompt_column: also PREVIOUS_SEGMENT. record: its name in a --data_mix. revision: on
+    the Hub, of a run that goes on; None: the newest. allow_audio_urls: whether rows of the Hub may
+    name https:// addresses. window_limits: of rows that are several neighbours of one recording.
     Raises: UserError for a missing dataset, configuration, split or column, or no rows.
     """
     found = find_files(
@@ -163,10 +169,9 @@ def load_source(
     )
     parts = parts_of_split(name, split, found.files)
     urls = tuple(url for part in parts for url in found.files[part])
-    wanted = WantedColumns(
-        audio=audio_column, text=text_column, speaker=speaker_column, text_required=text_required
-    )
-    opened = open_parts(found, parts, replace(wanted, group=group_column), window_limits)
+    wanted = WantedColumns(audio=audio_column, text=text_column, speaker=speaker_column)
+    wanted = replace(wanted, text_required=text_required, group=group_column, prompt=prompt_column)
+    opened = open_parts(found, parts, wanted, window_limits)
     check_not_empty(total_rows(opened), f"split '{split}' of {name}", len(urls))
     return SpeechSource(
         record=record,
@@ -283,7 +288,7 @@ def open_parts(
         elif found.kind == kaldi.KIND:
             one = open_kaldi_folder(found.files[part], wanted, limits)
         elif found.kind == recordings.KIND:
-            one = open_recordings(part, found.files[part], limits)
+            one = open_recordings(part, found.files[part], wanted, limits)
         elif found.kind == "webdataset":
             assert found.builder is not None
             one = open_tars(found.files[part], wanted, known_num_rows(found.builder, part))
@@ -292,10 +297,27 @@ def open_parts(
             one = open_split(found.builder, part, wanted)
         if wanted.group is not None and one.columns.group is None:
             raise UserError(f"--group_column_name {wanted.group}: no columns in {found.kind}.")
+        check_prompts(wanted, one.columns, found.kind)
         opened.append(one)
         if not has_no_columns:
             wanted = replace(wanted, audio=one.columns.audio, text=one.columns.text)
     return opened
+
+
+def check_prompts(wanted: WantedColumns, columns: SpeechColumns, kind: str) -> None:
+    """Raises: UserError if prompts are wanted and this kind of data has none."""
+    if wanted.prompt is None or columns.prompt is not None:
+        return
+    if wanted.prompt != PREVIOUS_SEGMENT:
+        raise UserError(
+            f"--prompt_column_name {wanted.prompt}: no columns in {kind}. {PREVIOUS_SEGMENT} takes "
+            "what the segment before says."
+        )
+    if kind not in LISTS and kind != "audiofolder":
+        raise UserError(
+            f"--prompt_column_name {PREVIOUS_SEGMENT}: not with {kind}, only with lists of segments, "
+            "recordings with transcripts, and Kaldi's folders. Pass the name of a column."
+        )
 
 
 def check_not_empty(num_rows: int | None, place: str, num_files: int) -> None:

@@ -25,7 +25,7 @@ from torch.utils.data import IterableDataset
 from speech_finetuning.base.errors import UserError, portable
 from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.base.threads import map_in_order, read_ahead
-from speech_finetuning.data.augmentation import Augmenter
+from speech_finetuning.data.augmentation import Augmenter, draw
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.passes import ONE_RANK, Block, RankShare, read_pass, units_of
 from speech_finetuning.data.positions import (
@@ -37,6 +37,7 @@ from speech_finetuning.data.positions import (
     StreamPosition,
 )
 from speech_finetuning.data.preprocessing import SpeechDataset
+from speech_finetuning.data.prompts import PROMPT_DRAW
 from speech_finetuning.data.row_table import table_of
 from speech_finetuning.data.shards import SourceRow
 
@@ -164,7 +165,9 @@ class SpeechStream(IterableDataset):
         augment = None
         if self.augmenter is not None:
             augment = functools.partial(self.augmenter, seed=drawn.seed)
-        prepared = self.sets[drawn.source].preprocessor(drawn.row, drawn.speed, augment)
+        preprocessor = self.sets[drawn.source].preprocessor
+        has_prompt = draw(drawn.seed, PROMPT_DRAW, preprocessor.prompt_probability) is not None
+        prepared = preprocessor(drawn.row, drawn.speed, augment, has_prompt)
         return cast("dict[str, Any] | Rejection", prepared)  # from here on examples are plain dicts
 
     def begin(self) -> StreamPosition:

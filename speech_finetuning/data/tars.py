@@ -108,8 +108,9 @@ def ending_of(column: str) -> str:
 
 def read_tars(urls: list[str], columns: SpeechColumns) -> Iterator[dict[str, ListedClip]]:
     bounds = {columns.audio: MAX_AUDIO_IN_BYTES}
-    if columns.text is not None:
-        bounds[ending_of(columns.text)] = MAX_TEXT_IN_BYTES
+    for column in (columns.text, columns.prompt):
+        if column is not None:
+            bounds[ending_of(column)] = MAX_TEXT_IN_BYTES
     for url in urls:
         for name, members in read_members(url, bounds):
             yield {CLIP: clip_of(name, members, columns, bounds)}
@@ -160,16 +161,19 @@ def clip_of(
             problem = f"{name}.{ending}: {member.size_in_bytes:,} bytes, the limit is {bound:,}"
             return ListedClip(place=path, problem=problem)
     audio = found.get(columns.audio)
-    text = found.get(ending_of(columns.text)) if columns.text is not None else None
-    try:
-        decoded = None if text is None else text_in(cast(bytes, text.data), cast(str, columns.text))
-    except (ValueError, RecursionError) as error:
-        detail = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else one_line(error)
-        return ListedClip(place=path, problem=f"{name}.{columns.text}: {detail}")
+    texts: dict[str, str | None] = {}
+    for column in filter(None, (columns.text, columns.prompt)):
+        member = found.get(ending_of(column))
+        try:
+            texts[column] = None if member is None else text_in(cast(bytes, member.data), column)
+        except (ValueError, RecursionError) as error:
+            detail = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else one_line(error)
+            return ListedClip(place=path, problem=f"{name}.{column}: {detail}")
     return ListedClip(
         place=path,
         audio=None if audio is None else {"bytes": audio.data, "path": path},
-        text=decoded,
+        text=texts.get(columns.text or ""),
+        prompt=texts.get(columns.prompt or ""),
     )
 
 

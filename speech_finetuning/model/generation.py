@@ -1,7 +1,8 @@
 """Token ids from real generation, and the settings that it needs."""
 
+import copy
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -121,6 +122,49 @@ def generate_ids(model: Any, encoder_outputs: Any, **generation: Any) -> torch.T
         synced_gpus=is_zero3 or isinstance(model, FSDPModule),
         **generation,
     )
+
+
+def generate_after_prompts(
+    model: Any,
+    encoder_outputs: Any,
+    *,
+    decoder_input_ids: torch.Tensor,
+    decoder_attention_mask: torch.Tensor,
+    **generation: Any,
+) -> torch.Tensor:
+    """Token ids (batch, n_tokens) that follow what the decoder is given, without timestamps.
+
+    decoder_..._ids, decoder_attention_mask: (batch, n_given): a prompt of its own for each row,
+    padded at the left, and the tokens of language and task. Whisper's own generate() takes one
+    prompt for all rows (transformers 5.24, `prompt_ids`); the one that it calls for each window
+    takes these.
+    """
+    config = copy.deepcopy(model.generation_config)
+    num_given = decoder_input_ids.shape[1]
+    room = model.config.max_target_positions - num_given
+    wanted = generation.pop("max_new_tokens", None)
+    config.max_new_tokens = room if wanted is None else min(wanted, room)
+    config.max_length = None
+    # These are among what is given, and mean something to Whisper's own generate() only.
+    for name in ("max_length", "language", "task"):
+        generation.pop(name, None)
+    first_timestamp = config.no_timestamps_token_id + 1
+    timestamps = list(range(first_timestamp, model.config.vocab_size))
+    no_timestamps = transformers.SuppressTokensLogitsProcessor(
+        timestamps, device=encoder_outputs[0].device
+    )
+    is_zero3 = hasattr(model.proj_out.weight, "ds_id")  # see generate_ids
+    ids = cast(Any, transformers.GenerationMixin).generate(
+        model,
+        encoder_outputs=encoder_outputs,
+        generation_config=config,
+        logits_processor=transformers.LogitsProcessorList([no_timestamps]),
+        synced_gpus=is_zero3 or isinstance(model, FSDPModule),
+        decoder_input_ids=decoder_input_ids,
+        decoder_attention_mask=decoder_attention_mask,
+        **generation,
+    )
+    return ids[:, num_given:]
 
 
 def transcribe_long_form(

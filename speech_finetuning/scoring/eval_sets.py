@@ -27,10 +27,11 @@ from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.data.passes import Block, read_pass
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.shards import SourceRow
+from speech_finetuning.scoring.scores import EVAL, PROMPTED
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 3  # rises when the same rows are prepared otherwise than before
+CACHE_VERSION = 4  # rises when the same rows are prepared otherwise than before
 ROWS_PER_BLOCK = 100
 ROWS_PER_WRITE = 16  # of unpadded features: some 10 MB
 NUM_EXAMPLES = 3  # of rejected rows, in an error
@@ -47,6 +48,8 @@ FEATURES = datasets.Features(
         "group": datasets.Value("string"),  # of --group_column_name
         "labels": datasets.List(datasets.Value("int32")),
         "features": datasets.Value("large_binary"),  # (n_mels, n_frames) float32
+        "prompt": datasets.Value("string"),  # of --prompt_column_name
+        "prompt_ids": datasets.List(datasets.Value("int32")),
     }
 )
 
@@ -92,6 +95,8 @@ class EvalSetKey:
     sampling_rate_column: str | None
     are_segments: bool
     group_column: str | None
+    prompt_column: str | None
+    has_previous_prompts: bool
     num_rows: int | None
     max_rows: int | None
     order_version: int  # of which max_rows depends
@@ -137,6 +142,8 @@ def eval_set_key(dataset: SpeechDataset) -> EvalSetKey:
         sampling_rate_column=source.columns.sampling_rate,
         are_segments=source.columns.segments is not None,
         group_column=source.columns.group,
+        prompt_column=source.columns.prompt,
+        has_previous_prompts=source.columns.has_previous_prompts,
         num_rows=source.num_rows,
         max_rows=dataset.max_rows,
         order_version=dataset.order_version,
@@ -216,6 +223,8 @@ def eval_rows(dataset: SpeechDataset, num_threads: int) -> Iterator[dict[str, An
                 "group": None,
                 "labels": None,
                 "features": None,
+                "prompt": None,
+                "prompt_ids": None,
             }
         else:
             yield {
@@ -226,6 +235,8 @@ def eval_rows(dataset: SpeechDataset, num_threads: int) -> Iterator[dict[str, An
                 "group": storable(example["group"]) if "group" in example else None,
                 "labels": example["labels"],
                 "features": example["features"].numpy().tobytes(),
+                "prompt": storable(example["prompt"]) if "prompt" in example else None,
+                "prompt_ids": example.get("prompt_ids"),
             }
 
 
@@ -300,7 +311,8 @@ def prepare_eval_sets(
     training_args: transformers.Seq2SeqTrainingArguments,
 ) -> dict[str, datasets.Dataset]:
     """Every scored split by role, decoded once, its rejections in the log and in rejected.jsonl.
-    Guards are scored with the evaluation set, and come after its rows.
+    Guards are scored with the evaluation set, and come after its rows. Sets with prompts are there
+    twice: they are also scored with them.
 
     Raises: UserError if no row of a split is usable, and the errors of the reader.
     """
@@ -331,7 +343,16 @@ def prepare_eval_sets(
                 check_has_text(prepared.values())
         if prepared:
             eval_sets[role] = join_eval_sets(prepared)
+            if role == EVAL and any(eval_sets[role]["prompt_ids"]):
+                eval_sets[PROMPTED] = rows_with_prompts(eval_sets[role])
     return eval_sets
+
+
+def rows_with_prompts(rows: datasets.Dataset) -> datasets.Dataset:
+    """Those of sets in which some row has a prompt."""
+    columns = zip(rows["set"], rows["prompt_ids"], strict=True)
+    names = {name for name, prompt_ids in columns if prompt_ids}
+    return rows.select([place for place, name in enumerate(rows["set"]) if name in names])
 
 
 def check_has_text(eval_sets: Iterable[datasets.Dataset]) -> None:

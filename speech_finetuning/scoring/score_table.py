@@ -6,13 +6,16 @@ from speech_finetuning.scoring.scores import (
     BEFORE,
     EVAL,
     PREDICT,
+    PROMPTED,
     ROLES,
     TEST,
+    UNTOUCHED_PROMPTED,
     UNTOUCHED_TEST,
     ZERO_SHOT,
     ErrorRates,
     Interval,
     NonspeechScores,
+    PromptWords,
     Scores,
     read_scores,
 )
@@ -52,6 +55,8 @@ def title_of(role: str, set_name: str, *, is_trained: bool) -> str:
     titles = {
         ZERO_SHOT: "before training",
         EVAL: "after training" if is_trained else "as it is",
+        UNTOUCHED_PROMPTED: "prompts before",
+        PROMPTED: "with prompts",
         UNTOUCHED_TEST: "test before",
         TEST: "test split",
         PREDICT: "predicted",
@@ -82,6 +87,8 @@ def describe_lines(
     if scores.translation is not None:
         found = scores.translation
         rows.append(("", f"  BLEU {found.bleu:.1f}   chrF {found.chrf:.1f}"))
+    if scores.prompt_words is not None:
+        rows.append(("", describe_prompt_words(scores.prompt_words)))
     before = read_scores(metrics, role=BEFORE.get(role, "none"), set_name=set_name)
     if before is not None and before.leading is not None:
         rows += compare(scores, before.leading)
@@ -108,6 +115,14 @@ def describe_nonspeech(found: NonspeechScores) -> str:
     return (
         f"  no speech, {found.minutes:.1f} min: {found.invented_words} words invented, "
         f"{found.words_per_minute:.1f} a minute"
+    )
+
+
+def describe_prompt_words(found: PromptWords) -> str:
+    """The line of words that stand in the prompts, whether or not the model has read these."""
+    return (
+        f"  {found.written:,} of {found.spoken:,} spoken words of the prompts written, "
+        f"{found.recall:.1f} %"
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +36,12 @@ from speech_finetuning.scoring.normalization import (
 from speech_finetuning.scoring.scores import (
     BEFORE,
     EVAL,
+    OF_UNTOUCHED,
     PREDICT,
-    UNTOUCHED_TEST,
-    ZERO_SHOT,
     ErrorRates,
     Interval,
     NonspeechScores,
+    PromptWords,
     Scores,
     TranslationScores,
 )
@@ -60,6 +61,7 @@ class ReferenceRow:
     duration_in_seconds: float
     group: str | None = None  # by --group_column_name: the speaker, say
     is_nonspeech: bool = False  # nobody speaks: every word is invented
+    prompt: str | None = None  # of --prompt_column_name, whether or not the model has read it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ class Scorecard:
         what the set is scored as."""
         self.role = role
         self.rows = {}
-        columns = ["index", "set", "id", "text", "duration", "group"]
+        columns = ["index", "set", "id", "text", "duration", "group", "prompt"]
         columns = [name for name in columns if name in eval_set.column_names]
         for row in eval_set.select_columns(columns).to_list():
             self.rows[row["index"]] = ReferenceRow(
@@ -139,6 +141,7 @@ class Scorecard:
                 reference=row["text"],
                 duration_in_seconds=row["duration"],
                 group=row.get("group"),
+                prompt=row.get("prompt"),
                 # What is only transcribed may be speech whose text nobody knows.
                 is_nonspeech=not row["text"]
                 and role != PREDICT
@@ -251,7 +254,7 @@ class Scorecard:
     def warn_of_cut_outputs(self, scores: Scores) -> None:
         """Most transcripts without an end are no accident; said once, as every score tells the
         share, and of weights that this run is to answer for."""
-        if self.role in (ZERO_SHOT, UNTOUCHED_TEST):
+        if self.role in OF_UNTOUCHED:
             return
         if scores.cut_outputs > MAX_CUT_OUTPUTS and "cut" not in self.announced:
             self.announced.add("cut")
@@ -333,10 +336,28 @@ class Scorecard:
             readings=readings,
             translation=self.translation_of(rows),
             nonspeech=nonspeech_scores([row for row in rows if row.row.is_nonspeech]),
+            prompt_words=self.prompt_words_of(rows),
             empty_outputs=percentage([not row.prediction for row in spoken]),
             repetition_loops=percentage([row.has_loop for row in rows]),
             cut_outputs=percentage([row.is_cut for row in rows]),
         )
+
+    def prompt_words_of(self, rows: list[ScoredRow]) -> PromptWords | None:
+        """Of the words that a row's prompt and reference have in common, in the leading reading,
+        how many its transcript contains; None if there is no such word."""
+        spoken = 0
+        written = 0
+        for row in rows:
+            if row.row.prompt is None:
+                continue
+            name = row.row.set_name
+            normalize = self.normalizers[name][self.leading[name]]
+            prompted = set(read_text(row.row.prompt, normalize).split())
+            asked = Counter(word for word in row.leading.reference.split() if word in prompted)
+            found = Counter(row.leading.prediction.split())
+            spoken += asked.total()
+            written += (asked & found).total()
+        return PromptWords(spoken=spoken, written=written) if spoken else None
 
     def translation_of(self, rows: list[ScoredRow]) -> TranslationScores | None:
         """BLEU and chrF, where all rows are translations with a reference."""

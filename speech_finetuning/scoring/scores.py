@@ -9,12 +9,16 @@ from speech_finetuning.scoring.normalization import READINGS
 # What is scored, in the order of the table.
 ZERO_SHOT = "zero_shot"  # the evaluation set by the untouched model
 EVAL = "eval"
+UNTOUCHED_PROMPTED = "untouched_prompted"  # the evaluation set with its prompts, untouched model
+PROMPTED = "prompted"
 UNTOUCHED_TEST = "untouched_test"  # the test set by the untouched model
 TEST = "test"
 PREDICT = "predict"
-ROLES = (ZERO_SHOT, EVAL, UNTOUCHED_TEST, TEST, PREDICT)
+ROLES = (ZERO_SHOT, EVAL, UNTOUCHED_PROMPTED, PROMPTED, UNTOUCHED_TEST, TEST, PREDICT)
 # Whose scores a role's are compared with.
-BEFORE = {EVAL: ZERO_SHOT, TEST: UNTOUCHED_TEST}
+BEFORE = {EVAL: ZERO_SHOT, PROMPTED: UNTOUCHED_PROMPTED, TEST: UNTOUCHED_TEST}
+OF_UNTOUCHED = frozenset(BEFORE.values())
+WITH_PROMPTS = frozenset([UNTOUCHED_PROMPTED, PROMPTED])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,20 @@ class NonspeechScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptWords:
+    """Words that a row's prompt and its reference have in common: how often they were spoken, and
+    how often they were written."""
+
+    spoken: int
+    written: int
+
+    @property
+    def recall(self) -> float:
+        """In percent."""
+        return 100 * self.written / self.spoken
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """Scores of one evaluation set, or of all sets of a role together.
 
@@ -74,6 +92,7 @@ class Scores:
     readings: dict[str, ErrorRates] = field(default_factory=dict)
     translation: TranslationScores | None = None
     nonspeech: NonspeechScores | None = None  # of rows that have no speech
+    prompt_words: PromptWords | None = None  # where prompts say some of what is spoken
     empty_outputs: float  # share of the other rows in percent
     # Shares of all rows in percent:
     repetition_loops: float
@@ -107,6 +126,10 @@ class Scores:
             metrics["nonspeech_minutes"] = self.nonspeech.minutes
             metrics["invented_words"] = self.nonspeech.invented_words
             metrics["invented_words_per_minute"] = self.nonspeech.words_per_minute
+        if self.prompt_words is not None:
+            metrics["prompt_words"] = self.prompt_words.spoken
+            metrics["prompt_words_written"] = self.prompt_words.written
+            metrics["prompt_words_recall"] = self.prompt_words.recall
         for reading, rates in self.readings.items():
             metrics[f"wer_{reading}"] = rates.wer
             metrics[f"cer_{reading}"] = rates.cer
@@ -159,6 +182,7 @@ def read_scores(metrics: dict[str, float], *, role: str, set_name: str = "") -> 
             TranslationScores(bleu=found["bleu"], chrf=found["chrf"]) if "bleu" in found else None
         ),
         nonspeech=read_nonspeech(found),
+        prompt_words=read_prompt_words(found),
         empty_outputs=found.get("empty_outputs", 0.0),
         repetition_loops=found.get("repetition_loops", 0.0),
         cut_outputs=found.get("cut_outputs", 0.0),
@@ -180,6 +204,14 @@ def read_nonspeech(metrics: dict[str, float]) -> NonspeechScores | None:
         return None
     return NonspeechScores(
         minutes=metrics["nonspeech_minutes"], invented_words=int(metrics["invented_words"])
+    )
+
+
+def read_prompt_words(metrics: dict[str, float]) -> PromptWords | None:
+    if "prompt_words" not in metrics:
+        return None
+    return PromptWords(
+        spoken=int(metrics["prompt_words"]), written=int(metrics["prompt_words_written"])
     )
 
 

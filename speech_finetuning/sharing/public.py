@@ -29,7 +29,7 @@ PLACEHOLDERS = {"dataset_name": LOCAL_DATA, "model_name_or_path": LOCAL_MODEL}
 PUBLIC_TEXTS = frozenset(
     """
     name dataset_config_name train_split_name eval_split_name test_split_name predict_split_name
-    audio_column_name text_column_name group_column_name speaker_column_name language task
+    audio_column_name text_column_name group_column_name speaker_column_name prompt_column_name language task
     train_window model_index_name
     lr_scheduler_type optim report_to logging_strategy eval_strategy save_strategy hub_strategy
     metric_for_best_model log_level log_level_replica debug fsdp ddp_backend torch_compile_backend

@@ -21,7 +21,6 @@ from speech_finetuning.base.files import replace_text
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.scoring.alignment import (
     AlignedRow,
-    change_between,
     rows_of_files,
     scored_rows,
 )
@@ -31,8 +30,10 @@ from speech_finetuning.scoring.scores import (
     BEFORE,
     EVAL,
     PREDICT,
+    PROMPTED,
     ROLES,
     TEST,
+    UNTOUCHED_PROMPTED,
     UNTOUCHED_TEST,
     ZERO_SHOT,
     last_scores,
@@ -52,7 +53,7 @@ from speech_finetuning.sharing.report_charts import (
     speed_charts,
 )
 from speech_finetuning.sharing.report_clips import ClipShelf
-from speech_finetuning.sharing.report_rows import ScoredSet, rows_as_json
+from speech_finetuning.sharing.report_rows import ScoredSet, changes_of, rows_as_json
 from speech_finetuning.training.callbacks import ScoreKeeper, evaluation_name
 
 logger = logging.getLogger(__name__)
@@ -232,22 +233,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def changes_of(sets: dict[str, ScoredSet]) -> dict[tuple[str, str], Change]:
-    """Against the untouched model, for each role in total and by the name of the set."""
-    changes = {}
-    for role, scored in sets.items():
-        if not scored.before:
-            continue
-        names = sorted({row.set_name for row in scored.rows} - {""})
-        for name in ["", *(names if len(names) > 1 else [])]:
-            before = [row for row in scored.before if name in ("", row.set_name)]
-            after = [row for row in scored.rows if name in ("", row.set_name)]
-            change = change_between(before, after)
-            if change is not None:
-                changes[role, name] = change
-    return changes
-
-
 # ---------------------------------------------------------------------------------- what is told --
 def titles_of(findings: Findings) -> dict[str, str]:
     """What a role is called on the page."""
@@ -265,6 +250,8 @@ def titles_of(findings: Findings) -> dict[str, str]:
         TEST: tested,
         PREDICT: "predicted",
         UNTOUCHED_TEST: "test split, before training",
+        UNTOUCHED_PROMPTED: "with prompts, before training",
+        PROMPTED: f"with prompts, {after}",
     }
 
 

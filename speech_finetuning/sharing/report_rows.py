@@ -11,10 +11,16 @@ from markupsafe import Markup
 from speech_finetuning.scoring.alignment import (
     AlignedRow,
     CommonErrors,
+    change_between,
     count_common_errors,
     pair_rows,
 )
-from speech_finetuning.scoring.metrics import WordCounts, bootstrap_interval, total_counts
+from speech_finetuning.scoring.metrics import (
+    Change,
+    WordCounts,
+    bootstrap_interval,
+    total_counts,
+)
 from speech_finetuning.sharing.report_clips import Clip
 
 NUM_COMMON_ERRORS = 20
@@ -124,6 +130,22 @@ def describe_part(name: str, rows: list[AlignedRow]) -> dict[str, Any]:
         "rate": total.wer,
         "hours": sum(row.duration_in_seconds for row in rows) / 3600,
     }
+
+
+def changes_of(sets: dict[str, ScoredSet]) -> dict[tuple[str, str], Change]:
+    """Against the untouched model, for each role in total and by the name of the set."""
+    changes = {}
+    for role, scored in sets.items():
+        if not scored.before:
+            continue
+        names = sorted({row.set_name for row in scored.rows} - {""})
+        for name in ["", *(names if len(names) > 1 else [])]:
+            before = [row for row in scored.before if name in ("", row.set_name)]
+            after = [row for row in scored.rows if name in ("", row.set_name)]
+            change = change_between(before, after)
+            if change is not None:
+                changes[role, name] = change
+    return changes
 
 
 # ---------------------------------------------------------------------------------- the explorer --

@@ -58,6 +58,8 @@ OF_A_SOURCE = (
     "do_lower_case",
     "do_remove_punctuation",
     "keep_empty_text",
+    "prompt_column_name",
+    "prompt_probability",
 )
 
 

@@ -12,7 +12,7 @@ import transformers
 from speech_finetuning.base.errors import ExitCode, RunEnded, TimeIsOver, UserError, one_line
 from speech_finetuning.base.files import write_json, write_text
 from speech_finetuning.scoring.metrics import RowErrors
-from speech_finetuning.scoring.scores import UNTOUCHED_TEST, ZERO_SHOT, last_scores
+from speech_finetuning.scoring.scores import BEFORE, ZERO_SHOT, last_scores
 from speech_finetuning.training.callbacks import ScoreKeeper
 from speech_finetuning.training.checkpoints import (
     find_checkpoint,
@@ -166,10 +166,14 @@ def save_at_the_end(trainer: SpeechTrainer, ending: Exception) -> None:
 
 
 def zero_shot_scores(
-    trainer: SpeechTrainer, checkpoint: Path | None, test_rows: datasets.Dataset | None
+    trainer: SpeechTrainer, checkpoint: Path | None, final_sets: dict[str, datasets.Dataset]
 ) -> dict[str, float]:
-    """Scores of the untouched model, also of the test split if there is one; a continued run reads
-    them, and what was wrong in each row, from zero_shot.json and zero_shot_rows.json."""
+    """Scores of the untouched model, also with prompts and of the test split if these are scored at
+    the end; a continued run reads them, and what was wrong in each row, from zero_shot.json and
+    zero_shot_rows.json.
+
+    final_sets: by the role that they are scored as at the end.
+    """
     scorecard = trainer.compute_metrics
     record = trainer.output_dir() / "zero_shot.json"
     rows_record = trainer.output_dir() / "zero_shot_rows.json"
@@ -181,8 +185,9 @@ def zero_shot_scores(
         return metrics
     metrics = trainer.evaluate(metric_key_prefix=ZERO_SHOT)
     trainer.guard_bound.note_untouched(metrics)
-    if test_rows is not None:
-        metrics |= trainer.evaluate(test_rows, metric_key_prefix=UNTOUCHED_TEST)
+    for role, rows in final_sets.items():
+        if role in BEFORE:
+            metrics |= trainer.evaluate(rows, metric_key_prefix=BEFORE[role])
     if trainer.is_world_process_zero():
         write_json(record, metrics)
         text = json.dumps(scorecard.untouched)

@@ -23,12 +23,18 @@ from speech_finetuning.base.shutdown import StopSignals, ignore_signals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, pad_features
 from speech_finetuning.data.items import RejectedRow
+from speech_finetuning.data.prompts import scored_inputs
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.data.text import IGNORED_LABEL
-from speech_finetuning.model.generation import generate_ids, transcribe_long_form
+from speech_finetuning.model.generation import (
+    generate_after_prompts,
+    generate_ids,
+    transcribe_long_form,
+)
 from speech_finetuning.model.windows import TrainingWindow, encoder_window
 from speech_finetuning.scoring.guards import GuardBound
 from speech_finetuning.scoring.scorecard import Scorecard
+from speech_finetuning.scoring.scores import WITH_PROMPTS
 from speech_finetuning.training.callbacks import (
     SavePredictions,
     SkipBrokenSteps,
@@ -380,12 +386,13 @@ class SpeechTrainer(ResumableTrainer):
     ) -> tuple[torch.Tensor, ...]:
         """Generated ids (batch, n_tokens), loss sums (batch,) and token counts (batch,) of clips
         within the window."""
-        labels = inputs["labels"].to(self.args.device)
-        # Through the whole model: FSDP gathers parameters for the calls that it wraps only.
-        outputs = self.model(
-            input_features=self.pad_to_window(inputs),
-            decoder_input_ids=inputs["decoder_input_ids"].to(self.args.device),
+        has_prompts = self.compute_metrics.role in WITH_PROMPTS
+        decoder_inputs = scored_inputs(
+            inputs, self.model.config, device=self.args.device, has_prompts=has_prompts
         )
+        labels = decoder_inputs.pop("labels")
+        # Through the whole model: FSDP gathers parameters for the calls that it wraps only.
+        outputs = self.model(input_features=self.pad_to_window(inputs), **decoder_inputs)
         losses = functional.cross_entropy(
             outputs.logits.float().transpose(1, 2),
             labels,
@@ -393,7 +400,19 @@ class SpeechTrainer(ResumableTrainer):
             reduction="none",
         )
         encoder_outputs = BaseModelOutput(outputs.encoder_last_hidden_state)
-        ids = generate_ids(self.model, encoder_outputs, **generation)
+        if has_prompts:
+            num_prefix_tokens = len(self.compute_metrics.tokenizer.prefix_tokens)
+            num_given = labels.shape[1] - inputs["labels"].shape[1] + num_prefix_tokens
+            generation |= {"max_new_tokens": self.compute_metrics.max_new_tokens}
+            ids = generate_after_prompts(
+                self.model,
+                encoder_outputs,
+                decoder_input_ids=decoder_inputs["decoder_input_ids"][:, :num_given],
+                decoder_attention_mask=decoder_inputs["decoder_attention_mask"][:, :num_given],
+                **generation,
+            )
+        else:
+            ids = generate_ids(self.model, encoder_outputs, **generation)
         return ids, losses.sum(1), labels.ne(IGNORED_LABEL).sum(1)
 
     def transcribe_long(

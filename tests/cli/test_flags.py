@@ -40,7 +40,7 @@ max_eval_samples max_guard_loss_in_points max_network_wait_in_minutes max_reject
 max_train_time_in_hours min_duration_in_seconds model_index_name model_name_or_path
 model_revision num_decoding_threads pack_utterances predict_split_name push_predictions
 report_clips shuffle_buffer_size speaker_column_name speed_perturbation streaming task
-test_split_name text_column_name
+prompt_column_name prompt_probability test_split_name text_column_name
 timestamp_probability train_split_name train_window
 """.split()
 

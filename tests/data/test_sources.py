@@ -385,7 +385,7 @@ def test_transcripts_of_different_style_are_warned_about(
         ("- x", "entry 1: expected dataset_name and any of"),
         ("- {dataset_name: x, wieght: 2}", "Found: .*wieght"),
         ("- {dataset_name: x, shuffle_buffer_size: 2}", "expected dataset_name and any of"),
-        ("- {dataset_name: x, max_train_samples: many}", "invalid int value: 'many'"),
+        ("- {dataset_name: x, max_train_samples: many}", "expected a whole number, found 'many'"),
         ("- {dataset_name: x, weight: 0}", "weight above 0"),
         ("- {dataset_name: a/x}\n- {dataset_name: b/x}", "'x' is taken"),
     ],

@@ -99,6 +99,24 @@ def test_numbers_are_jiwers(tokenizer):
     assert as_written(outputs(tokenizer, predictions, [0, 1, 2]))["wer"] == metrics["wer_ortho"]
 
 
+def test_words_of_prompts_are_counted_where_they_are_spoken(tokenizer):
+    target = ScoringTarget(language="es", leads_normalized=True)
+    card = Scorecard(tokenizer=tokenizer, targets={"": target})
+    columns = {
+        "index": [0, 1, 2],
+        "set": [""] * 3,
+        "id": ["a", "b", "c"],
+        "text": ["Eva y Ana y Eva", "Pau", "nada"],
+        "duration": [3.0] * 3,
+        "prompt": ["Ana, Eva, Pau.", "Eva", None],
+    }
+    card.set_references(datasets.Dataset.from_dict(columns), role="prompted")
+    metrics = card(outputs(tokenizer, ["eva y Anna y Eva Eva Pau", "Eva", "nada"], [0, 1, 2]))
+    # Eva twice and Ana; Ana is misspelt, a third Eva and a Pau have not been spoken.
+    assert (metrics["prompt_words"], metrics["prompt_words_written"]) == (3, 2)
+    assert "prompt_words" not in card.score_set(card.scored[2:], set_name="").to_metrics()
+
+
 def test_guards_have_no_part_in_the_total_nor_in_the_loss(tokenizer):
     new = ScoringTarget(language="es", leads_normalized=True)
     old = ScoringTarget(language="es", leads_normalized=True, is_guard=True)

@@ -8,6 +8,7 @@ from example_scores import SCORES, WITHOUT_REFERENCES, logged, with_rates
 from speech_finetuning.scoring.scores import (
     Interval,
     NonspeechScores,
+    PromptWords,
     Scores,
     TranslationScores,
     last_scores,
@@ -51,6 +52,13 @@ def test_the_names_of_the_metrics_are_fixed():
         "bleu",
         "chrf",
     }
+    prompted = replace(SCORES, prompt_words=PromptWords(spoken=8, written=6))
+    assert set(prompted.to_metrics()) - set(SCORES.to_metrics()) == {
+        "prompt_words",
+        "prompt_words_written",
+        "prompt_words_recall",
+    }
+    assert prompted.to_metrics()["prompt_words_recall"] == 75.0
     assert read_scores(logged(compared), role=SCORES.role) == compared
     assert "clean_wer_norm_marks" in replace(SCORES, set_name="clean").to_metrics()
 
@@ -62,8 +70,9 @@ def test_the_names_of_the_metrics_are_fixed():
         SCORES,
         WITHOUT_REFERENCES,
         replace(SCORES, nonspeech=NonspeechScores(minutes=2.5, invented_words=4)),
+        replace(SCORES, prompt_words=PromptWords(spoken=8, written=6)),
     ],
-    ids=["scored", "transcribed", "with silence"],
+    ids=["scored", "transcribed", "with silence", "with prompts"],
 )
 def test_scores_are_read_back_from_flat_metrics(scores: Scores, set_name: str):
     scores = replace(scores, set_name=set_name)
