@@ -266,7 +266,7 @@ def choose_weights(
     metrics: those of the trained weights, which are saved. Returns the scores of what is saved now.
     """
     if options.num_checkpoints == 1 and not any(options.base_shares):
-        warn_of_lost_guards(trainer, metrics)
+        warn_of_lost_guards(trainer, metrics, options.base_shares)
         return metrics
     trainer.accelerator.wait_for_everyone()  # the main process may still be writing the weights
     choice = WeightChoice(trainer, metrics)
@@ -282,22 +282,27 @@ def choose_weights(
     choice.save()
     trainer.card_writer.weights_table = choice.table()
     logger.info("weights\n%s", choice.table())
-    warn_of_lost_guards(trainer, choice.kept.metrics)
+    warn_of_lost_guards(trainer, choice.kept.metrics, options.base_shares)
     return choice.kept.metrics
 
 
-def warn_of_lost_guards(trainer: SpeechTrainer, metrics: dict[str, float]) -> None:
+def warn_of_lost_guards(
+    trainer: SpeechTrainer, metrics: dict[str, float], tried_shares: Sequence[float]
+) -> None:
     """Warns if what is saved has lost more on a guard than it may: there was nothing within the
-    bound. metrics: of the weights that are saved."""
+    bound. metrics: of the weights that are saved; tried_shares: of the untouched model."""
     bound = trainer.guard_bound
     broken = bound.broken_by(metrics)
     if broken:
+        # The whole untouched model is within the bound: the next try lies between.
+        next_share = f"{(1 + max(tried_shares)) / 2:g}" if any(tried_shares) else "0.3 0.6 0.9"
         logger.warning(
             "the saved weights are beyond --max_guard_loss_in_points %g: %s. None that were scored "
-            "are within it. Start the same command again with --base_weight_shares 0.3 0.5 0.7, "
-            "which trains nothing.",
+            "are within it. Start the same command again with --base_weight_shares %s, which trains "
+            "nothing.",
             bound.max_loss_in_points,
             bound.describe(broken),
+            next_share,
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.scoring.guards import GuardBound
-from speech_finetuning.training.averaging import Candidate, WeightChoice
+from speech_finetuning.training.averaging import Candidate, WeightChoice, warn_of_lost_guards
 
 Train = Callable[[str], dict[str, float]]
 STEPS = "--do_train --do_eval --max_steps 4 --save_steps 2 --eval_steps 2 --learning_rate 0.02"
@@ -80,6 +80,7 @@ def test_a_checkpoint_beyond_the_bound_is_not_the_best(
     assert caplog.messages.count(said) == len(steps_beyond)
     warning = "the saved weights are beyond --max_guard_loss_in_points 2: WER of old +3.00 points"
     assert (warning in caplog.text) == (best is None)
+    assert ("with --base_weight_shares 0.3 0.6 0.9, which" in caplog.text) == (best is None)
 
 
 def choice_among(*rates: tuple[float, float]) -> str:
@@ -108,3 +109,12 @@ def test_weights_are_chosen_within_the_bound():
     assert choice_among((20, 13), (25, 12), (24, 11), (26, 10)) == "2"  # the best within
     assert choice_among((20, 13), (19, 13)) == "0"  # none is within: the trained ones
     assert choice_among((20, 11), (19, 12)) == "1"
+
+
+def test_the_next_share_to_try_lies_between(caplog: pytest.LogCaptureFixture):
+    bound = GuardBound(rates={"old": "wer"}, max_loss_in_points=2.0, untouched={"old": 10.0})
+    trainer: Any = SimpleNamespace(guard_bound=bound)
+    warn_of_lost_guards(trainer, {"eval_old_wer": 12.0}, (0.6, 0.3))
+    assert caplog.text == ""
+    warn_of_lost_guards(trainer, {"eval_old_wer": 12.5}, (0.6, 0.3))
+    assert "with --base_weight_shares 0.8, which trains nothing" in caplog.text
