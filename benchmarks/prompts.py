@@ -49,8 +49,8 @@ def write_split(folder: Path, split: str, num_rows: int, seed: int) -> None:
             writer.writerow([name, " ".join(written), spelling])
 
 
-def run_once(folder: Path, flags: list[str], seed: int, steps: int) -> dict[str, float]:
-    """The metrics of one run of the script."""
+def run_toy(folder: Path, flags: list[str], seed: int, steps: int) -> dict[str, float]:
+    """The metrics of one run of the script, of folder/model on folder/speech."""
     values = {
         "model_name_or_path": folder / "model",
         "dataset_name": folder / "speech",
@@ -68,7 +68,6 @@ def run_once(folder: Path, flags: list[str], seed: int, steps: int) -> dict[str,
         "data_report_samples": 0,
         "report_to": "none",
         "report_clips": 0,
-        "prompt_column_name": "prompt",
     }
     words = [os.environ.get("PYTHON_EXEC", sys.executable), str(SCRIPT), "--do_train", "--do_eval"]
     for name, value in values.items():
@@ -92,8 +91,9 @@ def main() -> None:
                 make_model(folder / "model", seed=seed)
                 write_split(folder / "speech", "train", 2000, seed)
                 write_split(folder / "speech", "validation", 200, seed + 1000)
-                flags = ["--prompt_probability", str(probability)]
-                found = run_once(folder, flags, seed, options.steps)
+                flags = ["--prompt_column_name", "prompt"]
+                flags += ["--prompt_probability", str(probability)]
+                found = run_toy(folder, flags, seed, options.steps)
             print(
                 f"| {100 * probability:.0f} % of rows | {seed} | {found['eval_wer']:.1f} | "
                 f"{found['prompted_wer']:.1f} | {found['eval_prompt_words_recall']:.1f} % | "

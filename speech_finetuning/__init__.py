@@ -5,7 +5,7 @@
               columns, guessing, features, cells, listed, manifests, subtitles, recordings, kaldi, saved,
               footers, builders, dataset_names, tars, sources, shards,
               positions, selection, preprocessing, roles, hold_out, row_table, passes, row_check, data_check,
-              augmentation, noise, prompts, items, stream, packing, batches: bytes to examples
+              augmentation, noise, nonspeech, prompts, items, stream, packing, batches: bytes to examples
     model     loading, languages, adapters, windows, generation, recogniser, transcription:
               the checkpoint, its language, its window
     scoring   normalization, metrics, eval_sets, scores, score_table, guards, scorecard,

@@ -57,11 +57,13 @@ OF_TRAINING_ONLY = {
     "room_dataset": None,
     "telephone_probability": 0.0,
     "gain_in_db": [],
+    "nonspeech_fraction": 0.0,
 }
 # Flags of what another one names, likewise.
 OF_NOISE_ONLY = {"noise_probability": 0.5, "noise_snr_in_db": []}
 OF_ROOMS_ONLY = {"room_probability": 0.5}
 OF_PROMPTS_ONLY = {"prompt_probability": 0.5}
+MOST_NONSPEECH = 0.5  # of the training rows: else speech would be the exception
 RANGES_IN_DB = ("noise_snr_in_db", "gain_in_db")
 # Flags of the hold-out that --do_eval makes, likewise.
 OF_SCORING_ONLY = {"eval_fraction": 0.1, "speaker_column_name": None}
@@ -177,12 +179,17 @@ def augmentation_problems(flags: argparse.Namespace) -> Iterator[str]:
     """What training clips are made to sound like."""
     if flags.noise_dataset is None:
         yield from idle_problems(flags, OF_NOISE_ONLY, "--noise_dataset")
-    elif flags.noise_probability == 0:
+    elif flags.noise_probability == 0 and flags.nonspeech_fraction == 0:
         yield "--noise_dataset: of no effect with --noise_probability 0."
     if flags.room_dataset is None:
         yield from idle_problems(flags, OF_ROOMS_ONLY, "--room_dataset")
     elif flags.room_probability == 0:
         yield "--room_dataset: of no effect with --room_probability 0."
+    if not 0 <= flags.nonspeech_fraction <= MOST_NONSPEECH:
+        yield (
+            f"--nonspeech_fraction {flags.nonspeech_fraction:g}: must lie between 0 and "
+            f"{MOST_NONSPEECH}. Pass 0.05, say."
+        )
     for name in RANGES_IN_DB:
         values = getattr(flags, name)
         if values and (len(values) != 2 or values[0] > values[1]):

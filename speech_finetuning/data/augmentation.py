@@ -60,6 +60,10 @@ class AugmentationArguments:
         default_factory=list,
         metadata={"help": "LOW HIGH: makes each training clip so much louder, as -10 5."},
     )
+    nonspeech_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Share of training rows that become noise or silence without a text."},
+    )
 
 
 # --------------------------------------------------------------------------------- the sounds
@@ -169,6 +173,7 @@ class Augmenter:
     snr_in_db: tuple[float, float] = USUAL_SNR_IN_DB
     telephone_probability: float = 0.0
     gain_in_db: tuple[float, float] | None = None  # None: as it is
+    nonspeech_fraction: float = 0.0  # of rows whose clip is replaced, see `nonspeech`
 
     def __call__(self, waveform: np.ndarray, seed: Sequence[int]) -> np.ndarray:
         """(n_samples,) float32 at 16 kHz in [-1, 1], of the same length. seed: of the row."""

@@ -151,9 +151,14 @@ def load_rooms(recordings: RecordingSet) -> list[np.ndarray]:
 def load_augmenter(args: Any, cache_dir: str | None) -> Augmenter | None:
     """None if training clips stay as they are. args: AugmentationArguments and how long a network
     is waited for. Raises: UserError with all that cannot be opened."""
-    if not (
-        args.noise_dataset or args.room_dataset or args.telephone_probability or args.gain_in_db
-    ):
+    wanted = (
+        args.noise_dataset,
+        args.room_dataset,
+        args.telephone_probability,
+        args.gain_in_db,
+        args.nonspeech_fraction,
+    )
+    if not any(wanted):
         return None
     problems = Problems()
     found: dict[str, list[np.ndarray]] = {"noise": [], "room": []}
@@ -169,6 +174,12 @@ def load_augmenter(args: Any, cache_dir: str | None) -> Augmenter | None:
         )
         found[kind] = problems.attempt(kind, load, recordings) or []
     problems.raise_if_any()
+    if args.nonspeech_fraction:
+        logger.info(
+            "no speech: %g %% of the training rows become noise or silence without a text "
+            "(--nonspeech_fraction)",
+            100 * args.nonspeech_fraction,
+        )
     return Augmenter(
         rooms=found["room"],
         room_probability=args.room_probability,
@@ -177,6 +188,7 @@ def load_augmenter(args: Any, cache_dir: str | None) -> Augmenter | None:
         snr_in_db=pair_of(args.noise_snr_in_db) or USUAL_SNR_IN_DB,
         telephone_probability=args.telephone_probability,
         gain_in_db=pair_of(args.gain_in_db),
+        nonspeech_fraction=args.nonspeech_fraction,
     )
 
 

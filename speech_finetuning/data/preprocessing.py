@@ -189,23 +189,35 @@ class Preprocessor:
             example["window"] = window.played_in(duration, segment.duration_in_seconds)
         return example
 
+    def without_speech(self, example: Example) -> Example:
+        """The example of a clip that has become noise: nobody speaks in it."""
+        labels = encode_text("", self.tokenizer, self.max_label_length)
+        example = {**example, "text": "", "labels": labels}
+        example.pop("window", None)
+        return example
+
     def __call__(
         self,
         row: SourceRow,
         speed: float = 1.0,
         augment: Augmentation | None = None,
+        *,
         has_prompt: bool = True,
+        is_nonspeech: bool = False,
     ) -> Example | Rejection:
         """Whatever is wrong with the row becomes a Rejection with its id.
 
         speed: of playing the clip, see `decode_audio`. augment: of training rows; what is random
-        about it has been drawn by the stream, as whether a row keeps its prompt.
+        about it has been drawn by the stream, as whether a row keeps its prompt, and whether it is
+        to have no speech: `augment` makes its clip into noise then, and it has no text.
         Raises: errors of the network that lasted too long.
         """
         if row.rejection is not None:
             return row.rejection
         try:
             example = self.prepare(row.audio, row.text, speed, row.segment, row.window, augment)
+            if is_nonspeech:
+                example = self.without_speech(example)
             example["id"] = row.id
             if row.group is not None:
                 example["group"] = row.group

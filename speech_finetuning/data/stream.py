@@ -27,6 +27,7 @@ from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.data.augmentation import Augmenter, draw
 from speech_finetuning.data.items import StreamItem
+from speech_finetuning.data.nonspeech import NONSPEECH_DRAW, make_nonspeech
 from speech_finetuning.data.passes import ONE_RANK, Block, RankShare, read_pass, units_of
 from speech_finetuning.data.positions import (
     FIRST_ORDER_VERSION,
@@ -162,12 +163,23 @@ class SpeechStream(IterableDataset):
             )
 
     def prepare(self, drawn: DrawnRow) -> dict[str, Any] | Rejection:
+        preprocessor = self.sets[drawn.source].preprocessor
         augment = None
+        is_nonspeech = False
         if self.augmenter is not None:
             augment = functools.partial(self.augmenter, seed=drawn.seed)
-        preprocessor = self.sets[drawn.source].preprocessor
-        has_prompt = draw(drawn.seed, PROMPT_DRAW, preprocessor.prompt_probability) is not None
-        prepared = preprocessor(drawn.row, drawn.speed, augment, has_prompt)
+            fraction = self.augmenter.nonspeech_fraction
+            is_nonspeech = draw(drawn.seed, NONSPEECH_DRAW, fraction) is not None
+            if is_nonspeech:
+                recordings = self.augmenter.noises
+                augment = functools.partial(make_nonspeech, recordings=recordings, seed=drawn.seed)
+        prepared = preprocessor(
+            drawn.row,
+            drawn.speed,
+            augment,
+            has_prompt=draw(drawn.seed, PROMPT_DRAW, preprocessor.prompt_probability) is not None,
+            is_nonspeech=is_nonspeech,
+        )
         return cast("dict[str, Any] | Rejection", prepared)  # from here on examples are plain dicts
 
     def begin(self) -> StreamPosition:

@@ -24,6 +24,7 @@ OF_THE_RUN = (
     "room_probability",
     "telephone_probability",
     "gain_in_db",
+    "nonspeech_fraction",
     "shuffle_buffer_size",
     # of transformers' TrainingArguments
     "learning_rate",

@@ -30,7 +30,7 @@ REQUIRED = "--model_name_or_path m --dataset_name d --output_dir o --language es
 OUR_FLAGS = """
 allow_audio_urls apply_spec_augment audio_column_name average_checkpoints base_weight_shares
 gain_in_db noise_dataset noise_probability noise_snr_in_db room_dataset room_probability telephone_probability
-cache_dir check_data config data_mix
+cache_dir check_data config data_mix nonspeech_fraction
 data_report_samples dataset_config_name dataset_name do_lower_case do_normalize_eval
 do_remove_punctuation dry_run early_stopping_patience eval_before_training eval_fraction
 eval_split_name exclude_rows freeze_encoder full_window_fraction group_column_name
