@@ -43,6 +43,7 @@ class StepInfo:
     num_rows: int  # rejected ones included
     ids: list[str]  # of the accepted rows
     audio_in_seconds: float  # of the accepted rows
+    num_nonspeech_rows: int  # of the accepted rows that became noise or silence
     rejections: list[RejectedRow]
     error: Exception | None  # ends the run
 
@@ -60,6 +61,7 @@ class StepInfo:
             num_rows=len(items),
             ids=[example["id"] for example in examples],
             audio_in_seconds=sum(example["duration"] for example in examples),
+            num_nonspeech_rows=sum("is_nonspeech" in example for example in examples),
             rejections=rejections,
             error=errors[0] if errors else None,
         )

@@ -52,6 +52,7 @@ class Example(TypedDict):
     prompt_ids: NotRequired[list[int]]  # before the labels, as many as fit, see `encode_prompt`
     duration: float  # in seconds, of the decoded clip
     sampling_rate: int  # in Hz, of the file
+    is_nonspeech: NotRequired[bool]  # True of a clip that became noise, see `nonspeech`
     window: NotRequired[SpeechWindow]  # of neighbours: where in the clip each is, as trained
 
 
@@ -192,7 +193,7 @@ class Preprocessor:
     def without_speech(self, example: Example) -> Example:
         """The example of a clip that has become noise: nobody speaks in it."""
         labels = encode_text("", self.tokenizer, self.max_label_length)
-        example = {**example, "text": "", "labels": labels}
+        example = {**example, "text": "", "labels": labels, "is_nonspeech": True}
         example.pop("window", None)
         return example
 

@@ -124,11 +124,13 @@ def describe_training(metrics: dict[str, float]) -> str:
     if num_rows == 0:
         return "none by this run"
     num_rejected = int(metrics.get("train_rejected", 0))
+    num_nonspeech = int(metrics.get("train_nonspeech_rows", 0))
+    nonspeech = f", {num_nonspeech:,} made into noise or silence" if num_nonspeech else ""
     audio = readable_hours(metrics.get("train_audio_hours", 0.0))
     time = readable_hours(metrics.get("train_hours", 0.0))
     return (
-        f"{num_rows:,} rows, repeats counted ({num_rejected:,} of them rejected), with {audio} of "
-        f"speech, in {time}"
+        f"{num_rows:,} rows, repeats counted ({num_rejected:,} of them rejected{nonspeech}), with "
+        f"{audio} of speech, in {time}"
     )
 
 

@@ -54,6 +54,7 @@ class StreamProgress:
     rejected_in_pass: Counter[SourcePass] = field(default_factory=Counter)  # rows
     num_skipped_steps: int = 0  # steps whose loss was not finite
     audio_in_seconds: float = 0.0  # trained on, repeated passes included
+    num_nonspeech_rows: int = 0  # that --nonspeech_fraction has made, and were trained on
     time_in_seconds: float = 0.0  # spent training, scoring not included
 
     def update(
@@ -138,6 +139,11 @@ class StreamProgress:
             f"{self.num_rows:,}",
             describe_counts(self.rejected),
         )
+        if self.num_nonspeech_rows:
+            logger.info(
+                "%s of the training rows became noise or silence (--nonspeech_fraction)",
+                f"{self.num_nonspeech_rows:,}",
+            )
         if self.damaged_files:
             files = [f"{count} in {name}" for name, count in sorted(self.damaged_files.items())]
             logger.warning(
@@ -160,6 +166,8 @@ class StreamProgress:
         figures["rejected"] = self.rejected.total()
         for reason, count in sorted(self.rejected.items()):
             figures[f"rejected_{reason}"] = count
+        if self.num_nonspeech_rows:
+            figures["nonspeech_rows"] = self.num_nonspeech_rows
         if self.num_skipped_steps:
             figures["skipped_steps"] = self.num_skipped_steps
         return figures
@@ -183,12 +191,15 @@ class StreamProgress:
 
     def totals(self) -> dict[str, float]:
         """For the metrics and the card, by what is known so far."""
-        return {
+        totals: dict[str, float] = {
             "train_rows": self.num_rows,
             "train_rejected": self.rejected.total(),
             "train_audio_hours": self.audio_in_seconds / 3600,
             "train_hours": self.time_in_seconds / 3600,
         }
+        if self.num_nonspeech_rows:
+            totals["train_nonspeech_rows"] = self.num_nonspeech_rows
+        return totals
 
     def state(self, *, micro_batch_size: int, positions: list[StreamPosition]) -> dict[str, Any]:
         """For stream_state.json, as plain JSON. positions: of every rank."""
@@ -210,6 +221,7 @@ class StreamProgress:
                 "num_lost_rows": self.num_lost_rows,
                 "num_skipped_steps": self.num_skipped_steps,
                 "audio_in_seconds": self.audio_in_seconds,
+                "num_nonspeech_rows": self.num_nonspeech_rows,
                 "time_in_seconds": self.time_in_seconds,
             },
             "rejected": dict(self.rejected),
@@ -234,6 +246,7 @@ class StreamProgress:
         self.num_lost_rows = counts["num_lost_rows"]
         self.num_skipped_steps = counts["num_skipped_steps"]
         self.audio_in_seconds = counts["audio_in_seconds"]
+        self.num_nonspeech_rows = counts.get("num_nonspeech_rows", 0)  # none in earlier checkpoints
         self.time_in_seconds = counts["time_in_seconds"]
         self.rejected = Counter(state["rejected"])
         self.rejected_bytes = state["rejected_bytes"]

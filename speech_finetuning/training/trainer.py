@@ -241,6 +241,7 @@ class SpeechTrainer(ResumableTrainer):
             loss = super().training_step(model, batch, num_items_in_batch)
         self.broken_steps.add(loss, info.ids)
         self.progress.audio_in_seconds += info.audio_in_seconds * self.args.world_size
+        self.progress.num_nonspeech_rows += info.num_nonspeech_rows * self.args.world_size
         self.meter.add_batch(
             num_rows=len(info.ids),
             audio_in_seconds=info.audio_in_seconds,

@@ -15,6 +15,7 @@ import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.augmentation import Augmenter
+from speech_finetuning.data.items import StepInfo
 from speech_finetuning.data.noise import load_augmenter
 from speech_finetuning.data.nonspeech import at_level, coloured_noise, make_nonspeech
 from speech_finetuning.data.packing import build_packer
@@ -94,6 +95,7 @@ def test_rows_lose_their_text_and_nothing_else_changes(speech: Path, preprocesso
     items = list(itertools.islice(stream, 200))
     empty = [item.content()["text"] == "" for item in items]
     assert 0.15 < np.mean(empty) < 0.35
+    assert StepInfo.of(items).num_nonspeech_rows == sum(empty)
     nothing = [preprocessor.tokenizer.prefix_tokens + [preprocessor.tokenizer.eos_token_id]]
     for item, other, is_empty in zip(items, plain, empty, strict=True):
         one, was = item.content(), other.content()
@@ -170,5 +172,8 @@ def test_a_share_that_cannot_be_is_refused(fraction: str):
 
 def test_a_run_says_how_many_rows_have_no_speech(train: Train, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
-    train("--do_train --max_steps 2 --nonspeech_fraction 0.05")
-    assert "no speech: 5 % of the training rows become noise or silence" in caplog.text
+    metrics = train("--do_train --max_steps 3 --nonspeech_fraction 0.4")
+    assert "no speech: 40 % of the training rows become noise or silence" in caplog.text
+    num_made = metrics["train_nonspeech_rows"]
+    assert 0 < num_made < metrics["train_rows"]
+    assert f"{num_made:.0f} of the training rows became noise or silence" in caplog.text

@@ -130,6 +130,9 @@ def test_a_card_says_what_was_trained_in_units_that_fit():
     assert describe_training(metrics | {"train_hours": 2.04}) == (
         "1,600 rows, repeats counted (3 of them rejected), with 36 min of speech, in 2.0 h"
     )
+    assert describe_training(metrics | {"train_nonspeech_rows": 1_040}).startswith(
+        "1,600 rows, repeats counted (3 of them rejected, 1,040 made into noise or silence), with"
+    )
     arguments = dict.fromkeys(SETTINGS) | {"fp16": False, "bf16": True, "seed": 0}
     assert describe_settings(arguments) == "bf16 True, seed 0"
 

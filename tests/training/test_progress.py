@@ -146,6 +146,7 @@ def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
     progress.num_skipped_steps = 1
     progress.audio_in_seconds = 12.5
     progress.time_in_seconds = 3.5
+    progress.num_nonspeech_rows = 3
     state = json.loads(json.dumps(progress.state(micro_batch_size=4, positions=[])))
     progress.update(position=position_at(16), num_rows=8, rejections=make_rejections(3))
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 5
@@ -159,9 +160,13 @@ def test_a_checkpoint_restores_what_was_counted(tmp_path: Path):
         "train_rejected": 2,
         "train_audio_hours": 12.5 / 3600,
         "train_hours": 3.5 / 3600,
+        "train_nonspeech_rows": 3,
     }
     assert restored.num_skipped_steps == 1
     assert restored.state(micro_batch_size=4, positions=[]) == state
+    del state["counts"]["num_nonspeech_rows"]  # as earlier checkpoints are
+    restored.restore(state)
+    assert "train_nonspeech_rows" not in restored.totals()
 
 
 def test_a_fresh_start_forgets_what_an_earlier_one_listed(tmp_path: Path):
