@@ -220,9 +220,7 @@ class DataArguments(AugmentationArguments, SourceArguments):
     eval_before_training: bool = HfArg(default=False, help="Scores the untouched model first.")
     long_form: bool = HfArg(default=False, help="Also scores clips of more than 30 s.")
     push_predictions: bool = HfArg(default=False, help="Uploads the transcripts of scored rows.")
-    max_guard_loss_in_points: float | None = HfArg(
-        default=None, help="The best model's guard sets are at most so much worse."
-    )
+    max_guard_loss_in_points: float | None = HfArg(default=None, help="Most that a guard may lose.")
     early_stopping_patience: int | None = HfArg(
         default=None, help="Ends after N evaluations without a better score."
     )

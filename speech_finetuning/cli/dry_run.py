@@ -125,6 +125,7 @@ def rehearse(
     rows = [alone] * rows_per_step + [longest] * 2 * rows_per_step
     trainer.train_dataset = cast(SpeechStream, rows)  # all that a loader needs of one
     trainer.is_advised = True  # what three steps wait for says nothing
+    trainer.guard_bound.rates.clear()  # nor what they have lost
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ReportPage):
             callback.is_announced = True  # its folder is deleted

@@ -7,9 +7,16 @@ from typing import Any
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.cli.flags import read_yaml
 
-SPLITS_BESIDE_EVAL = ("train_split_name", "test_split_name", "predict_split_name")
+# Settings of the command line that guards do not take over.
+OF_OTHERS_ONLY = ("train_split_name", "test_split_name", "predict_split_name", "group_column_name")
 # What an entry that is only scored has no use for.
-NOT_OF_A_GUARD = (*SPLITS_BESIDE_EVAL, "weight", "max_train_samples", "eval_fraction")
+NOT_OF_A_GUARD = (
+    *OF_OTHERS_ONLY,
+    "weight",
+    "max_train_samples",
+    "eval_fraction",
+    "speaker_column_name",
+)
 
 
 def guard_problems(flags: argparse.Namespace) -> Iterator[str]:

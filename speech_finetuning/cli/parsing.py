@@ -13,7 +13,7 @@ from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.base.network import as_user_error
 from speech_finetuning.cli.checks import check_words
 from speech_finetuning.cli.flags import OneLineErrors, as_flags, read_yaml
-from speech_finetuning.cli.guards import SPLITS_BESIDE_EVAL
+from speech_finetuning.cli.guards import OF_OTHERS_ONLY
 
 
 class FlagParser(transformers.HfArgumentParser, OneLineErrors):
@@ -74,7 +74,7 @@ def read_record(where: str, entry: dict[str, Any], defaults: Any, kind: type) ->
         (record,) = FlagParser([kind]).parse_args_into_dataclasses(as_flags(settings))
     taken_away = {key: None for key, value in entry.items() if value is None}
     if record.guard:
-        taken_away |= dict.fromkeys(SPLITS_BESIDE_EVAL)
+        taken_away |= dict.fromkeys(OF_OTHERS_ONLY)
     return replace(record, **{**taken_away, "name": re.sub(r"\W", "_", record.name)})
 
 

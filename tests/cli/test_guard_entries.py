@@ -60,10 +60,12 @@ def test_a_guard_is_only_scored_and_comes_last(tmp_path: Path):
     is that of an entry which is trained on."""
     mix = f"- {{dataset_name: old, guard: true, language: en}}\n{SPEECH}"
     more = "--do_train --do_eval --test_split_name test --eval_split_name dev"
+    more += " --group_column_name speaker"
     new, old = records_of(tmp_path, mix, more)
     assert (new.name, new.guard, new.test_split_name) == ("new", False, "test")
     splits = (old.train_split_name, old.eval_split_name, old.test_split_name)
     assert (old.guard, *splits, old.predict_split_name) == (True, None, "dev", None, None)
+    assert (new.group_column_name, old.group_column_name) == ("speaker", None)
 
 
 def test_a_bound_has_the_best_model_kept(tmp_path: Path):

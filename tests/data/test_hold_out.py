@@ -327,6 +327,16 @@ def test_a_named_split_that_is_not_there_is_an_error(tmp_path: Path):
             )
 
 
+def test_a_guard_is_the_only_split_that_there_is(tmp_path: Path):
+    """It need not be called as one to score: nothing else is read of it."""
+    folder = write_list(tmp_path / "speech")
+    load = functools.partial(load_source, str(folder))
+    source, is_held_out = load_or_hold_out(load, "guard", "validation", Record(str(folder)))
+    assert (source.split, is_held_out) == ("train", False)
+    with pytest.raises(MissingSplit, match="split 'dev'"):
+        load_or_hold_out(load, "guard", "dev", Record(str(folder)))
+
+
 def test_a_column_of_speakers_that_is_not_there_is_an_error(tmp_path: Path, preprocessor):
     record = Record(str(write_list(tmp_path / "speech")), speaker_column_name="who")
     with pytest.raises(UserError, match=r"--speaker_column_name who: .*Found: path, sentence"):

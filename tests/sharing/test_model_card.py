@@ -86,6 +86,18 @@ def test_a_card_of_local_names_says_that_they_are_local():
     assert "`training_code/`" in card.text
 
 
+def test_a_card_is_not_of_the_guards_data():
+    info = make_info()
+    guard = {**info["data"]["eval"][0], "name": "alice/old", "record": "old", "num_rows": 2}
+    hub_names = [*info["hub_names"], "alice/old"]
+    card = make_card(make_info(data=info["data"] | {"guard": [guard]}, hub_names=hub_names))
+    assert card.data.datasets == [ODD] and "alice/old" not in card.text
+    assert (
+        "Sets that must not get worse have not been\ntrained on; their change is in p" in card.text
+    )
+    assert "have not been" not in make_card(info).text
+
+
 @pytest.mark.parametrize(("languages", "spoken"), [(["es"], '"es"'), (["es", "fr"], "None")])
 def test_the_examples_say_which_language_is_spoken(languages: list[str], spoken: str):
     card = make_card(make_info(), languages=languages)

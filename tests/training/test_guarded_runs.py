@@ -1,6 +1,7 @@
 """Guards in a run: what is saved stays as it was without them, and the bound chooses."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,24 @@ def test_a_guard_is_scored_before_and_after_and_changes_nothing_that_is_saved(
     assert "what must not get worse" in (tmp_path / "output" / "README.md").read_text()
     page = (tmp_path / "output" / "report.html").read_text()
     assert "What must not get worse" in page and "<td>old</td>" in page
+    (tables,) = re.findall(r'<script type="application/json" id="tables">(.*?)</script>', page)
+    assert [len(table["rows"]) for table in json.loads(tables)] == [8]
+    assert "before training new" not in caplog.text  # which is the total
+    assert len(lines_of_points(caplog)) == 3  # at steps 2 and 4, and of the best
+
+    guarded(f"{STEPS} --max_guard_loss_in_points 100000 --base_weight_shares 1")  # goes on
+    assert len(lines_of_points(caplog)) == 5  # of the best again, and of the share
+    _, untouched = json.loads((tmp_path / "output" / "weights.json").read_text())
+    scores = untouched["scores"]
+    for name in ("old_wer", "old_cer", "wer", "cer"):
+        assert scores[f"eval_{name}"] == metrics[f"zero_shot_{name}"], name
+    change = (scores["eval_old_cer_change_low"], scores["eval_old_cer_change_high"])
+    assert change == (0, 0) != (metrics["eval_old_cer_change_low"],) * 2
+
+
+def lines_of_points(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Of the guard, below its rates, in the blocks of evaluations."""
+    return [text for text in caplog.messages if re.match(" +WER [-+][0-9.]+ points", text)]
 
 
 @pytest.mark.parametrize("steps_beyond", [[], [2], [2, 4]])
@@ -81,6 +100,12 @@ def test_a_checkpoint_beyond_the_bound_is_not_the_best(
     warning = "the saved weights are beyond --max_guard_loss_in_points 2: WER of old +3.00 points"
     assert (warning in caplog.text) == (best is None)
     assert ("with --base_weight_shares 0.3 0.6 0.9, which" in caplog.text) == (best is None)
+
+
+def test_a_dry_run_compares_nothing(guarded: Train, caplog: pytest.LogCaptureFixture):
+    guarded(f"{STEPS} --dry_run --max_guard_loss_in_points 0")
+    assert "after training old" in caplog.text
+    assert "before training" not in caplog.text and "points" not in caplog.text
 
 
 def choice_among(*rates: tuple[float, float]) -> str:

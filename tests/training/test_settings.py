@@ -111,6 +111,15 @@ def test_an_entry_of_a_mix_is_named(tmp_path: Path):
         check_finished_run(checkpoint, both[1], None)
 
 
+def test_a_guard_shapes_no_weights(tmp_path: Path):
+    mix = tmp_path / "mix.yaml"
+    words = f"--model_name_or_path m --output_dir o --do_eval --data_mix {mix}"
+    mix.write_text("- dataset_name: a\n- {dataset_name: b, name: two, guard: true}\n")
+    arguments = script.parse_arguments(words.split())
+    settings = training_settings(script.all_flags(*arguments), script.data_records(arguments[1]))
+    assert "--data_mix, a: weight" in settings and not [name for name in settings if "two" in name]
+
+
 def test_rows_that_are_left_out_count_wherever_their_list_lies(tmp_path: Path):
     """The path would be uploaded with the checkpoint, and be another one where that goes on."""
     lists = [tmp_path / name for name in ("Acme.txt", "moved.txt", "other.txt")]
