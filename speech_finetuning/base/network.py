@@ -202,6 +202,7 @@ class Backoff:
     pause_in_seconds: float = field(default=1.0, init=False)
     began: float | None = field(default=None, init=False)  # time.monotonic() of the first error
     num_errors: int = field(default=0, init=False)  # since the last success
+    told: str | None = field(default=None, init=False)  # the last reason
 
     def wait(self, error: Exception, task: str) -> None:
         """Sleeps before the next try. task: what failed, for the log, as in "reading audio".
@@ -230,7 +231,17 @@ class Backoff:
             )
             raise RunEnded(ExitCode.TRY_AGAIN, ending) from error
         pause_in_seconds = min(self.pause_in_seconds, left_in_seconds)
-        logger.warning("%s: %s Trying again in %.0f s.", task, reason, pause_in_seconds)
+        if reason == self.told:  # a long wait is a line a minute, not a paragraph
+            logger.warning("%s: the same. Trying again in %.0f s.", task, pause_in_seconds)
+        else:
+            logger.warning(
+                "%s: %s Trying again in %.0f s, for up to %.3g minutes (Ctrl-C ends it).",
+                task,
+                reason,
+                pause_in_seconds,
+                self.limit_in_seconds / 60,
+            )
+        self.told = reason
         time.sleep(pause_in_seconds)
         self.pause_in_seconds = min(2 * self.pause_in_seconds, LONGEST_PAUSE_IN_SECONDS)
 
@@ -239,6 +250,7 @@ class Backoff:
         self.pause_in_seconds = 1.0
         self.began = None
         self.num_errors = 0
+        self.told = None
 
     def may_have_expired(self, error: Exception) -> bool:
         """Whether this is the first answer 403."""

@@ -97,6 +97,12 @@ def read_yaml(flag: str, path: str, kind: type, example: str) -> Any:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror}. Pass a YAML file.") from error
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        found = one_line(error.problem or error)
+        raise UserError(
+            f"{flag} {path}{line}: no YAML: {found} Write lines like '{example}'."
+        ) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{flag} {path}: no YAML: {one_line(error)}") from error
     if not isinstance(value, kind):

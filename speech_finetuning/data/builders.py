@@ -34,7 +34,7 @@ from speech_finetuning.data.columns import (
     find_name,
     find_segment_columns,
 )
-from speech_finetuning.data.dataset_names import EMPTY_FOLDER, what_is_there, where_it_is_now
+from speech_finetuning.data.dataset_names import not_opened, where_it_is_now
 from speech_finetuning.data.features import (
     check_is_text,
     feature_at,
@@ -111,27 +111,6 @@ def load_builder(
             raise
         raise not_opened(name, config_name, revision, error) from error
     return load_parquet_export(name, config_name, cache_dir=cache_dir)
-
-
-def not_opened(
-    name: str, config_name: str | None, revision: str | None, error: Exception
-) -> UserError:
-    """Why a data set cannot be opened, and what to do."""
-    if "BuilderConfig" in str(error):
-        return UserError(f"--dataset_config_name {config_name}: {one_line(error)}")
-    if Path(name).is_dir():
-        return UserError(f"--dataset_name {name}: {EMPTY_FOLDER}")
-    advice = where_it_is_now(name)
-    if advice is None:
-        advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
-        if "/" in name and Path(name).parent.is_dir():
-            advice += f" {what_is_there(name)}"
-    if revision is not None and "Revision" in str(error):
-        advice = (
-            "The run began with this revision, which is gone. Start another run, with an "
-            "--output_dir of its own."
-        )
-    return UserError(f"--dataset_name {name}: {one_line(error)} {advice}")
 
 
 def load_parquet_export(
@@ -367,7 +346,20 @@ def errors_of_builder(builder: datasets.DatasetBuilder) -> Iterator[None]:
         place = builder.config.data_dir or builder.base_path
         raise UserError(
             f"{place}: {builder.name} cannot read its files: {one_line(error)[:600]}"
+            f"{damaged_files(builder)}"
         ) from error
+
+
+def damaged_files(builder: datasets.DatasetBuilder) -> str:
+    """Parquet files of a folder that cannot be read, in words to end an error; none elsewhere."""
+    if builder.name != "parquet":
+        return ""
+    urls = [url for urls in files_of_builder(builder).values() for url in urls]
+    damaged = [url for url in urls if "://" not in url and read_footer(url) is None]
+    if not damaged:
+        return ""
+    more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    return f" Damaged: {damaged[0]}{more}. Fetch it again, or take it out of the folder."
 
 
 # ---- columns ----

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.data.manifests import AUDIO_SUFFIXES
 from speech_finetuning.data.tables import TABLE_SUFFIXES
 
@@ -26,6 +26,9 @@ EMPTY_FOLDER = (
     "and sentence, or parquet files, named train-*.parquet."
 )
 MAX_NAMES = 10  # of a folder, in a message
+MAX_CONFIGURATIONS = 40  # in a message
+# How `datasets` (5.2, builder.py) begins to say which configurations there are: a list in Python.
+CONFIGURATIONS = re.compile(r"(?:Available: |available configs: )\[(.*?)\]")
 
 
 def check_path_exists(name: str) -> None:
@@ -44,7 +47,10 @@ def is_path(name: str) -> bool:
     """Whether a name that does not exist here is meant as a path all the same."""
     if HUB_ID.fullmatch(name) is None or name.startswith("."):
         return True
-    return name.lower().endswith(FILE_SUFFIXES)
+    path = Path(name)
+    # A folder may well be called as an owner on the Hub; a version there ends in a digit.
+    is_file_beside_others = "/" in name and path.parent.is_dir() and path.suffix[1:].isalpha()
+    return is_file_beside_others or name.lower().endswith(FILE_SUFFIXES)
 
 
 def remedy_for_file(path: Path) -> str:
@@ -97,6 +103,51 @@ def where_it_is_now(name: str) -> str | None:
         "https://mozilladatacollective.com, unpack it, and pass the folder: --dataset_name FOLDER "
         "--dataset_config_name es (its code), with --eval_split_name dev. See docs/data.md."
     )
+
+
+def not_opened(
+    name: str, config_name: str | None, revision: str | None, error: Exception
+) -> UserError:
+    """Why `datasets` cannot open a data set, and what to do."""
+    if problem := configuration_problem(name, config_name, str(error)):
+        return UserError(problem)
+    if Path(name).is_dir():
+        return UserError(f"--dataset_name {name}: {EMPTY_FOLDER}")
+    advice = where_it_is_now(name)
+    if advice is None:
+        advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
+        if "/" in name and Path(name).parent.is_dir():
+            advice += f" {what_is_there(name)}"
+    if revision is not None and "Revision" in str(error):
+        advice = (
+            "The run began with this revision, which is gone. Start another run, with an "
+            "--output_dir of its own."
+        )
+    return UserError(f"--dataset_name {name}: {one_line(error)} {advice}")
+
+
+def configuration_problem(name: str, config_name: str | None, reason: str) -> str | None:
+    """What to pass as --dataset_config_name, if that is what `datasets` (5.2) complains of.
+
+    reason: its message.
+    """
+    found = CONFIGURATIONS.search(" ".join(reason.split()))
+    if found is None:
+        return None
+    there = re.findall(r"'([^']+)'", found[1])
+    listed = ", ".join(there[:MAX_CONFIGURATIONS])
+    if len(there) > MAX_CONFIGURATIONS:
+        others = len(there) - MAX_CONFIGURATIONS
+        listed += f" and {others} more (https://huggingface.co/datasets/{name})"
+    if config_name is None:
+        return f"--dataset_config_name is missing: {name} has several. Pass one of: {listed}."
+    text = (
+        f"--dataset_config_name {config_name}: {name} has no such configuration. Found: {listed}."
+    )
+    if there == ["default"]:
+        return f"{text} Leave the flag out."
+    nearest = difflib.get_close_matches(config_name, there, n=1, cutoff=SIMILAR)
+    return f"{text} Did you mean {nearest[0]}?" if nearest else text
 
 
 def check_has_not_left(name: str) -> None:

@@ -48,6 +48,7 @@ from speech_finetuning.data.tables import (
 
 logger = logging.getLogger(__name__)
 
+EXAMPLE_OF_JSON = """Write an object on each line: {"path": "clips/1.wav", "text": "..."}"""
 NUM_ROWS_TO_INSPECT = 20  # of a list, to find its columns
 # Where a list's clips are, seen from it: beside it, as in Common Voice, as in LJSpeech.
 FOLDERS_OF_CLIPS = ("", "clips", "wavs")
@@ -190,7 +191,7 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     rows = list(itertools.islice(read_table(path, form), NUM_ROWS_TO_INSPECT))
     names = list(form.names) or names_of_json(rows)
     if not names and rows:
-        raise UserError(f"{path}, line {rows[0].line}: {rows[0].problem}.")
+        raise UserError(f"{path}, line {rows[0].line}: {rows[0].problem}. {EXAMPLE_OF_JSON}")
     names = choose_existing_audio(path, names, rows, wanted)
     columns = find_columns(
         names,

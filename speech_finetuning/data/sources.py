@@ -323,9 +323,12 @@ def check_prompts(wanted: WantedColumns, columns: SpeechColumns, kind: str) -> N
 def check_not_empty(num_rows: int | None, place: str, num_files: int) -> None:
     """Raises: UserError if there are no rows."""
     if num_rows == 0:
+        unreadable = "its file is not readable"
+        if num_files != 1:
+            unreadable = f"none of its {num_files} files is readable"
         raise UserError(
-            f"{place} is empty, or none of its {num_files} files is readable. A list needs a line for "
-            "each clip, below the names of its columns."
+            f"{place} is empty, or {unreadable}. A list needs a line for each clip, below the names "
+            "of its columns."
         )
 
 

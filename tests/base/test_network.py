@@ -177,6 +177,17 @@ def test_short_bodies_are_waited_out(pauses: list[float]):
     assert pauses == [1.0, 2.0, 4.0]
 
 
+def test_a_long_wait_tells_its_reason_once(pauses: list[float], caplog: pytest.LogCaptureFixture):
+    same = [ConnectionResetError("reset by peer"), ConnectionResetError("reset by peer")]
+    assert retry(Answers(*same, WrongBody("7 of 10"))) == "done"
+    assert [record.getMessage() for record in caplog.records] == [
+        "reading: reset by peer. Trying again in 1 s, for up to 10 minutes (Ctrl-C ends it).",
+        "reading: the same. Trying again in 2 s.",
+        "reading: 7 of 10. Trying again in 4 s, for up to 10 minutes (Ctrl-C ends it).",
+    ]
+    assert len(pauses) == 3
+
+
 def test_waiting_ends_with_75(monkeypatch: pytest.MonkeyPatch):
     clock = [1000.0]
 

@@ -408,7 +408,10 @@ def test_config_file_supplies_defaults_that_the_command_line_overrides(tmp_path:
     for text, message in (
         ("max_stps: 3", "Did you mean --max_steps"),
         ("- a", "expected lines"),
-        ("a: [", "recipe"),
+        (
+            "max_steps: 1\na: [",
+            "recipe.yaml, line 2: no YAML: .* Write lines like 'max_steps: 1000'",
+        ),
     ):
         config.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -179,6 +179,13 @@ def test_what_a_builder_cannot_read_is_one_line(tmp_path: Path):
         load_source(str(folder), split="train")
 
 
+def test_a_damaged_parquet_file_is_named(tmp_path: Path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
+    message = r"Damaged: \S+/train.parquet\. Fetch it again, or take it out of the folder\.$"
+    with pytest.raises(UserError, match=message):
+        load_source(str(tmp_path), split="train")
+
+
 # ---- names ----
 @pytest.mark.parametrize("kind", ["parquet", "folder", "list"])
 def test_a_folder_whose_name_has_wildcards(tmp_path: Path, preprocessor, kind: str):

@@ -229,7 +229,8 @@ def test_a_row_with_objects_in_it_is_a_row(tmp_path: Path, preprocessor):
 
 def test_a_file_without_any_json_says_so(tmp_path: Path):
     path = write_list(tmp_path, ["path,sentence", "clips/0.wav,uno"], "train.jsonl")
-    with pytest.raises(UserError, match=r"train.jsonl, line 1: no JSON: Expecting value"):
+    message = r"train.jsonl, line 1: no JSON: Expecting value.*\. Write an object on each line: {"
+    with pytest.raises(UserError, match=message):
         load_source(path, split="train")
 
 
