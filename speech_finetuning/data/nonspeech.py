@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.augmentation import SILENT_POWER, excerpt, power_of, within_range
 
 # Of the row's own draw, beside those of `augmentation` and `prompts`.
@@ -19,7 +20,7 @@ LEVEL_IN_DBFS = (-70.0, -20.0)
 COLOURS = (0.0, 2.0)
 SHARE_OF_SILENCE = 0.1  # all samples 0
 SHARE_OF_RECORDINGS = 0.7  # of the rest, where there are any
-LOWEST_FREQUENCY_IN_BINS = 20.0  # below it made noise is flat: brown noise would be one slow wave
+LOWEST_FREQUENCY_IN_HZ = 20.0  # below it made noise is flat: brown noise would be one slow wave
 
 
 def make_nonspeech(
@@ -42,8 +43,9 @@ def make_nonspeech(
 def coloured_noise(num_samples: int, colour: float, generator: np.random.Generator) -> np.ndarray:
     """(num_samples,) float32 whose power falls with frequency ** -colour."""
     spectrum = np.fft.rfft(generator.normal(size=num_samples))
-    bins = np.maximum(np.arange(len(spectrum)), LOWEST_FREQUENCY_IN_BINS)
-    return np.fft.irfft(spectrum / bins ** (colour / 2), num_samples).astype(np.float32)
+    frequencies = np.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE_IN_HZ)
+    frequencies = np.maximum(frequencies, LOWEST_FREQUENCY_IN_HZ)
+    return np.fft.irfft(spectrum / frequencies ** (colour / 2), num_samples).astype(np.float32)
 
 
 def at_level(noise: np.ndarray, level_in_dbfs: float) -> np.ndarray:

@@ -45,6 +45,15 @@ def test_made_noise_has_its_colour(colour: float, slope: float):
     assert slope_in_db_per_octave(noise) == pytest.approx(slope, abs=0.2)
 
 
+def test_of_long_brown_noise_as_much_can_be_heard():
+    """Nearly all of its power lies low: at 20 Hz in a clip of any length."""
+    shares = []
+    for num_samples in (16_000, 480_000):
+        power = np.abs(np.fft.rfft(coloured_noise(num_samples, 2.0, np.random.default_rng(0)))) ** 2
+        shares.append(np.sum(power[num_samples // 160 :]) / np.sum(power))  # above 100 Hz
+    assert shares == pytest.approx([0.1, 0.1], abs=0.04)
+
+
 def test_the_level_is_right():
     noise = coloured_noise(16_000, 1.0, np.random.default_rng(0))
     assert level_in_db(at_level(noise, -40.0)) == pytest.approx(-40.0, abs=0.01)
