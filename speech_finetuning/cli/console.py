@@ -78,12 +78,13 @@ def describe_training(
     args: transformers.Seq2SeqTrainingArguments, checkpoint: Path | None, is_sharded_by_rank: bool
 ) -> None:
     """How large a step is, how many there are, and where they begin."""
+    processes = "1 process" if args.world_size == 1 else f"{args.world_size} processes"
     logger.info(
-        "a step: %d rows (%d per device x %d accumulated x %d processes)",
+        "a step: %d rows (%d per device x %d accumulated x %s)",
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         args.per_device_train_batch_size,
         args.gradient_accumulation_steps,
-        args.world_size,
+        processes,
     )
     if args.world_size > 1:
         share = "files of its own" if is_sharded_by_rank else "all, and decodes its share"
@@ -116,8 +117,8 @@ def describe_length(
         passes = args.max_steps * rows_per_step_of_source / num_rows
         of_source = f" of {dataset.source.record}" if dataset.source.record else ""
         logger.info(
-            "length: %s steps are %s passes over %s rows%s",
-            f"{args.max_steps:,}",
+            "length: %s %s passes over %s rows%s",
+            "1 step is" if args.max_steps == 1 else f"{args.max_steps:,} steps are",
             f"{passes:,.1f}" if passes < 100 else f"{passes:,.0f}",
             f"{num_rows:,}",
             of_source,

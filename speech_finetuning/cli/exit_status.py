@@ -21,7 +21,7 @@ from speech_finetuning.base.errors import (
     memory_that_is_out,
     one_line,
 )
-from speech_finetuning.base.files import command_line, printable, write_json
+from speech_finetuning.base.files import command_line, lies_among_data, printable, write_json
 from speech_finetuning.base.shutdown import StopSignals, end_workers
 from speech_finetuning.cli.flags import find_value, is_on, with_config_file
 from speech_finetuning.cli.out_of_memory import DUPLICATE_GPU, describe_out_of_memory
@@ -150,7 +150,10 @@ def status_files(argv: list[str], code: int) -> list[Path]:
     files = []
     if argv and os.environ.get(LAUNCHER_VARIABLE):
         files.append(Path(os.environ[LAUNCHER_VARIABLE]))
-    output_dir = find_value(all_words(argv), "output_dir")
+    words = all_words(argv)
+    output_dir = find_value(words, "output_dir")
+    if lies_among_data(find_value(words, "dataset_name"), output_dir or ""):
+        return files  # refused, and a file of ours must not become one of the data
     if output_dir is not None and os.access(output_dir, os.W_OK) and Path(output_dir).is_dir():
         file = Path(output_dir) / "exit_status.json"
         if not (code == ExitCode.REFUSED and is_of_earlier_start(file)):

@@ -19,6 +19,11 @@ from speech_finetuning.model.generation import complete_generation_config
 
 logger = logging.getLogger(__name__)
 
+PASS_A_WHISPER = (
+    "Pass the folder of a Whisper in transformers' format, or its id on the Hub, such as "
+    "openai/whisper-small."
+)
+FILES_OF_THE_ORIGINAL = "Copy that file from the model that it was made from, or fetch it again."
 TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
 # What the libraries raise for files that are missing, damaged, of another kind, or that hold code
 # (transformers 5.24, tokenizers 0.22, safetensors 0.6, torch 2.13).
@@ -49,10 +54,12 @@ def load_processor(
     flag = f"{flag} {name}"
     check_is_checkpoint(name, flag)
     where = {"revision": revision, "cache_dir": cache_dir}
-    with as_user_error(*LOADING_ERRORS, where=flag):
+    # Of the Hub's models the library says what to do.
+    advice = f" {FILES_OF_THE_ORIGINAL}" if Path(name).is_dir() else ""
+    with as_user_error(*LOADING_ERRORS, where=flag, advice=advice):
         settings, _ = transformers.PreTrainedConfig.get_config_dict(name, **where)
     check_architecture(settings, flag)
-    with as_user_error(*LOADING_ERRORS, where=flag):
+    with as_user_error(*LOADING_ERRORS, where=flag, advice=advice):
         config = transformers.WhisperConfig.from_pretrained(name, **where)
         processor = transformers.WhisperProcessor.from_pretrained(
             name, trust_remote_code=False, **where
@@ -86,10 +93,7 @@ def check_is_checkpoint(name: str, flag: str) -> None:
             "Rename the folder."
         )
     if path.is_file():
-        raise UserError(
-            f"{flag}: a file. Pass the folder of a model in transformers' format, or its id on the "
-            "Hub, such as openai/whisper-small."
-        )
+        raise UserError(f"{flag}: a file. {PASS_A_WHISPER}")
     if not path.is_dir():
         if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise UserError(f"{flag}: there is no such folder. {what_is_there(name)}")
@@ -107,7 +111,9 @@ def check_is_checkpoint(name: str, flag: str) -> None:
         )
     if not (path / "config.json").is_file():
         found = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-        raise UserError(f"{flag}: no model, as there is no config.json. Found: {found}.")
+        raise UserError(
+            f"{flag}: no model, as there is no config.json. Found: {found}. {PASS_A_WHISPER}"
+        )
     settings = read_settings(path / "config.json")
     if (path / "model.bin").is_file() and "model_type" not in settings:
         raise UserError(
@@ -139,9 +145,13 @@ def check_architecture(settings: Any, flag: str) -> None:
     """Raises UserError for anything but a Whisper, whatever code it brings."""
     model_type = settings.get("model_type") if isinstance(settings, dict) else None
     if model_type is None:
-        raise UserError(f"{flag}: its config.json names no model_type; expected whisper.")
+        raise UserError(
+            f"{flag}: its config.json names no model_type; expected whisper. {PASS_A_WHISPER}"
+        )
     if model_type != "whisper":
-        raise UserError(f"{flag}: {model_type} model; only Whisper can be used here.")
+        raise UserError(
+            f"{flag}: {model_type} model; only Whisper can be used here. {PASS_A_WHISPER}"
+        )
 
 
 def check_tokenizer(

@@ -31,6 +31,8 @@ def told(caplog: pytest.LogCaptureFixture, sets: list[SpeechDataset], flags: str
 def test_steps_are_translated_to_passes(dataset: SpeechDataset, caplog: pytest.LogCaptureFixture):
     flags = "--max_steps 30 --per_device_train_batch_size 4 --gradient_accumulation_steps 2"
     assert told(caplog, [dataset], flags) == ["length: 30 steps are 6.0 passes over 40 rows"]
+    flags = flags.replace("30", "1")
+    assert told(caplog, [dataset], flags) == ["length: 1 step is 0.2 passes over 40 rows"]
 
 
 def test_a_length_that_memorises_names_a_better_one(

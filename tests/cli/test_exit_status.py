@@ -42,6 +42,12 @@ def test_expected_failures_are_lines(
     assert json.loads((tmp_path / "exit_status.json").read_text())["code"] == code
 
 
+def test_a_refusal_leaves_nothing_among_the_data(tmp_path: Path):
+    words = ["--dataset_name", str(tmp_path), "--output_dir", str(tmp_path)]
+    assert exit_code_of(Failing(UserError("lies in the folder of the data")), words) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_being_stopped_is_no_error(capsys: pytest.CaptureFixture):
     assert exit_code_of(Failing(RunEnded(128 + signal.SIGINT, "ended by SIGINT")), []) == 130
     assert "error" not in capsys.readouterr().err

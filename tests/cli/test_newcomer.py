@@ -27,7 +27,8 @@ MISTAKES = {
     "--train_split_name nope --do_eval --eval_split_name nowhere": "error: split 'nope': "
     f"{NO_SPLIT}\nerror: split 'nowhere': {NO_SPLIT}",
     "--model_name_or_path empty": "error: --model_name_or_path empty: no model, as there is no "
-    "config.json. Found: nothing.",
+    "config.json. Found: nothing. Pass the folder of a Whisper in transformers' format, or its id on "
+    "the Hub, such as openai/whisper-small.",
     "--output_dir speech": "error: --output_dir speech lies in the folder of the data, where the next "
     "start would take the run's files for data. Choose a folder beside it.",
     "--load_best_model_at_end": "error: --load_best_model_at_end needs --do_train and --do_eval.",

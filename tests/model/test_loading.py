@@ -260,7 +260,10 @@ CANNOT_BE_TRAINED = {
         "model.safetensors: .*header",
     ),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), "no file named model"),
-    "no JSON": (lambda model: (model / "config.json").write_text("{"), "not a valid JSON"),
+    "no JSON": (
+        lambda model: (model / "config.json").write_text("{"),
+        "not a valid JSON file. Copy that file",
+    ),
     "a list": (lambda model: (model / "config.json").write_text("[1]"), "names no model_type"),
     "odd value": (lambda model: edit(model / "config.json", d_model="x"), "error: --model_name"),
     "no model_type": (
