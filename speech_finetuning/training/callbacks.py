@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, def
 
 from speech_finetuning.base.errors import ExitCode, RunEnded
 from speech_finetuning.base.files import finite_or_none, json_line, write_json, write_text
+from speech_finetuning.scoring.guards import GuardBound
 from speech_finetuning.scoring.predictions import write_predictions
 from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.scoring.scores import PREDICT
@@ -190,6 +191,28 @@ def evaluation_name(metrics: dict[str, float]) -> str:
     return name
 
 
+class EarlyStoppingCallback(transformers.EarlyStoppingCallback):
+    """The library's, under whose name checkpoints keep the count; an evaluation that is beyond the
+    bound of a guard is no better one, whatever its metric."""
+
+    guard_bound: GuardBound | None = None  # the trainer's
+
+    def on_evaluate(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.guard_bound is None or not self.guard_bound.broken_by(metrics or {}):
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+            return
+        self.early_stopping_patience_counter += 1
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
 def early_stopping(patience: int | None) -> list[transformers.TrainerCallback]:
     """Ends a training after `patience` evaluations without a better score; None: never."""
-    return [] if patience is None else [transformers.EarlyStoppingCallback(patience)]
+    return [] if patience is None else [EarlyStoppingCallback(patience)]

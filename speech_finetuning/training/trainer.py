@@ -36,6 +36,7 @@ from speech_finetuning.scoring.guards import GuardBound
 from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.scoring.scores import WITH_PROMPTS
 from speech_finetuning.training.callbacks import (
+    EarlyStoppingCallback,
     SavePredictions,
     SkipBrokenSteps,
     TensorBoardCurves,
@@ -105,6 +106,9 @@ class SpeechTrainer(ResumableTrainer):
         self.is_advised = self.args.process_index > 0  # on what to do about waiting for data
         self.broken_steps = SkipBrokenSteps(self.accelerator, progress)
         self.add_callback(self.broken_steps)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.guard_bound = self.guard_bound
         self.add_callback(SavePredictions(self.compute_metrics))
         self.add_callback(TrainerLog(self.output_dir()))
         if self.pop_callback(TensorBoardCallback) is not None:

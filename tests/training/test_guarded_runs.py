@@ -8,15 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.scoring.guards import GuardBound
 from speech_finetuning.training.averaging import Candidate, WeightChoice, warn_of_lost_guards
+from speech_finetuning.training.callbacks import early_stopping
 
 Train = Callable[[str], dict[str, float]]
 STEPS = "--do_train --do_eval --max_steps 4 --save_steps 2 --eval_steps 2 --learning_rate 0.02"
 # The loss falls from step 2 to 4, so that step 2 is the best by this.
 HIGHEST_LOSS = "--metric_for_best_model loss --greater_is_better True"
+BOUND = GuardBound(rates={"old": "wer"}, max_loss_in_points=2.0, untouched={"old": 10.0})
 
 
 @pytest.fixture
@@ -102,6 +105,28 @@ def test_a_checkpoint_beyond_the_bound_is_not_the_best(
     assert ("with --base_weight_shares 0.3 0.6 0.9, which" in caplog.text) == (best is None)
 
 
+def test_a_run_ends_early_if_all_is_beyond_the_bound(
+    guarded: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(GuardBound, "broken_by", lambda bound, metrics: {"old": 3.0})
+    guarded(f"{STEPS} --max_guard_loss_in_points 2 --early_stopping_patience 1")
+    assert [path.name for path in tmp_path.glob("output/checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_an_evaluation_beyond_the_bound_is_no_better_one():
+    (callback,) = early_stopping(2)
+    callback.guard_bound = BOUND
+    args: Any = SimpleNamespace(metric_for_best_model="wer", greater_is_better=False)
+    control = transformers.TrainerControl()
+    state = transformers.TrainerState(best_metric=20.0)
+    for of_guard, count in ((12.5, 1), (12.0, 0), (13.0, 1), (13.0, 2)):
+        assert not control.should_training_stop
+        metrics = {"eval_wer": 10.0, "eval_old_wer": of_guard}
+        callback.on_evaluate(args, state, control, metrics=metrics)
+        assert callback.early_stopping_patience_counter == count
+    assert control.should_training_stop
+
+
 def test_a_dry_run_compares_nothing(guarded: Train, caplog: pytest.LogCaptureFixture):
     guarded(f"{STEPS} --dry_run --max_guard_loss_in_points 0")
     assert "after training old" in caplog.text
@@ -111,10 +136,9 @@ def test_a_dry_run_compares_nothing(guarded: Train, caplog: pytest.LogCaptureFix
 def choice_among(*rates: tuple[float, float]) -> str:
     """The title of the weights that are kept. rates: WER of the evaluation and of the guard, of
     each in turn; the untouched model has 10 % on the guard."""
-    bound = GuardBound(rates={"old": "wer"}, max_loss_in_points=2.0, untouched={"old": 10.0})
     choice = object.__new__(WeightChoice)
     choice.trainer = SimpleNamespace(
-        guard_bound=bound, args=SimpleNamespace(greater_is_better=False)
+        guard_bound=BOUND, args=SimpleNamespace(greater_is_better=False)
     )
     choice.metric = "eval_wer"
     choice.candidates = []
@@ -137,8 +161,7 @@ def test_weights_are_chosen_within_the_bound():
 
 
 def test_the_next_share_to_try_lies_between(caplog: pytest.LogCaptureFixture):
-    bound = GuardBound(rates={"old": "wer"}, max_loss_in_points=2.0, untouched={"old": 10.0})
-    trainer: Any = SimpleNamespace(guard_bound=bound)
+    trainer: Any = SimpleNamespace(guard_bound=BOUND)
     warn_of_lost_guards(trainer, {"eval_old_wer": 12.0}, (0.6, 0.3))
     assert caplog.text == ""
     warn_of_lost_guards(trainer, {"eval_old_wer": 12.5}, (0.6, 0.3))
