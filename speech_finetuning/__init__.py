@@ -1,8 +1,8 @@
 """What has to hold whatever the training script changes. Floors, each imports only what stands to its left:
 
     base      errors, rejections, files, responses, network, threads, shutdown: knows no speech
-    data      audio, containers, signatures, ffmpeg, long_audio, cuts, reading, addresses, text, segments, tables,
-              columns, guessing, features, cells, listed, manifests, subtitles, recordings, kaldi, saved,
+    data      audio, containers, signatures, ffmpeg, long_audio, cuts, reading, addresses, text, oddities, segments,
+              tables, columns, guessing, features, cells, listed, manifests, subtitles, recordings, kaldi, saved,
               footers, builders, dataset_names, tars, sources, shards,
               positions, selection, preprocessing, roles, hold_out, row_table, passes, row_check, data_check,
               augmentation, noise, nonspeech, prompts, items, stream, packing, batches: bytes to examples

@@ -23,6 +23,7 @@ from speech_finetuning.base.rejections import (
 )
 from speech_finetuning.base.threads import map_in_order
 from speech_finetuning.cli.terminal import SCREEN
+from speech_finetuning.data.oddities import DESCRIPTIONS, find_oddities
 from speech_finetuning.data.passes import read_pass
 from speech_finetuning.data.preprocessing import Example, SpeechDataset
 from speech_finetuning.data.stream import SpeechStream
@@ -98,6 +99,7 @@ def report_data(
         lines.append(json_line(figures_of(dataset, rows)))
         durations += [example["duration"] for example in rows.examples]
         label_lengths += [len(example["labels"]) for example in rows.examples]
+        warn_of_oddities(name, [example["text"] for example in rows.examples])
     warn_of_styles(styles)
     warn_of_spellings(spellings)
     if output_dir is not None:
@@ -106,6 +108,29 @@ def report_data(
         with SummaryWriter(curves) as writer:
             writer.add_histogram("data/durations in s", np.array(durations), 0)
             writer.add_histogram("data/tokens", np.array(label_lengths), 0)
+
+
+def warn_of_oddities(name: str, texts: list[str]) -> None:
+    """Says what stands in transcripts and is not said, each kind with its number and an example."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for text in texts:
+        for kind, example in find_oddities(text).items():
+            counts[kind] += 1
+            examples.setdefault(kind, example)
+    if not counts:
+        return
+    found = [
+        f"{DESCRIPTIONS[kind]} in {count:,} (as {printable(examples[kind])[:30]})"
+        for kind, count in counts.most_common()
+    ]
+    logger.warning(
+        "%s: of %s transcripts some contain what nobody says: %s. They are trained as they stand; "
+        "--check_data lists the rows.",
+        name,
+        f"{len(texts):,}",
+        "; ".join(found),
+    )
 
 
 def prepare_rows(dataset: SpeechDataset, num_rows: int, num_threads: int) -> PreparedRows:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.oddities import find_oddities
 from speech_finetuning.data.row_check import CheckedRow, mixed_words, oddities_of
 
 # A rate of speech is odd if it lies so many robust deviations (of its logarithm) from the median,
@@ -162,6 +163,7 @@ def odd_characters(rows: list[CheckedRow]) -> dict[str, dict[str, str]]:
         digits = [word for word in row.text.split() if any(map(str.isdigit, word))]
         if digits and num_with_digits < STRAY_SHARE * len(rows):
             found["stray_digits"] = ", ".join(digits[:3])
+        found |= find_oddities(row.written)
         if found:
             reasons[row.id] = found
     return reasons

@@ -10,10 +10,14 @@ from speech_finetuning.data.manifests import AUDIO_SUFFIXES
 from speech_finetuning.data.tables import TABLE_SUFFIXES
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ARCHIVE_SUFFIXES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+SPREADSHEET_SUFFIXES = (".xls", ".xlsx", ".ods")
 # Endings of file names, which no id of a data set has.
 FILE_SUFFIXES = (
     *TABLE_SUFFIXES,
-    *(".parquet", ".arrow", ".tar", ".gz", ".tgz", ".zip", ".txt", ".xls", ".xlsx", ".ods"),
+    *(".parquet", ".arrow", ".tar", ".txt"),
+    *ARCHIVE_SUFFIXES,
+    *SPREADSHEET_SUFFIXES,
     *AUDIO_SUFFIXES,
 )
 # Data sets that have left the Hub, and their kin, whose clips are Common Voice's.
@@ -58,8 +62,10 @@ def remedy_for_file(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in (".parquet", ".tar"):
         return f"pass its folder, {path.parent}: such files are the splits of a data set."
-    if suffix in (".xls", ".xlsx", ".ods"):
+    if suffix in SPREADSHEET_SUFFIXES:
         return f"a spreadsheet is not read. Save it as CSV in UTF-8: {path.stem}.csv"
+    if suffix in ARCHIVE_SUFFIXES:
+        return "an archive is not read. Unpack it, and pass the folder."
     if suffix in AUDIO_SUFFIXES:
         return f"one clip is not a data set. Pass its folder, {path.parent}, or a list of clips."
     return f"not a kind of file that is read. Pass a folder, or a list of clips ({lists})."

@@ -9,6 +9,7 @@ import datasets
 
 from speech_finetuning.data.cells import AudioCell, path_of
 from speech_finetuning.data.columns import OpenedSplit, SpeechColumns
+from speech_finetuning.data.oddities import as_it_was
 from speech_finetuning.data.segments import TOLERANCE_IN_SECONDS, Segment, length_in_seconds
 from speech_finetuning.data.text import LOST_CHARACTERS, SPECIAL_TOKEN
 
@@ -206,7 +207,7 @@ def can_share(clip: ListedClip, limits: WindowLimits, ends: RecordingEnds) -> bo
     if clip.segment is None or clip.segment.duration_in_seconds is None:
         return False
     text = clip.text or ""
-    if LOST_CHARACTERS.search(text) or SPECIAL_TOKEN.search(text):
+    if LOST_CHARACTERS.search(text) or SPECIAL_TOKEN.search(text) or as_it_was(text):
         return False
     if not 0 <= clip.start() < clip.end() <= clip.start() + limits.seconds:
         return False
@@ -234,7 +235,7 @@ def follows(before: ListedClip, clip: ListedClip) -> bool:
     if before.segment is None or before.segment.duration_in_seconds is None:
         return False
     text = before.text or ""
-    if LOST_CHARACTERS.search(text) or SPECIAL_TOKEN.search(text):
+    if LOST_CHARACTERS.search(text) or SPECIAL_TOKEN.search(text) or as_it_was(text):
         return False
     is_later = clip.start() > before.start()
     is_soon = clip.start() - before.end() <= MAX_PROMPT_GAP_IN_SECONDS

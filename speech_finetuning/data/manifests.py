@@ -203,6 +203,7 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
             audio_tests=audio_tests(folder),
         ),
     )
+    check_named_once(path, names, columns)
     first_audio = next((cell_at(row.cells, columns.audio) for row in rows if row.cells), None)
     place = place_of_clips(folder, first_audio)
     segments = segment_columns(path, names, rows, columns, place)
@@ -212,6 +213,16 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
             "a list with the times of segments (docs/data.md), or the name of a column."
         )
     return Manifest(path=path, form=form, columns=columns, segments=segments, place=place)
+
+
+def check_named_once(path: str, names: list[str], columns: SpeechColumns) -> None:
+    """Raises: UserError if a column that is read stands in the header twice."""
+    twice = [name for name in columns.names() if names.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"{path}: the header names {', '.join(twice)} more than once. Rename the column that is "
+            "not to be read."
+        )
 
 
 def segment_columns(

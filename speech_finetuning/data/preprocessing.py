@@ -27,6 +27,7 @@ from speech_finetuning.data.listed import (
     WindowLimits,
     clips_of_rows,
 )
+from speech_finetuning.data.oddities import as_it_was
 from speech_finetuning.data.positions import ORDER_VERSION
 from speech_finetuning.data.prompts import encode_prompt, fit_prompt, start_of_prompt
 from speech_finetuning.data.reading import read_patiently
@@ -54,6 +55,20 @@ class Example(TypedDict):
     sampling_rate: int  # in Hz, of the file
     is_nonspeech: NotRequired[bool]  # True of a clip that became noise, see `nonspeech`
     window: NotRequired[SpeechWindow]  # of neighbours: where in the clip each is, as trained
+
+
+def check_encoding(text: str) -> None:
+    """Raises: Rejection(row_unreadable) of UTF-8 that was read as something else, and saved so."""
+    original = as_it_was(text)
+    if original is not None:
+        place = next(
+            i for i, (one, other) in enumerate(zip(text, original, strict=False)) if one != other
+        )
+        raise Rejection(
+            "row_unreadable",
+            f"the text was UTF-8 and has been read in another encoding: {text[place : place + 2]} "
+            f"stands for {original[place]}. Save the list anew from its source, as UTF-8",
+        )
 
 
 @dataclass(kw_only=True)
@@ -104,6 +119,7 @@ class Preprocessor:
         text = text or ""
         if LOST_CHARACTERS.search(text):
             raise Rejection("row_unreadable", "the text has lost characters: U+FFFD or half a pair")
+        check_encoding(text)
         is_nonspeech = self.keeps_empty_text and not normalize_text(text, False, False)
         text = normalize_text(text, self.do_lower_case, self.do_remove_punctuation)
         # Of "..." nothing may be left either, but nobody has said that it is no speech.

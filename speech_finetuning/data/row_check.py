@@ -8,6 +8,7 @@ import numpy as np
 
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
+from speech_finetuning.data.oddities import find_oddities
 from speech_finetuning.data.preprocessing import Preprocessor
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.text import SPECIAL_TOKEN
@@ -126,7 +127,8 @@ def mixed_words(text: str) -> list[str]:
 
 
 def oddities_of(row: CheckedRow) -> set[str]:
-    """What a text has of: digits, mixed_scripts, decomposed; one name for each apostrophe."""
+    """What a text has of: digits, mixed_scripts, decomposed, ODDITIES; one name for each
+    apostrophe."""
     found = set()
     if any(character.isdigit() for character in row.text):
         found.add("digits")
@@ -137,4 +139,4 @@ def oddities_of(row: CheckedRow) -> set[str]:
     for character in APOSTROPHES:
         if character in row.text:
             found.add(f"apostrophe {character} (U+{ord(character):04X})")
-    return found
+    return found | find_oddities(row.written).keys()

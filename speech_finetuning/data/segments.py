@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +20,9 @@ from speech_finetuning.data.guessing import cell_at
 
 logger = logging.getLogger(__name__)
 
+CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d\d?(?:[.,]\d+)?)")  # 1:02:03.5, 2:03,5
+# 3,5 as much of Europe writes 3.5. "12,345" may be twelve thousand.
+DECIMAL_COMMA = re.compile(r"\d+,(?:\d{1,2}|\d{4,})|0+,\d+")
 NUM_ROWS_TO_INSPECT = 5
 MIN_NUM_CUT_CLIPS = 2  # a single one may have wrong times
 
@@ -87,11 +91,26 @@ def seconds_of(cells: Mapping[str, Any], column: str | None) -> float | None:
     if is_missing(value):
         return None
     try:
-        if isinstance(value, bool) or not math.isfinite(seconds := float(value)):
+        if isinstance(value, bool) or not math.isfinite(seconds := read_seconds(value)):
             raise ValueError
     except (TypeError, ValueError):
-        raise ValueError(f"{column}: expected seconds, found {shown(value)}") from None
+        raise ValueError(
+            f"{column}: expected seconds, as 12.5, or 0:12.5, found {shown(value)}"
+        ) from None
     return seconds
+
+
+def read_seconds(value: Any) -> float:
+    """Of a number, or a text like '12.5', '3,5' or '1:02:03.5'. Raises: TypeError, ValueError."""
+    if isinstance(value, str):
+        text = value.strip()
+        clock = CLOCK.fullmatch(text)
+        if clock is not None:
+            hours, minutes, seconds = clock.groups()
+            return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+        if DECIMAL_COMMA.fullmatch(text) is not None:
+            return float(text.replace(",", "."))
+    return float(value)
 
 
 # ---- what times mean ----

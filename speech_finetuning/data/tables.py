@@ -158,7 +158,7 @@ def parse_json_line(number: int, line: str) -> TableRow:
         problem = too_long()
     else:
         try:
-            value = json.loads(line)
+            value = json.loads(line.rstrip().removesuffix(","))  # as of an array cut into lines
         except (ValueError, RecursionError) as error:
             problem = f"no JSON: {error}"
     if problem is not None:

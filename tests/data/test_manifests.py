@@ -112,7 +112,9 @@ def test_a_segment_is_the_right_part_of_its_recording(tmp_path: Path, preprocess
         ({"offset": 0.5, "duration": 0.55}, "uno"),  # rounded
         ({"offset": 0.5}, "uno"),
         ({"offset": 0, "duration": 1.0}, "uno"),
-        ({"start": "00:01:02"}, "row_unreadable"),
+        ({"start": "00:01:02"}, "segment_outside_audio"),
+        ({"start": "00:00:00.5"}, "uno"),
+        ({"start": "at noon"}, "row_unreadable"),
         ({"start": True}, "row_unreadable"),
     ],
 )
