@@ -5,7 +5,9 @@ all. They take what argparse has read, before it becomes dataclasses.
 """
 
 import argparse
+import difflib
 import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,12 @@ POSITIVE = (
     "max_train_time_in_hours",
     "max_train_samples",
     "max_eval_samples",
+    "generation_max_length",
+    "generation_num_beams",
 )
 NOT_NEGATIVE = (
+    "seed",
+    "data_seed",
     "learning_rate",
     "lora_rank",
     "warmup_steps",
@@ -64,6 +70,7 @@ OF_NOISE_ONLY = {"noise_probability": 0.5, "noise_snr_in_db": []}
 OF_ROOMS_ONLY = {"room_probability": 0.5}
 OF_PROMPTS_ONLY = {"prompt_probability": 0.5}
 MOST_NONSPEECH = 0.5  # of the training rows: else speech would be the exception
+LARGEST_SEED = 2**32 - 1  # of numpy's
 RANGES_IN_DB = ("noise_snr_in_db", "gain_in_db")
 # Flags of the hold-out that --do_eval makes, likewise.
 OF_SCORING_ONLY = {"eval_fraction": 0.1, "speaker_column_name": None}
@@ -132,7 +139,10 @@ def file_problems(flags: argparse.Namespace) -> Iterator[str]:
     if flags.check_data and flags.model_name_or_path:
         yield "--check_data needs no model. Leave out --model_name_or_path."
     if flags.exclude_rows and not Path(flags.exclude_rows).is_file():
-        yield f"--exclude_rows {flags.exclude_rows}: there is no such file."
+        yield (
+            f"--exclude_rows {flags.exclude_rows}: there is no such file. Pass one with an id on each "
+            "line, such as the suspects.jsonl of --check_data."
+        )
 
 
 def package_problems(flags: argparse.Namespace) -> Iterator[str]:
@@ -151,7 +161,9 @@ def tracker_problems(flags: argparse.Namespace) -> Iterator[str]:
     if name in ("none", "all"):
         return
     if name not in TRACKERS:
-        yield f"--report_to {name}: unknown. Known: {', '.join(sorted(TRACKERS))}, none."
+        nearest = difflib.get_close_matches(name, TRACKERS, n=1, cutoff=0.75)
+        question = f" Did you mean {nearest[0]}?" if nearest else ""
+        yield f"--report_to {name}: unknown. Known: {', '.join(sorted(TRACKERS))}, none.{question}"
     elif importlib.util.find_spec(TRACKERS[name]) is None:
         package = TRACKERS[name]
         yield (
@@ -171,8 +183,9 @@ def training_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield "--full_window_fraction needs --train_window longest: 'full' is a fraction of 1."
     if not flags.predict_with_generate:
         yield "--predict_with_generate False: WER needs real generation. Leave it out."
-    if "epoch" in (flags.eval_strategy, flags.save_strategy):
-        yield "a stream has no epochs. Use the strategy steps."
+    for name in ("eval_strategy", "save_strategy"):
+        if getattr(flags, name) == "epoch":
+            yield f"--{name} epoch: a stream has no epochs. Use --{name} steps."
 
 
 def augmentation_problems(flags: argparse.Namespace) -> Iterator[str]:
@@ -219,6 +232,7 @@ def best_model_problems(flags: argparse.Namespace) -> Iterator[str]:
         }
         for name in filter(is_given.get, is_given):
             yield f"--{name} needs --do_train and --do_eval."
+    yield from saving_problems(flags)
     if flags.average_checkpoints < 1:
         yield "--average_checkpoints must be at least 1 (1 takes the trained weights as they are)."
     elif flags.save_total_limit and flags.save_total_limit < flags.average_checkpoints:
@@ -229,6 +243,23 @@ def best_model_problems(flags: argparse.Namespace) -> Iterator[str]:
         )
     if any(not 0 <= share <= 1 for share in flags.base_weight_shares):
         yield "--base_weight_shares must lie between 0 (as trained) and 1 (the untouched model)."
+
+
+def saving_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """A checkpoint that is to be the best one must have been scored. Shares of a run, below 1, are
+    left to the library."""
+    between_evaluations = flags.eval_steps
+    between_saves = flags.save_steps
+    if not flags.load_best_model_at_end or not between_evaluations or not between_saves:
+        return
+    if min(between_evaluations, between_saves) < 1 or flags.save_strategy != "steps":
+        return
+    if between_saves % between_evaluations:
+        fitting = math.ceil(between_saves / between_evaluations) * between_evaluations
+        yield (
+            f"--save_steps {between_saves:g}: --load_best_model_at_end needs a multiple of "
+            f"--eval_steps {between_evaluations:g}. Pass --save_steps {fitting:g}."
+        )
 
 
 def number_problems(flags: argparse.Namespace) -> Iterator[str]:
@@ -267,6 +298,8 @@ def sign_problems(flags: argparse.Namespace) -> Iterator[str]:
         value = getattr(flags, name)
         if value is not None and value < 0:
             yield f"--{name} {value:g}: must not be below 0."
+    if flags.seed > LARGEST_SEED:
+        yield f"--seed {flags.seed}: must not be above {LARGEST_SEED}."
 
 
 def precision_problems(flags: argparse.Namespace) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The command line and YAML files to dataclasses."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -9,7 +10,7 @@ from typing import Any, cast
 
 import transformers
 
-from speech_finetuning.base.errors import UserError, one_line
+from speech_finetuning.base.errors import Problems, UserError, one_line
 from speech_finetuning.base.network import as_user_error
 from speech_finetuning.cli.checks import check_words
 from speech_finetuning.cli.flags import OneLineErrors, as_flags, read_yaml
@@ -53,11 +54,13 @@ def read_records(path: str, defaults: Any, kind: type, own_flags: type) -> list[
     keys = ["name", "weight", "guard", *(field.name for field in fields(own_flags))]
     entries = read_yaml("--data_mix", path, list, "- dataset_name: path/to/data")
     records: list[Any] = []
+    problems = Problems()
     for number, entry in enumerate(entries, start=1):
         where = f"--data_mix {path}, entry {number}"
-        if not isinstance(entry, dict) or "dataset_name" not in entry or set(entry) - set(keys):
-            expected = f"expected dataset_name and any of: {', '.join(keys)}"
-            raise UserError(f"{where}: {expected}. Found: {entry}.")
+        problems.attempt(where, check_keys, where, entry, keys)
+    problems.raise_if_any()
+    for number, entry in enumerate(entries, start=1):
+        where = f"--data_mix {path}, entry {number}"
         record = read_record(where, entry, defaults, kind)
         if record.weight <= 0:
             raise UserError(f"{where}: needs a weight above 0.")
@@ -65,6 +68,20 @@ def read_records(path: str, defaults: Any, kind: type, own_flags: type) -> list[
             raise UserError(f"{where}: needs its own 'name: ...' ({record.name!r} is taken).")
         records.append(record)
     return sorted(records, key=attrgetter("guard"))  # the first one's language is the model's
+
+
+def check_keys(where: str, entry: Any, known: list[str]) -> None:
+    """Raises: UserError for an entry that names no data, or says what an entry cannot."""
+    expected = f"expected dataset_name and any of: {', '.join(known)}"
+    if not isinstance(entry, dict) or "dataset_name" not in entry:
+        raise UserError(f"{where}: {expected}. Found: {entry}.")
+    problems = []
+    for key in set(entry) - set(known):
+        nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
+        meant = f". Did you mean {nearest[0]}?" if nearest else f": {expected}."
+        problems.append(f"{where}: unknown key {key}{meant}")
+    if problems:
+        raise UserError("\n".join(sorted(problems)))
 
 
 def read_record(where: str, entry: dict[str, Any], defaults: Any, kind: type) -> Any:

@@ -30,7 +30,7 @@ def records_of(tmp_path: Path, mix: str, more: str) -> list[script.DataRecord]:
         ),
         ("guard: true, eval_split_name: null", "--do_eval", "2: guard: true needs an eval_split_"),
         ("guard: maybe", "--do_eval", "entry 2: guard: maybe: must be true or false."),
-        ("gaurd: true", "--do_eval", "entry 2: expected dataset_name and any of: name, weight, gu"),
+        ("gaurd: true", "--do_eval", "entry 2: unknown key gaurd. Did you mean guard?"),
         (
             "guard: true",
             "--do_train --do_eval --max_guard_loss_in_points -1",

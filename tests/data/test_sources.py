@@ -383,7 +383,10 @@ def test_transcripts_of_different_style_are_warned_about(
     [
         ("dataset_name: x", "expected lines like"),
         ("- x", "entry 1: expected dataset_name and any of"),
-        ("- {dataset_name: x, wieght: 2}", "Found: .*wieght"),
+        (
+            "- {dataset_name: x, wieght: 2}\n- {dataset_name: y, lang: es}",
+            r"entry 1: unknown key wieght. Did you mean weight\?\n.*entry 2: unknown key lang:",
+        ),
         ("- {dataset_name: x, shuffle_buffer_size: 2}", "expected dataset_name and any of"),
         ("- {dataset_name: x, max_train_samples: many}", "expected a whole number, found 'many'"),
         ("- {dataset_name: x, weight: 0}", "weight above 0"),
