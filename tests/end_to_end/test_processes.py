@@ -22,10 +22,14 @@ import transformers
 from fake_venv import make_venv
 from forked_python import ForkedPython
 from log_lines import count_steps, wait_for_steps
+from preprocessors import make_preprocessor
+from rows import make_clip, read_rows, write_clips
 from safetensors.torch import load_file
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
+from speech_finetuning.data.passes import read_pass
+from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.training.checkpoints import is_complete
 
 PROJECT = Path(script.__file__).parent
@@ -317,6 +321,56 @@ def test_other_launchers_train_alike(
     texts = [process.communicate(timeout=200)[0] for process in launched]
     assert [process.returncode for process in launched] == [0] * len(starts), texts[-1][-3000:]
     assert same_weights(tmp_path / "out", runs["folder"] / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_hold_out_the_same_speakers(
+    tiny_model: Path, forked_python: str, tmp_path: Path
+):
+    """Started by torchrun; all but one of the clips to train on are too long, so that rejected.jsonl
+    tells which rows the processes have read."""
+    folder = tmp_path / "speech"
+    names = write_clips(folder, 40)
+    speakers = [f"s{number // 2}" for number in range(40)]
+    lines = [f"{name},uno,{who}" for name, who in zip(names, speakers, strict=True)]
+    (folder / "train.csv").write_text("\n".join(["path,sentence,speaker", *lines]))
+    values = {
+        "model_name_or_path": tiny_model,
+        "dataset_name": folder,
+        "max_steps": 20,
+        "max_rejected_fraction": 1.0,
+        "data_report_samples": 0,
+        "per_device_train_batch_size": 2,
+        "output_dir": tmp_path / "out",
+    }
+    flags = ["--do_eval", *words(**values)]
+    _, data_args, training_args = script.parse_arguments(flags)
+    records = script.data_records(data_args)
+    speech = script.load_speech(records, [make_preprocessor(tiny_model)], training_args, None)
+    held_out = ids_read(speech["eval"][0])
+    others = [row for row in read_rows(speech["train"][0].source) if row.id not in held_out]
+    for row in others[1:]:
+        Path(str(row.audio)).write_bytes(make_clip(5.0))  # the window has 4 s
+
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
+    result = subprocess.run(
+        [sys.executable, *launcher, script.__file__, *flags],
+        env=ENVIRONMENT | {"PYTHON_EXEC": forked_python},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    rejected = lines_of_training(tmp_path / "out" / "rejected.jsonl")
+    trained = {json.loads(line)["row"] for line in rejected}
+    assert len(held_out) == 4 and trained == {row.id for row in others[1:]}
+    lines = (tmp_path / "out" / "predictions_eval.jsonl").read_text().splitlines()
+    assert {json.loads(line)["id"] for line in lines} == held_out
+
+
+def ids_read(dataset: SpeechDataset) -> set[str]:
+    """Of all rows of a pass."""
+    return {row.id for block in read_pass(dataset, block_size=10) for row in block.rows}
 
 
 def lines_of_training(listing: Path) -> list[str]:
