@@ -296,7 +296,7 @@ def divide(
         return divide_by_name(scored.source, fraction, saved)
     keys = read_keys(scored)
     keys_of_trained = keys
-    if trained.source is not scored.source and trained.source.is_listed:
+    if trained.source is not scored.source and trained.source.has_rows_of_paths:
         keys_of_trained = read_keys(trained)  # its rows may be windows of several utterances
     # A window may be of several speakers, and of several rows.
     kinds = ("recording",) if keys_of_trained.has_windows else ("speaker", "recording", "row")

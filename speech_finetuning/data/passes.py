@@ -322,7 +322,7 @@ def read_pass(
     is_new = dataset.order_version > FIRST_ORDER_VERSION
     if dataset.max_rows is not None and not is_new:
         seed = None
-    if table is None and dataset.selection is not None and dataset.source.is_listed:
+    if table is None and dataset.selection is not None and dataset.source.has_rows_of_paths:
         table = table_of(dataset)
     if table is not None:
         yield from blocks_of_table(

@@ -42,4 +42,4 @@ class RowTable:
 def table_of(dataset: SpeechDataset) -> RowTable | None:
     """None if the rows of the source hold their audio, or an older run reads them file by file."""
     is_new = dataset.order_version > FIRST_ORDER_VERSION
-    return RowTable(dataset) if is_new and dataset.source.is_listed else None
+    return RowTable(dataset) if is_new and dataset.source.has_rows_of_paths else None

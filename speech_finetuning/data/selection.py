@@ -55,7 +55,7 @@ class HoldOut:
         groups = frozenset(int(group, 16) for group in value["groups"])
         return cls(by=value["by"], groups=groups, fraction=value["fraction"])
 
-    def has(self, key: str) -> bool:
+    def contains(self, key: str) -> bool:
         """Whether a row with this name, which is judged as it is read, is held out."""
         return hash_of(key) < self.fraction * HASH_RANGE
 
@@ -85,7 +85,7 @@ class RowSelection:
             return number is not None and number < len(self.mask) and bool(self.mask[number])
         if self.hold_out is None:
             return True
-        return self.hold_out.has(path_of(row.audio) or row.id) == self.is_held_out
+        return self.hold_out.contains(path_of(row.audio) or row.id) == self.is_held_out
 
     def num_rows_to_judge(self, file: int, num_files: int) -> int | None:
         """How many rows of a file are judged, from its beginning, so that max_rows come of all

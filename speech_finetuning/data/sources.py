@@ -40,7 +40,13 @@ logger = logging.getLogger(__name__)
 # Of each role, where another split may be meant.
 USUAL_SPLITS = {"train": "train", "guard": "validation", "predict": "test"}
 EVALUATION_SPLIT = re.compile("test|val|dev|eval", re.IGNORECASE)
-LISTS = ("manifest", "csv", "json", kaldi.KIND, recordings.KIND)  # kinds whose rows are lines
+KINDS_OF_LISTS = (
+    "manifest",
+    "csv",
+    "json",
+    kaldi.KIND,
+    recordings.KIND,
+)  # kinds whose rows are lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +73,15 @@ class SpeechSource:
         return "".join(f"{part}/" for part in (self.record, self.split) if part)
 
     @property
-    def is_listed(self) -> bool:
+    def has_rows_of_paths(self) -> bool:
         """Whether its rows are only paths, read from lists or found in a folder, and counted."""
-        is_list = self.kind in LISTS or self.kind.endswith("folder")
+        is_list = self.kind in KINDS_OF_LISTS or self.kind.endswith("folder")
         return is_list and self.num_rows is not None
 
     @property
     def has_known_rows(self) -> bool:
         """Whether the number of each row is known before it is read."""
-        return self.is_listed or self.row_groups is not None
+        return self.has_rows_of_paths or self.row_groups is not None
 
     @property
     def audio_column(self) -> str:
@@ -86,8 +92,8 @@ class SpeechSource:
         return self.columns.text
 
     @property
-    def names_files(self) -> bool:
-        """Whether its rows are paths, in files of their own."""
+    def data_files_name_audio(self) -> bool:
+        """Whether its files are lists, whose rows name audio in files of its own."""
         return self.kind in ("manifest", kaldi.KIND, recordings.KIND)
 
     @property
@@ -313,7 +319,7 @@ def check_prompts(wanted: WantedColumns, columns: SpeechColumns, kind: str) -> N
             f"--prompt_column_name {wanted.prompt}: no columns in {kind}. {PREVIOUS_SEGMENT} takes "
             "what the segment before says."
         )
-    if kind not in LISTS and kind != "audiofolder":
+    if kind not in KINDS_OF_LISTS and kind != "audiofolder":
         raise UserError(
             f"--prompt_column_name {PREVIOUS_SEGMENT}: not with {kind}, only with lists of segments, "
             "recordings with transcripts, and Kaldi's folders. Pass the name of a column."

@@ -97,7 +97,7 @@ def can_shard_by_rank(sets: Iterable[SpeechDataset], world_size: int) -> bool:
 def is_divisible(dataset: SpeechDataset, world_size: int) -> bool:
     """Whether each rank finds a row in every pass: empty row groups are none."""
     num_units = len(units_of(dataset, is_shuffled=True))
-    return num_units >= world_size and not dataset.source.is_listed
+    return num_units >= world_size and not dataset.source.has_rows_of_paths
 
 
 def draw_source(row_number: int, weights: tuple[float, ...], seed: int) -> int:

@@ -174,7 +174,7 @@ def file_states(dataset: SpeechDataset) -> Iterator[FileState]:
     """Of the local files of a split, and of the audio that a list names: missing clips that have
     been put in their place must not stay rejected."""
     paths = list(dataset.source.data_files)
-    if dataset.source.names_files:
+    if dataset.source.data_files_name_audio:
         for block in read_split(dataset):
             for row in block.rows:
                 path = row.audio.get("path") if isinstance(row.audio, dict) else row.audio
