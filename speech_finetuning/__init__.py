@@ -6,7 +6,7 @@
               footers, builders, dataset_names, tars, sources, shards,
               positions, selection, preprocessing, roles, hold_out, row_table, passes, row_check, data_check,
               augmentation, noise, nonspeech, prompts, items, stream, packing, batches: bytes to examples
-    model     loading, languages, adapters, windows, generation, recogniser, transcription:
+    model     checkpoint_folder, loading, languages, adapters, windows, generation, recogniser, transcription:
               the checkpoint, its language, its window
     scoring   normalization, metrics, eval_sets, scores, score_table, guards, scorecard,
               alignment, differences, predictions:

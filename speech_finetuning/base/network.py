@@ -60,6 +60,12 @@ def with_causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
+def ending_within(error: BaseException) -> RunEnded | None:
+    """The end of the run, by a signal, say, that a library took for an error of its own work:
+    transformers (5.24) says that a configuration cannot be loaded, whatever was raised meanwhile."""
+    return next((cause for cause in with_causes(error) if isinstance(cause, RunEnded)), None)
+
+
 def http_statuses(errors: list[BaseException]) -> list[int]:
     """Of those errors that are a server's answer, to whichever client."""
     statuses = []
@@ -210,6 +216,8 @@ class Backoff:
         Raises: the error (or a UserError from the Hub's answer) if waiting cannot help;
         RunEnded(75) if the errors have lasted longer than the limit.
         """
+        if ending := ending_within(error):
+            raise ending from None
         self.num_errors += 1
         if HF_HUB_OFFLINE and comes_from_network(error):
             raise UserError(f"{task}: {one_line(error)} {OFFLINE}") from error

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from speech_finetuning.base.errors import ExitCode, UserError
+from speech_finetuning.base.errors import ExitCode, Problems, UserError
 from speech_finetuning.cli.checks import check_words
 from speech_finetuning.cli.exit_status import (
     is_dry_run,
@@ -17,8 +17,10 @@ from speech_finetuning.cli.exit_status import (
     write_exit_status,
 )
 from speech_finetuning.cli.flags import (
+    find_value,
     flag_groups,
     flag_name,
+    is_on,
     with_config_file,
 )
 from speech_finetuning.cli.help import full_help, short_help, version
@@ -42,12 +44,40 @@ def answer_early(argv: list[str], script: str) -> None:
     if "help" in asked or "-h" in argv:
         answer(short_help(parser))
     try:
-        check_words(translate(with_config_file(argv)).words, parser)
+        words = translate(with_config_file(argv)).words
+        check_words(words, parser)
+        check_names(words)
     except UserError as error:
         reason = str(error)
         if write_exit_status([] if is_dry_run(argv) else argv, ExitCode.REFUSED, reason):
             report(ExitCode.REFUSED, reason)
         sys.exit(ExitCode.REFUSED)
+
+
+def check_names(words: list[str]) -> None:
+    """Looks at what the names of model, data and language are of, on this disk.
+
+    Left to the script, which tells them along with more: what is pushed, and the entries of a mix.
+    Raises: UserError with all of them.
+    """
+    if is_on(words, "push_to_hub") or find_value(words, "data_mix"):
+        return
+    # A second or two; a start needs them anyway, and the answers above do not.
+    from speech_finetuning.data.dataset_names import check_has_not_left, check_path_exists
+    from speech_finetuning.model.checkpoint_folder import check_is_checkpoint
+    from speech_finetuning.model.languages import check_is_language
+
+    problems = Problems()
+    if model := find_value(words, "model_name_or_path"):
+        problems.attempt("model", check_is_checkpoint, model, f"--model_name_or_path {model}")
+    data = find_value(words, "dataset_name")
+    if data:
+        problems.attempt("data", check_path_exists, data)
+    if language := find_value(words, "language"):
+        problems.attempt("language", check_is_language, language)
+    if data and problems.messages:
+        problems.attempt("data", check_has_not_left, data)
+    problems.raise_if_any()
 
 
 def answer(text: str) -> None:

@@ -73,8 +73,10 @@ def ending_of(error: Exception, argv: list[str]) -> RunEnded | None:
     """The exit code and the reason of an expected failure; None for a bug."""
     import torch  # here, because this module is needed before torch has been imported
 
-    if isinstance(error, RunEnded):
-        return error
+    from speech_finetuning.base.network import ending_within  # likewise
+
+    if ending := ending_within(error):
+        return ending
     if isinstance(error, UserError):
         return RunEnded(ExitCode.REFUSED, str(error))
     if kind := memory_that_is_out(error):

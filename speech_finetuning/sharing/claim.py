@@ -12,8 +12,8 @@ import transformers
 from speech_finetuning.base.errors import Problems, UserError
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.data.dataset_names import check_has_not_left, check_path_exists
+from speech_finetuning.model.checkpoint_folder import check_is_checkpoint
 from speech_finetuning.model.languages import check_is_language
-from speech_finetuning.model.loading import check_is_checkpoint
 from speech_finetuning.sharing.hub import make_uploads, require_token
 from speech_finetuning.sharing.run_info import claim_output_dir, run_identity
 from speech_finetuning.sharing.uploads import HubUploads

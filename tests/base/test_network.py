@@ -188,6 +188,14 @@ def test_a_long_wait_tells_its_reason_once(pauses: list[float], caplog: pytest.L
     assert len(pauses) == 3
 
 
+def test_a_signal_within_a_network_error_ends_the_wait(pauses: list[float]):
+    lost = ConnectionResetError("reset by peer")
+    lost.__context__ = RunEnded(130, "ended by SIGINT")
+    with pytest.raises(RunEnded, match="SIGINT"):
+        retry(Answers(lost))
+    assert pauses == []
+
+
 def test_waiting_ends_with_75(monkeypatch: pytest.MonkeyPatch):
     clock = [1000.0]
 

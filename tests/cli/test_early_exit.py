@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,24 @@ def test_mistakes_are_answered_without_torch(without_torch: dict[str, str], tmp_
         "error: --load_best_model_at_end needs --do_train and --do_eval.",
         "error: --fp16 and --bf16: pass one, not both.",
     ]
+
+
+def test_misspelt_names_are_answered_without_torch(without_torch: dict[str, str], tmp_path: Path):
+    for name in ("transformers", "datasets"):
+        shutil.rmtree(tmp_path / "stand_ins" / name)
+    (tmp_path / "speech").mkdir()
+    words = "--model_name_or_path ./m --dataset_name ./speach --language Spansh".split()
+    result = run([*words, "--output_dir", "out", "--do_train"], without_torch, tmp_path)
+    here = "In this folder: speech, stand_ins."
+    assert result.stderr.splitlines() == [
+        f"error: --model_name_or_path ./m: there is no such folder. {here}",
+        f"error: --dataset_name ./speach: does not exist. {here} Did you mean speech?",
+        "error: --language Spansh: no such language. Did you mean Spanish (es)?",
+    ]
+    assert result.returncode == 2
+    words = [*REQUIRED, "--model_name_or_path", "a/m", "--dataset_name", "a/b", "--do_train"]
+    result = run(words, without_torch, tmp_path)
+    assert result.returncode == 1 and "torch was imported" in result.stderr
 
 
 def test_only_the_first_process_tells_a_mistake(without_torch: dict[str, str], tmp_path: Path):

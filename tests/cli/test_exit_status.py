@@ -53,6 +53,16 @@ def test_being_stopped_is_no_error(capsys: pytest.CaptureFixture):
     assert "error" not in capsys.readouterr().err
 
 
+def test_a_signal_that_a_library_took_for_its_own_failure_is_no_error(
+    capsys: pytest.CaptureFixture,
+):
+    failed = UserError("the configuration cannot be loaded")
+    failed.__context__ = OSError("cannot be loaded")
+    failed.__context__.__context__ = RunEnded(128 + signal.SIGINT, "ended by SIGINT")
+    assert exit_code_of(Failing(failed), []) == 130
+    assert capsys.readouterr().err.startswith("stopped by Ctrl-C. ")
+
+
 def test_on_a_terminal_a_long_reason_is_cut_between_words(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
