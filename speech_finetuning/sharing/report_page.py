@@ -25,7 +25,7 @@ from speech_finetuning.scoring.alignment import (
     scored_rows,
 )
 from speech_finetuning.scoring.metrics import Change
-from speech_finetuning.scoring.score_table import describe_nonspeech
+from speech_finetuning.scoring.score_table import describe_nonspeech, describe_prompt_words
 from speech_finetuning.scoring.scores import (
     BEFORE,
     EVAL,
@@ -302,17 +302,22 @@ def guard_lines(findings: Findings) -> list[dict[str, Any]]:
     return lines
 
 
-def nonspeech_lines(findings: Findings) -> list[str]:
-    """What was written where nobody speaks, a sentence for each set that has such rows."""
+def note_lines(findings: Findings) -> list[str]:
+    """What was written where nobody speaks, and of the words in prompts, a sentence for each set
+    that has such rows."""
     titles = titles_of(findings)
     names = {row.set_name for scored in findings.sets.values() for row in scored.rows} - {""}
     lines = []
     for role in ROLES:
         for name in ["", *sorted(names)]:
             scores = read_scores(findings.metrics, role=role, set_name=name)
-            if scores is not None and scores.nonspeech is not None:
-                title = f"{titles[role]} · {name}" if name else titles[role]
+            if scores is None:
+                continue
+            title = f"{titles[role]} · {name}" if name else titles[role]
+            if scores.nonspeech is not None:
                 lines.append(f"{title}: {describe_nonspeech(scores.nonspeech).strip()}.")
+            if scores.prompt_words is not None:
+                lines.append(f"{title}: {describe_prompt_words(scores.prompt_words).strip()}.")
     return lines
 
 
@@ -375,7 +380,7 @@ def render(findings: Findings) -> str:
             max_steps=findings.max_steps,
             titles=titles,
             lines=score_lines(findings),
-            nonspeech=nonspeech_lines(findings),
+            notes=note_lines(findings),
             guards=guard_lines(findings),
             learning=learning_charts(findings.history, findings.metrics),
             speed=speed_charts(findings.history),

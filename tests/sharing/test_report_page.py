@@ -282,14 +282,16 @@ def test_every_rate_comes_with_its_interval_and_number_of_rows():
     assert part["rows"] == 2 and part["low"] == 0 < part["rate"] < part["high"] == 50
 
 
-def test_it_says_what_was_made_and_invented_where_nobody_speaks():
+def test_it_says_what_was_invented_where_nobody_speaks_and_written_of_prompts():
     findings = make_findings(make_sets())
     assert "noise or silence" not in render(findings)
     findings.totals["train_nonspeech_rows"] = 1_032
     findings.metrics |= {"eval_nonspeech_minutes": 2.0, "eval_invented_words": 3}
+    findings.metrics |= {"eval_prompt_words": 8, "eval_prompt_words_written": 6}
     words = " ".join(re.sub("<[^>]+>", " ", render(findings)).split())
     assert "(30 min of speech; 1,032 of the rows made into noise or silence)" in words
     assert "step 400: no speech, 2.0 min: 3 words invented, 1.5 a minute." in words
+    assert "step 400: 6 of 8 spoken words of the prompts written, 75.0 %." in words
 
 
 @pytest.mark.parametrize(
