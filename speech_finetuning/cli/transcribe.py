@@ -87,7 +87,10 @@ def files_of(name: str) -> list[tuple[Path, Path]]:
     if path.is_file():
         return [(path, Path(path.name))]
     if not path.is_dir():
-        raise UserError(f"{name}: there is no such file or folder.")
+        from speech_finetuning.data.dataset_names import what_is_there  # a second
+
+        place = name if os.sep in name else f"./{name}"
+        raise UserError(f"{name}: there is no such file or folder. {what_is_there(place)}")
     found = []
     for file in sorted(path.rglob("*")):
         place = file.relative_to(path)
@@ -95,7 +98,8 @@ def files_of(name: str) -> list[tuple[Path, Path]]:
         if file.is_file() and not is_hidden and file.suffix.lower() in AUDIO_SUFFIXES:
             found.append((file, place))
     if not found:
-        raise UserError(f"{name}: no audio file in this folder.")
+        known = ", ".join(sorted(AUDIO_SUFFIXES))
+        raise UserError(f"{name}: no audio file in this folder. They end in {known}.")
     return found
 
 

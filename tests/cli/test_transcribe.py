@@ -44,8 +44,12 @@ def clips(tmp_path: Path) -> Path:
     ("words", "message"),
     [
         ("https://x.org/a.mp3", "https://x.org/a.mp3: addresses are not opened. Download the file"),
-        ("nothing.wav", "nothing.wav: there is no such file or folder."),
-        ("empty", "empty: no audio file in this folder."),
+        (
+            "sub/aa.wav",
+            "sub/aa.wav: there is no such file or folder. In sub: a.wav. Did you mean sub/a.wav?",
+        ),
+        ("aa.wav", "In this folder: a.wav, b.wav, empty, sub. Did you mean a.wav?"),
+        ("empty", "empty: no audio file in this folder. They end in .3gp, .aac, "),
         ("a.wav b.wav --format srt", "--format srt of 2 files: pass --output_dir FOLDER."),
         ("a.wav --batch_size 0", "--batch_size must be at least 1."),
         ("a.wav --output_dir b.wav", "--output_dir b.wav: is a file."),
