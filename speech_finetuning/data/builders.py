@@ -19,6 +19,7 @@ import datasets
 import huggingface_hub
 import pyarrow
 from datasets.data_files import DataFilesList
+from datasets.exceptions import DataFilesNotFoundError
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -34,7 +35,7 @@ from speech_finetuning.data.columns import (
     find_name,
     find_segment_columns,
 )
-from speech_finetuning.data.dataset_names import not_opened, where_it_is_now
+from speech_finetuning.data.dataset_names import EMPTY_FOLDER, not_opened, where_it_is_now
 from speech_finetuning.data.features import (
     check_is_text,
     feature_at,
@@ -263,7 +264,11 @@ def download_snapshot(builder: datasets.DatasetBuilder, cache_dir: str | None) -
 
 
 def stream_of(builder: datasets.DatasetBuilder, split: str) -> datasets.IterableDataset:
-    return cast(datasets.IterableDataset, builder.as_streaming_dataset(split))  # of one split
+    try:
+        return cast(datasets.IterableDataset, builder.as_streaming_dataset(split))  # of one split
+    except DataFilesNotFoundError as error:  # `datasets` guessed a kind that needs other files
+        place = builder.config.data_dir or builder.base_path
+        raise UserError(f"--dataset_name {place}: {EMPTY_FOLDER}") from error
 
 
 def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColumns) -> OpenedSplit:

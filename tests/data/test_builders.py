@@ -179,6 +179,12 @@ def test_what_a_builder_cannot_read_is_one_line(tmp_path: Path):
         load_source(str(folder), split="train")
 
 
+def test_a_folder_of_notes_holds_no_data(tmp_path: Path):
+    (tmp_path / "readme.md").write_text("x")
+    with pytest.raises(UserError, match=r"--dataset_name \S+: this folder holds no data\. Put"):
+        load_source(str(tmp_path), split="train")
+
+
 def test_a_damaged_parquet_file_is_named(tmp_path: Path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
     message = r"Damaged: \S+/train.parquet\. Fetch it again, or take it out of the folder\.$"
