@@ -14,6 +14,7 @@ from terminal import BAR, Terminal
 
 PROJECT = Path(__file__).parents[2]
 WIDTHS = [80, 100, 120]
+COMMANDS = ("  transcribe   bash ", "  try it       bash ")
 FLAGS = """
     --model_name_or_path {root}/whisper-learn/model --dataset_name {root}/whisper-learn/speech
     --language es --output_dir {root}/whisper-learn/output --do_train --do_eval
@@ -93,7 +94,9 @@ def test_no_line_is_wrapped_no_bar_torn_and_nothing_is_a_dict(seen: Seen):
     for terminal in (seen.stopped, seen.resumed):
         lines = terminal.lines()
         text = "\n".join(lines)
-        assert terminal.screen.wrapped == []
+        # A command is left whole to be copied, and is as long as the path of this checkout.
+        wrapped = [line for line in terminal.screen.wrapped if not line.startswith(COMMANDS)]
+        assert wrapped == []
         assert max(map(len, lines)) <= min(100, terminal.screen.columns)
         assert terminal.most_bars == 1, "there was a bar, and never two"
         assert not any(BAR in line for line in lines), "the bar is gone"
