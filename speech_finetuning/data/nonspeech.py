@@ -14,7 +14,7 @@ from speech_finetuning.data.augmentation import SILENT_POWER, excerpt, power_of,
 
 # Of the row's own draw, beside those of `augmentation` and `prompts`.
 NONSPEECH_DRAW = 7
-# Recordings of rooms in which nobody speaks, to those of noise as loud as speech.
+# From a quiet room to noise that is as loud as speech.
 LEVEL_IN_DBFS = (-70.0, -20.0)
 # Power falls with frequency to the minus: 0 is white, 1 pink, 2 brown.
 COLOURS = (0.0, 2.0)
