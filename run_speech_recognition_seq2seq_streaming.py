@@ -827,7 +827,9 @@ def main(argv: list[str] | None = None, stop: StopSignals | None = None) -> dict
     model_args, data_args, training_args = parse_arguments(argv)
     limit_silence(data_args.max_network_wait_in_seconds)
     if data_args.check_data:
-        return check_data(data_records(data_args), model_args.cache_dir, training_args)
+        records = data_records(data_args)
+        model_name = model_args.model_name_or_path or None
+        return check_data(records, model_args.cache_dir, training_args, model_name)
     if data_args.dry_run:
         check_arguments(data_args, training_args)
         return dry_run(

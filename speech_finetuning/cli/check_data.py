@@ -21,9 +21,10 @@ import transformers
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import json_line, printable, write_json
 from speech_finetuning.base.network import retry_on_network_error
-from speech_finetuning.base.rejections import describe_counts, list_rejections
+from speech_finetuning.base.rejections import Rejection, describe_counts, list_rejections
 from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.cli.console import describe_source, set_up_logging
+from speech_finetuning.cli.model_check import HeardRow, Listener, find_misfits, median_cer
 from speech_finetuning.cli.terminal import typed
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.data_check import (
@@ -42,6 +43,7 @@ from speech_finetuning.data.row_check import RowChecker, silent_share
 from speech_finetuning.data.selection import read_excluded_ids
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import MissingSplit, SpeechSource, load_source
+from speech_finetuning.model.recogniser import load_recogniser
 
 logger = logging.getLogger(__name__)
 
@@ -136,16 +138,26 @@ def size_of_block(block: Block) -> int:
 
 
 def check_split(
-    dataset: SpeechDataset, name: str, *, is_trained: bool, num_threads: int
+    dataset: SpeechDataset,
+    name: str,
+    *,
+    is_trained: bool,
+    num_threads: int,
+    listener: Listener | None,
 ) -> SplitCheck:
-    """Decodes and measures every row of a split."""
+    """Decodes and measures every row of a split. listener: has a model hear each; None: none."""
     result = SplitCheck(name=name, is_trained=is_trained)
-    checker = RowChecker(preprocessor=dataset.preprocessor)
+    checker = RowChecker(preprocessor=dataset.preprocessor, keeps_waveform=listener is not None)
     rows = map_in_order(checker, tagged_rows(dataset, result), num_threads)
     for number, (_, checked) in enumerate(rows, start=1):
-        result.add(checked)
+        if listener is None or isinstance(checked, Rejection):
+            result.add(checked)
+        else:
+            result.add(listener.add(checked))
         if number % ROWS_BETWEEN_LINES == 0:
             logger.info("%s: %s rows read", name, f"{number:,}")
+    if listener is not None:
+        listener.finish()
     left_out = f", left out: {result.num_excluded:,}" if result.num_excluded else ""
     logger.info(
         "%s: %s usable rows, %.2f h, rejected: %s%s",
@@ -156,6 +168,22 @@ def check_split(
         left_out,
     )
     return result
+
+
+def check_splits(
+    opened: list[tuple[str, bool, SpeechDataset]], listeners: dict[str, Listener], num_threads: int
+) -> list[SplitCheck]:
+    """opened: as `open_splits`; listeners: by the name of the record."""
+    return [
+        check_split(
+            dataset,
+            name,
+            is_trained=is_trained,
+            num_threads=num_threads,
+            listener=listeners.get(dataset.source.record),
+        )
+        for name, is_trained, dataset in opened
+    ]
 
 
 def summarise(
@@ -254,14 +282,25 @@ def write_results(
     (output_dir / "check.html").write_text(page, encoding="utf-8")
 
 
+def make_listeners(records: list[Any], model_name: str | None) -> dict[str, Listener]:
+    """By the name of each record, whose language may be another; none without a model.
+    Raises: UserError."""
+    if model_name is None:
+        return {}
+    recogniser = load_recogniser("--model_name_or_path", model_name)
+    return {record.name: Listener.of(recogniser, record.language) for record in records}
+
+
 def check_data(
     records: list[Any],
     cache_dir: str | None,
     training_args: transformers.Seq2SeqTrainingArguments,
+    model_name: str | None,
 ) -> dict[str, float]:
     """Reads everything once and writes what was found. Returns its figures.
 
-    records: the script's, of the data. Raises: UserError if a data set cannot be opened or has no
+    records: the script's, of the data. model_name: of one that is to hear each row, or None.
+    Raises: UserError if a data set cannot be opened or has no
     usable row, and errors of the network that lasted too long.
     """
     set_up_logging(training_args)
@@ -282,17 +321,15 @@ def check_data(
     for split, _, dataset in datasets:
         logger.info("%s: %s", split, describe_source(dataset))
     name = ", ".join(dict.fromkeys(record.dataset_name for record in records))
-    silent_share(
-        np.ones(SAMPLE_RATE_IN_HZ, np.float32)
-    )  # has librosa imported before the clock runs
+    # Has librosa imported before the clock runs.
+    silent_share(np.ones(SAMPLE_RATE_IN_HZ, np.float32))
+    listeners = make_listeners(records, model_name)
     began = time.perf_counter()
-    splits = [
-        check_split(dataset, split, is_trained=is_trained, num_threads=num_threads)
-        for split, is_trained, dataset in datasets
-    ]
+    splits = check_splits(datasets, listeners, num_threads)
     seconds = time.perf_counter() - began
-    suspects = find_suspects(splits)
+    suspects = find_suspects(splits, find_misfits(list(listeners.values())))
     found = summarise(data, splits, suspects, seconds, num_threads)
+    found["model"] = describe_model(model_name, list(listeners.values()))
     write_results(output_dir, name, splits, suspects, found)
     num_rows = sum(len(split.rows) for split in splits)
     num_rejected = sum(split.num_rejected() for split in splits)
@@ -303,6 +340,16 @@ def check_data(
     if suspects:
         logger.info("without them: --exclude_rows %s", typed(output_dir / "suspects.jsonl"))
     return {"rows": num_rows, "rejected": num_rejected, "suspects": len(suspects)}
+
+
+def describe_model(name: str | None, listeners: list[Listener]) -> dict[str, Any] | None:
+    """For check.json: which model heard the rows, and how near it came; None if none did."""
+    if name is None:
+        return None
+    heard: dict[str, HeardRow] = {}
+    for listener in listeners:
+        heard |= listener.heard
+    return {"name": name, "num_rows": len(heard), "median_cer": median_cer(heard)}
 
 
 def describe_suspects(found: dict[str, Any]) -> list[str]:

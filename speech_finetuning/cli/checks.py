@@ -136,8 +136,6 @@ def output_problems(flags: argparse.Namespace) -> Iterator[str]:
 
 def file_problems(flags: argparse.Namespace) -> Iterator[str]:
     """Files that are named and not there, or of no use."""
-    if flags.check_data and flags.model_name_or_path:
-        yield "--check_data needs no model. Leave out --model_name_or_path."
     if flags.exclude_rows and not Path(flags.exclude_rows).is_file():
         yield (
             f"--exclude_rows {flags.exclude_rows}: there is no such file. Pass one with an id on each "

@@ -100,14 +100,17 @@ class SplitCheck:
 
 
 # ---- suspects ----
-def find_suspects(splits: list[SplitCheck]) -> list[Suspect]:
-    """Of all splits, in the order of the rows."""
+def find_suspects(
+    splits: list[SplitCheck], misfits: dict[str, dict[str, str]] | None = None
+) -> list[Suspect]:
+    """Of all splits, in the order of the rows. misfits: {id: reasons} that a model has found."""
     rows = [row for split in splits for row in split.rows]
     kinds = [
         rate_outliers(rows),
         odd_characters(rows),
         audio_in_evaluation(splits),
         repeated_audio(splits),
+        misfits or {},
     ]
     suspects = []
     for split in splits:

@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class CheckedRow:
 
     written: the text as it stands in the data; text: as it is trained. audio_hash: of the decoded
     samples, so that one recording is the same in two formats. peak: of samples in [-1, 1].
+    waveform: (n_samples,) at 16 kHz, while a model is to hear it.
     """
 
     id: str
@@ -38,6 +39,7 @@ class CheckedRow:
     peak: float
     clipped_share: float  # of the samples that are at full scale
     silent_share: float  # of the time
+    waveform: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def letters_per_second(self) -> float:
         """Letters and digits in a second of what is not silent."""
@@ -53,6 +55,7 @@ class RowChecker:
 
     preprocessor: Preprocessor
     needs_tokens: bool = False
+    keeps_waveform: bool = False
 
     def __call__(self, row: SourceRow) -> CheckedRow | Rejection:
         """Whatever is wrong with the row becomes a Rejection with its id.
@@ -86,6 +89,7 @@ class RowChecker:
             peak=float(np.abs(waveform).max()),
             clipped_share=float((np.abs(waveform) >= FULL_SCALE).mean()),
             silent_share=silent_share(waveform),
+            waveform=waveform if self.keeps_waveform else None,
         )
 
 

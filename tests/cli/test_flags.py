@@ -226,7 +226,6 @@ def test_harmful_flags_are_refused(name: str):
         ("--do_train --max_steps 1 --max_rejected_fraction 2", "between 0 and 1"),
         ("--do_eval --eval_fraction 1.5", "--eval_fraction 1.5: must lie between 0 and 1"),
         ("--do_train --max_steps 1 --eval_fraction 0.2", "of no effect without --do_eval"),
-        ("--check_data", "--check_data needs no model"),
         ("--do_eval --exclude_rows no/such/file", "no/such/file: there is no such file. Pass one"),
         ("--do_train --max_steps 1 --timestamp_probability 2", "between 0 and 1"),
         ("--do_train --max_steps 1 --predict_with_generate False", "real generation"),
