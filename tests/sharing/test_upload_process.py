@@ -1,5 +1,6 @@
 """The process that uploads: what it says of an upload that failed, and when it ends."""
 
+import contextlib
 import json
 import os
 import signal
@@ -210,9 +211,19 @@ def test_a_terminals_interrupt_does_not_reach_the_upload(
     wait_for(lambda: is_committing(hub))
     (uploader,) = uploaders(tmp_path)
     assert os.getsid(uploader) != os.getsid(parent.pid)
-    parent.send_signal(signal.SIGINT)
-    assert parent.wait(60) != 0
+    assert interrupt(parent) != 0
     wait_for(lambda: not uploaders(tmp_path), seconds=3)
+
+
+def interrupt(parent: ForkedProcess) -> int:
+    """Ctrl-C, again if it came at a moment in which Python drops it, such as within a callback.
+    Returns the exit code."""
+    for _ in range(2):
+        parent.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return parent.wait(20)
+    parent.send_signal(signal.SIGINT)
+    return parent.wait(20)
 
 
 def finish(hub: HubWithClients, tmp_path: Path, snapshot: Path) -> str:
