@@ -204,8 +204,7 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
         ),
     )
     check_named_once(path, names, columns)
-    first_audio = next((cell_at(row.cells, columns.audio) for row in rows if row.cells), None)
-    place = place_of_clips(folder, first_audio)
+    place = place_of_clips(folder, [cell_at(row.cells, columns.audio) for row in rows])
     segments = segment_columns(path, names, rows, columns, place)
     if columns.has_previous_prompts and segments is None:
         raise UserError(
@@ -299,7 +298,7 @@ def names_of_cells(cells: list[str], folder: str, wanted: WantedColumns) -> tupl
         return ("audio", "text")
     if is_audio == [False, True]:
         return ("text", "audio")
-    if is_audio == [True, False, False] and place_of_clips(folder, cells[0]).suffix:
+    if is_audio == [True, False, False] and place_of_clips(folder, [cells[0]]).suffix:
         return ("audio", "text", "normalized_text")  # LJSpeech
     return numbered if any(is_audio) and len(cells) > 2 else ()
 
@@ -322,7 +321,7 @@ def has_audio_suffix(cell: Any) -> bool:
 def clip_exists(folder: str, name: Any) -> bool:
     if not isinstance(name, str) or not name:
         return False
-    return is_file(place_of_clips(folder, name).path_of(name))
+    return is_file(place_of_clips(folder, [name]).path_of(name))
 
 
 def is_file(path: str) -> bool:
@@ -333,26 +332,40 @@ def is_file(path: str) -> bool:
     return cast(Any, fsspec.open(path)).fs.isfile(path)
 
 
-def place_of_clips(folder: str, first_name: Any) -> AudioPlace:
-    """Where the first clip is: beside the list, in `clips` (Common Voice), or in `wavs` and without
-    its suffix in the list (LJSpeech). Others are looked for in the same place."""
+def place_of_clips(folder: str, first_names: list[Any]) -> AudioPlace:
+    """Where the first clip that is found is: beside the list, in `clips` (Common Voice), or in `wavs`
+    and without its suffix in the list (LJSpeech). Others are looked for in the same place.
+
+    first_names: the cells of the first rows; some of the clips may be missing.
+    """
     own = AudioPlace(folder=folder)
-    is_path = isinstance(first_name, str) and first_name and "://" not in first_name
-    if not is_path or os.path.isabs(first_name):
-        return own
-    suffixes = ("", ".wav", ".flac", ".mp3")
-    if Path(first_name).suffix.lower() in AUDIO_SUFFIXES:
-        suffixes = ("",)
-    for suffix in suffixes:
-        for name in FOLDERS_OF_CLIPS:
-            place = AudioPlace(folder=os.path.join(folder, name).rstrip("/"), suffix=suffix)
-            if is_file(place.path_of(first_name)):
-                return place
-    # A first clip that is missing must not hide the others.
+    names = [name for name in first_names if isinstance(name, str) and name]
+    if "://" in folder:
+        names = names[:1]  # each look is a request
+    for name in names:
+        if "://" in name or os.path.isabs(name):
+            return own
+        place = place_of_clip(folder, name)
+        if place is not None:
+            return place
+    # None of them is there: the others may be where Common Voice has them.
     clips = os.path.join(folder, "clips")
-    if Path(first_name).name == first_name and os.path.isdir(clips):
+    if names and Path(names[0]).name == names[0] and os.path.isdir(clips):
         return AudioPlace(folder=clips)
     return own
+
+
+def place_of_clip(folder: str, name: str) -> AudioPlace | None:
+    """None if it is nowhere."""
+    suffixes = ("", ".wav", ".flac", ".mp3")
+    if Path(name).suffix.lower() in AUDIO_SUFFIXES:
+        suffixes = ("",)
+    for suffix in suffixes:
+        for subfolder in FOLDERS_OF_CLIPS:
+            place = AudioPlace(folder=os.path.join(folder, subfolder).rstrip("/"), suffix=suffix)
+            if is_file(place.path_of(name)):
+                return place
+    return None
 
 
 def choose_existing_audio(

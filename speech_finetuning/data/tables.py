@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import printable
 from speech_finetuning.data.addresses import suffix_of_address
 from speech_finetuning.data.reading import open_address
 
@@ -158,12 +159,23 @@ def parse_json_line(number: int, line: str) -> TableRow:
         problem = too_long()
     else:
         try:
-            value = json.loads(line.rstrip().removesuffix(","))  # as of an array cut into lines
+            # A comma at the end: of an array cut into lines.
+            value = json.loads(line.rstrip().removesuffix(","), object_pairs_hook=without_doubles)
         except (ValueError, RecursionError) as error:
             problem = f"no JSON: {error}"
     if problem is not None:
         return TableRow(line=number, cells={}, problem=problem)
     return json_row(number, value)
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises: ValueError for a key that stands twice: which one is meant?"""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {printable(twice)} stands twice in one object")
+    return found
 
 
 def json_row(number: int, value: Any) -> TableRow:
@@ -208,12 +220,16 @@ def read_json_rows(path: str) -> list[Any]:
             f"{path}: one JSON value of more than {MAX_JSON_IN_BYTES:,} bytes. {remedy}"
         )
     try:
-        rows = rows_within(json.loads(data.decode(encoding_of(data))))
+        text = data.decode(encoding_of(data))
+        rows = rows_within(json.loads(text, object_pairs_hook=without_doubles))
     except UnicodeDecodeError:
         line = first_line_not_utf8(path)
         raise wrong_encoding(path, line, "is not UTF-8", "LATIN1") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON: {error}. {remedy}") from None
+        raise UserError(
+            f"{path}: no JSON: {error}. Mend it there, or write one object a line into "
+            f"{Path(path).stem}.jsonl."
+        ) from None
     if rows is None:
         raise UserError(
             f"{path}: expected an array of objects, or one object a line, one for each clip."

@@ -155,6 +155,10 @@ def clip_of(
     """A row of a tar. Anything unexpected becomes its `problem`, never a label."""
     found = {member.ending: member for member in members}
     path = f"{name}.{columns.audio}"
+    if len(found) < len(members):
+        endings = [member.ending for member in members]
+        twice = next(ending for ending in endings if endings.count(ending) > 1)
+        return ListedClip(place=path, problem=f"{name}.{twice} stands twice in the tar")
     for ending, bound in bounds.items():
         member = found.get(ending)
         if member is not None and member.data is None:

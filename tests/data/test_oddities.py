@@ -1,5 +1,6 @@
 """What stands in transcripts although nobody says it, and text that was read in a wrong encoding."""
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,50 @@ def test_json_lines_of_an_array_may_end_in_commas(tmp_path: Path, preprocessor: 
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
     source = load_source(str(tmp_path), split="train")
     assert outcomes(source, preprocessor) == ["uno", "uno"]
+
+
+def test_a_key_that_stands_twice_is_told_and_not_trained(
+    tmp_path: Path, preprocessor: Preprocessor
+):
+    names = write_clips(tmp_path, 2)
+    lines = [
+        f'{{"audio": "{names[0]}", "text": "uno", "text": "dos"}}',
+        f'{{"audio": "{names[1]}", "text": "tres"}}',
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    source = load_source(str(tmp_path), split="train")
+    assert outcomes(source, preprocessor) == ["row_unreadable", "tres"]
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "train.json").write_text(f"[{', '.join(lines)}]")
+    with pytest.raises(UserError, match="the key text stands twice in one object. Mend it there"):
+        load_source(str(tmp_path), split="train")
+
+
+def test_clips_that_are_missing_do_not_move_the_others(tmp_path: Path):
+    """The first clip of a list is gone, and a folder `clips` is there, with something else."""
+    names = [name.removeprefix("clips/") for name in write_clips(tmp_path, 3)]
+    for name in names[1:]:
+        (tmp_path / "clips" / name).rename(tmp_path / name)
+    (tmp_path / "clips" / names[0]).rename(tmp_path / "clips" / "other.wav")
+    lines = [f"{name},uno" for name in names]
+    (tmp_path / "train.csv").write_text("\n".join(["path,sentence", *lines]))
+    rows = read_rows(load_source(str(tmp_path), split="train"))
+    assert [Path(str(row.audio)).is_file() for row in rows] == [False, True, True]
+
+
+def test_members_of_a_tar_that_stand_twice_are_told(tmp_path: Path, preprocessor: Preprocessor):
+    (name,) = write_clips(tmp_path, 1)
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for text in ("uno", "dos"):
+            (tmp_path / "text").write_text(text)
+            tar.add(tmp_path / name, "a.wav")
+            tar.add(tmp_path / "text", "a.txt")
+        tar.add(tmp_path / name, "b.wav")
+        tar.add(tmp_path / "text", "b.txt")
+    (tmp_path / "text").unlink()
+    (tmp_path / name).unlink()
+    source = load_source(str(tmp_path), split="train")
+    assert outcomes(source, preprocessor) == ["row_unreadable", "dos"]
 
 
 @pytest.mark.parametrize(

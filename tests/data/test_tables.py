@@ -201,7 +201,7 @@ def test_what_is_wrong_in_an_array_costs_its_entry(tmp_path: Path, preprocessor)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[{]", "no JSON: .* jq -c"),
+        ("[{]", "no JSON: .* Mend it there"),
         ('{\n"a": 1}', "expected an array of objects, or one object a line"),
         ('{\n"a": [{"b": 1}], "c": [{"b": 1}]}', "expected an array of objects"),
     ],

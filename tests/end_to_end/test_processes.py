@@ -364,6 +364,9 @@ def test_two_processes_hold_out_the_same_speakers(
     rejected = lines_of_training(tmp_path / "out" / "rejected.jsonl")
     trained = {json.loads(line)["row"] for line in rejected}
     assert len(held_out) == 4 and trained == {row.id for row in others[1:]}
+    # With the one that is usable, these are all rows of a pass.
+    position = stream_state(tmp_path / "out" / "checkpoint-20")["position"]
+    assert position["sources"][0]["rows_per_pass"] == 36
     lines = (tmp_path / "out" / "predictions_eval.jsonl").read_text().splitlines()
     assert {json.loads(line)["id"] for line in lines} == held_out
 
