@@ -55,7 +55,7 @@ def answer_early(argv: list[str], script: str) -> None:
 
 
 def check_names(words: list[str]) -> None:
-    """Looks at what the names of model, data and language are of, on this disk.
+    """Looks at what the names of model, data, noises and language are of, on this disk.
 
     Left to the script, which tells them along with more: what is pushed, and the entries of a mix.
     Raises: UserError with all of them.
@@ -63,7 +63,11 @@ def check_names(words: list[str]) -> None:
     if is_on(words, "push_to_hub") or find_value(words, "data_mix"):
         return
     # A second or two; a start needs them anyway, and the answers above do not.
-    from speech_finetuning.data.dataset_names import check_has_not_left, check_path_exists
+    from speech_finetuning.data.dataset_names import (
+        check_has_not_left,
+        check_path_exists,
+        check_recordings_exist,
+    )
     from speech_finetuning.model.checkpoint_folder import check_is_checkpoint
     from speech_finetuning.model.languages import check_is_language
 
@@ -75,6 +79,9 @@ def check_names(words: list[str]) -> None:
         problems.attempt("data", check_path_exists, data)
     if language := find_value(words, "language"):
         problems.attempt("language", check_is_language, language)
+    for flag in ("noise_dataset", "room_dataset"):
+        if recordings := find_value(words, flag):
+            problems.attempt(flag, check_recordings_exist, f"--{flag}", recordings)
     if data and problems.messages:
         problems.attempt("data", check_has_not_left, data)
     problems.raise_if_any()

@@ -35,16 +35,35 @@ MAX_CONFIGURATIONS = 40  # in a message
 CONFIGURATIONS = re.compile(r"(?:Available: |available configs: )\[(.*?)\]")
 
 
-def check_path_exists(name: str) -> None:
-    """Raises: UserError for a path that is not a folder, unless it may be an id on the Hub."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+def expanded(name: str) -> Path:
+    """With the home folder in place of ~, as in a shell; of somebody unknown, as it is."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def check_path_exists(name: str, flag: str = "--dataset_name") -> None:
+    """Raises: UserError for a path that is neither a folder nor a list, unless it may be an id on
+    the Hub. flag: which names it."""
+    path = expanded(name)
+    if "://" in name or path.is_dir():
         return
     if path.is_file():
-        raise UserError(f"--dataset_name {name}: {remedy_for_file(path)}")
+        if path.suffix.lower() not in TABLE_SUFFIXES:
+            raise UserError(f"{flag} {name}: {remedy_for_file(path)}")
+        return
     is_typing_error = "/" not in name and nearest_name(path, ALMOST_THE_SAME) is not None
     if is_path(name) or is_typing_error:
-        raise UserError(f"--dataset_name {name}: does not exist. {what_is_there(name)}")
+        raise UserError(f"{flag} {name}: does not exist. {what_is_there(name)}")
+
+
+def check_recordings_exist(flag: str, name: str) -> None:
+    """As `check_path_exists`, of noises or rooms: those on the Hub have an owner, so that a name
+    without one is looked for here alone. flag: which names them. Raises: UserError."""
+    check_path_exists(name, flag)
+    if "/" not in name and not expanded(name).exists():
+        raise UserError(f"{flag} {name}: does not exist. {what_is_there(name)}")
 
 
 def is_path(name: str) -> bool:
@@ -81,7 +100,7 @@ def nearest_name(path: Path, similarity: float) -> str | None:
 
 def what_is_there(name: str) -> str:
     """The entries of the nearest folder that exists, and the nearest name."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     nearest = nearest_name(path, SIMILAR)
     folder = next(parent for parent in path.parents if parent.is_dir())
     names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))

@@ -11,7 +11,11 @@ import transformers
 
 from speech_finetuning.base.errors import Problems, UserError
 from speech_finetuning.base.network import retry_on_network_error
-from speech_finetuning.data.dataset_names import check_has_not_left, check_path_exists
+from speech_finetuning.data.dataset_names import (
+    check_has_not_left,
+    check_path_exists,
+    check_recordings_exist,
+)
 from speech_finetuning.model.checkpoint_folder import check_is_checkpoint
 from speech_finetuning.model.languages import check_is_language
 from speech_finetuning.sharing.hub import make_uploads, require_token
@@ -45,7 +49,7 @@ def claim_run(
     identity = run_identity(model_args, records)
     # The main process may download last-checkpoint; the others then find it on disk.
     with training_args.main_process_first(local=False):
-        check_claims(identity, training_args, records)
+        check_claims(identity, training_args, records, recordings_of(data_args))
         uploads = retry_on_network_error(
             make_uploads,
             records,
@@ -59,6 +63,15 @@ def claim_run(
         checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     make_folder(output_dir)
     return Run(output_dir=output_dir, identity=identity, uploads=uploads, checkpoint=checkpoint)
+
+
+def recordings_of(data_args: Any) -> dict[str, str]:
+    """{flag: name} of the noises and rooms that training clips are mixed with."""
+    named = {
+        "--noise_dataset": data_args.noise_dataset,
+        "--room_dataset": data_args.room_dataset,
+    }
+    return {flag: name for flag, name in named.items() if name}
 
 
 def make_folder(output_dir: Path) -> None:
@@ -82,10 +95,12 @@ def check_claims(
     identity: dict[str, Any],
     training_args: transformers.Seq2SeqTrainingArguments,
     records: list[Any],
+    recordings: dict[str, str],
 ) -> None:
-    """Raises: UserError if the folder is of another run or nothing may be pushed, with what is wrong
-    about the names of the model, the data and the languages; if those alone are wrong, only where a
-    repository would be made for them, as whoever opens the data tells more at once."""
+    """Raises: UserError if the folder is of another run, nothing may be pushed, or `recordings`, as
+    of `recordings_of`, are not there, with what is wrong about the names of the model, the data and
+    the languages; if those alone are wrong, only where a repository would be made for them, as
+    whoever opens the data tells more at once."""
     assert training_args.output_dir is not None
     problems = Problems()
     problems.attempt(
@@ -96,6 +111,8 @@ def check_claims(
     )
     if training_args.push_to_hub and training_args.process_index == 0:
         problems.attempt("hub", require_token)
+    for flag, name in recordings.items():
+        problems.attempt(flag, check_recordings_exist, flag, name)
     if problems.messages:
         for record in records:
             problems.attempt("data", check_has_not_left, record.dataset_name)

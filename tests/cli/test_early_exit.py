@@ -112,6 +112,38 @@ def test_misspelt_names_are_answered_without_torch(without_torch: dict[str, str]
     assert result.returncode == 1 and "torch was imported" in result.stderr
 
 
+@pytest.mark.parametrize("flag", ["dataset_name", "noise_dataset"])
+@pytest.mark.parametrize(
+    "name", ["speech", "speech/train.csv", "train.TSV", "https://example.org/train.csv", "a/b"]
+)
+def test_names_that_may_be_right_are_not_refused(
+    without_torch: dict[str, str], tmp_path: Path, flag: str, name: str
+):
+    """A folder, a list, an address, a data set of the Hub: whoever opens it will see."""
+    for package in ("transformers", "datasets"):
+        shutil.rmtree(tmp_path / "stand_ins" / package)
+    (tmp_path / "speech").mkdir()
+    for table in ("speech/train.csv", "train.TSV"):
+        (tmp_path / table).write_text("path,sentence\n")
+    words = [*REQUIRED, "--model_name_or_path", "a/m", "--dataset_name", "a/b", "--do_train"]
+    result = run([*words, f"--{flag}", name], without_torch, tmp_path)
+    assert result.returncode == 1 and "torch was imported" in result.stderr
+
+
+@pytest.mark.parametrize("flag", ["noise_dataset", "room_dataset"])
+@pytest.mark.parametrize("name", ["nowhere", "noise/", "../noise", "noise.csv"])
+def test_noise_that_is_not_there_is_answered_without_torch(
+    without_torch: dict[str, str], tmp_path: Path, flag: str, name: str
+):
+    for package in ("transformers", "datasets"):
+        shutil.rmtree(tmp_path / "stand_ins" / package)
+    words = [*REQUIRED, "--model_name_or_path", "a/m", "--dataset_name", "a/b", "--do_train"]
+    result = run([*words, f"--{flag}", name], without_torch, tmp_path)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: --{flag} {name}: does not exist. In ")
+    assert result.returncode == 2
+
+
 def test_only_the_first_process_tells_a_mistake(without_torch: dict[str, str], tmp_path: Path):
     result = run([*REQUIRED, "--lr", "1"], {**without_torch, "RANK": "1"}, tmp_path)
     assert (result.returncode, result.stderr) == (2, "")
