@@ -20,11 +20,11 @@ from speech_finetuning.data.hold_out import (
     choose_groups,
     choose_rows,
     load_or_hold_out,
-    read_keys,
 )
 from speech_finetuning.data.listed import WindowLimits
 from speech_finetuning.data.passes import RankShare, read_pass
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
+from speech_finetuning.data.row_keys import read_keys
 from speech_finetuning.data.selection import HoldOut, hash_of
 from speech_finetuning.data.sources import MissingSplit, load_source
 from speech_finetuning.data.stream import SpeechStream
