@@ -428,6 +428,7 @@ def open_dataset(
     excluded_ids = read_excluded_ids(record.exclude_rows)
     # With timestamps, neighbours of one recording are trained together, pauses and all.
     has_windows = record.pack_utterances and record.timestamp_probability > 0 and role == "train"
+    limits = preprocessor.window_limits(excluded_ids, record.order_version)
     load = functools.partial(
         load_source,
         record.dataset_name,
@@ -440,7 +441,7 @@ def open_dataset(
         record=record.name,
         revision=record.revision,
         allow_audio_urls=record.allow_audio_urls,
-        window_limits=preprocessor.window_limits(excluded_ids) if has_windows else None,
+        window_limits=limits if has_windows else None,
         group_column=None if role == "train" else record.group_column_name,
         prompt_column=record.prompt_column_name,
     )

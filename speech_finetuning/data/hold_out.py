@@ -127,7 +127,8 @@ def divide(
         return divide_by_name(scored.source, fraction, saved)
     keys = read_keys(scored)
     keys_of_trained = keys
-    if trained.source is not scored.source and trained.source.has_rows_of_paths:
+    may_have_windows = trained.source.has_rows_of_paths or trained.source.windows is not None
+    if trained.source is not scored.source and may_have_windows:
         keys_of_trained = read_keys(trained)  # its rows may be windows of several utterances
     # A window may be of several speakers, and of several rows.
     kinds = ("recording",) if keys_of_trained.has_windows else ("speaker", "recording", "row")

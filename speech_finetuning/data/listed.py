@@ -101,12 +101,13 @@ class WindowLimits:
     """Of neighbours that are trained together. num_tokens: labels, timestamps included.
 
     excluded_clips: names of rows that are passed over, which no window goes on across, see
-    `clips_of_rows`.
+    `clips_of_rows`. joins_parquet: False: rows of parquet files stay single.
     """
 
     seconds: float
     num_tokens: int
     excluded_clips: frozenset[str] = frozenset()
+    joins_parquet: bool = True
 
 
 def clips_of_rows(row_ids: frozenset[str]) -> frozenset[str]:
@@ -125,13 +126,7 @@ def open_lists(
     if limits is not None:
         num_utterances = num_rows
         num_rows = sum(1 for _ in read_lists(lists, limits))
-        if num_rows < num_utterances:
-            logger.info(
-                "%s utterances in %s rows: neighbours of one recording share a window "
-                "(--pack_utterances, --timestamp_probability).",
-                f"{num_utterances:,}",
-                f"{num_rows:,}",
-            )
+        tell_of_windows(num_utterances, num_rows)
     dataset = datasets.IterableDataset.from_generator(
         read_lists,
         gen_kwargs={
@@ -141,6 +136,16 @@ def open_lists(
         },
     )
     return OpenedSplit(dataset=dataset, columns=columns, num_rows=num_rows)
+
+
+def tell_of_windows(num_utterances: int, num_rows: int) -> None:
+    if num_rows < num_utterances:
+        logger.info(
+            "%s utterances in %s rows: neighbours of one recording share a window "
+            "(--pack_utterances, --timestamp_probability).",
+            f"{num_utterances:,}",
+            f"{num_rows:,}",
+        )
 
 
 def read_lists(

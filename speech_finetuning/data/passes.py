@@ -114,7 +114,8 @@ def units_of(dataset: SpeechDataset, *, is_shuffled: bool) -> list[Unit]:
     where most of them can be left out."""
     source = dataset.source
     is_new = dataset.order_version > FIRST_ORDER_VERSION
-    if source.row_groups is None or not (is_new and is_shuffled or dataset.selection is not None):
+    has_groups = is_new and is_shuffled or dataset.selection is not None
+    if source.row_groups is None or not (has_groups or source.windows is not None):
         return [Unit(place=place) for place in source.shards()]
     mask = None if dataset.selection is None else dataset.selection.mask
     units = []

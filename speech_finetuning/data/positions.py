@@ -24,10 +24,12 @@ its units. Each order is computed from seed and pass, never replayed:
                                  takes a row of each in turn. `lanes` says where each one is,
                                  `shard` how many files of the order have been opened.
 
-That is version 2 of the order. In version 1 a source's files were permuted and read one after the
-other, a block was a run of neighbours in one file, `shard` counted files, and --max_train_samples
-were the first rows. A run keeps the version that it began with (`RowOrder.version`): a checkpoint
-of version 1 goes on in its own order, and scores the rows that it has scored before.
+That is version 3 of the order. In version 2 neighbours of one recording shared a window only where
+lists name them; in version 3 they do so in parquet files too, whose windows are then their rows
+(`parquet_windows`). In version 1 a source's files were permuted and read one after the other, a
+block was a run of neighbours in one file, `shard` counted files, and --max_train_samples were the
+first rows. A run keeps the version that it began with (`RowOrder.version`): a checkpoint of version
+1 goes on in its own order, and scores the rows that it has scored before.
 
 Which rows there are at all (a hold-out, an even sample: `selection`) is decided before they are
 ordered, so that no place is spent on the others. Rows that --exclude_rows names keep their places
@@ -48,7 +50,8 @@ from speech_finetuning.base.errors import UserError
 
 VERSION = 4
 FIRST_ORDER_VERSION = 1
-ORDER_VERSION = 2  # of runs that begin now
+WINDOWS_VERSION = 3  # the first one in which rows of parquet files share windows
+ORDER_VERSION = 3  # of runs that begin now
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from speech_finetuning.data.listed import (
     clips_of_rows,
 )
 from speech_finetuning.data.oddities import as_it_was
-from speech_finetuning.data.positions import ORDER_VERSION
+from speech_finetuning.data.positions import ORDER_VERSION, WINDOWS_VERSION
 from speech_finetuning.data.prompts import encode_prompt, fit_prompt, start_of_prompt
 from speech_finetuning.data.reading import read_patiently
 from speech_finetuning.data.segments import Segment
@@ -143,7 +143,9 @@ class Preprocessor:
                 texts.append(replace(one, text=text))
         return replace(window, texts=tuple(texts))
 
-    def window_limits(self, excluded_ids: frozenset[str]) -> WindowLimits:
+    def window_limits(
+        self, excluded_ids: frozenset[str], order_version: int = ORDER_VERSION
+    ) -> WindowLimits:
         """Of neighbours that are trained together, without those rows. A timestamp less than the
         longest clip, which the rounding of times to samples may fill."""
         window_in_seconds = self.window_in_frames * HOP_LENGTH_IN_SAMPLES / SAMPLE_RATE_IN_HZ
@@ -153,6 +155,7 @@ class Preprocessor:
             seconds=longest - TIMESTAMP_IN_SECONDS,
             num_tokens=num_tokens,
             excluded_clips=clips_of_rows(excluded_ids),
+            joins_parquet=order_version >= WINDOWS_VERSION,
         )
 
     def prepare_audio(

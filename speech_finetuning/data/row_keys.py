@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from speech_finetuning.data.cells import path_of
 from speech_finetuning.data.footers import is_damage
+from speech_finetuning.data.parquet_windows import FileWindows
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.selection import hash_of
 from speech_finetuning.data.shards import ShardReader
@@ -113,12 +114,34 @@ def keys_of_parquet(source: SpeechSource) -> Iterator[RowKeys]:
     """Of each file. Files are read side by side, each its two columns only."""
     assert source.row_groups is not None
     sizes = [sum(groups) for groups in source.row_groups]
+    if source.windows is not None:
+        sizes = [sum(group.num_rows for group in file) for file in source.windows]
     urls = [source.url(*place) for place in source.shards()]
     # By the file's name, so that a file which is added, wherever it is sorted in, changes nothing
     # about the rows of the others; their number, in train-00000-of-00002, is left out.
     names = [re.sub(r"-of-\d+", "", name_within(source, url)) for url in urls]
     with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(keys_of_file, [source] * len(sizes), urls, names, sizes)
+        files = pool.map(keys_of_file, [source] * len(sizes), urls, names, sizes)
+        if source.windows is None:
+            yield from files
+        else:
+            yield from map(keys_of_windows, files, source.windows)
+
+
+def keys_of_windows(keys: RowKeys, windows: FileWindows) -> RowKeys:
+    """Of the windows of a file: each has those of its first row."""
+    starts = [np.zeros(0, np.int64)]
+    row_of_file = 0
+    for group in windows:
+        starts.append(row_of_file + group.first_rows[:-1])
+        row_of_file += group.num_rows
+    first_rows = np.concatenate(starts)
+    return RowKeys(
+        speakers=None if keys.speakers is None else keys.speakers[first_rows],
+        recordings=keys.recordings[first_rows],
+        rows=keys.rows[first_rows],
+        has_windows=len(first_rows) < row_of_file,
+    )
 
 
 def keys_of_file(source: SpeechSource, url: str, name: str, num_rows: int) -> RowKeys:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ import soundfile
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.cells import AudioCell, is_missing, path_of, shown, undecoded_cell
 from speech_finetuning.data.columns import SegmentColumns, SpeechColumns
+from speech_finetuning.data.footers import is_damage
 from speech_finetuning.data.guessing import cell_at
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def times_are_of_recordings(
     assert columns.segments is not None
     found = []
     has_bytes = False
-    for row in itertools.islice(rows, NUM_ROWS_TO_INSPECT):
+    for row in itertools.islice(up_to_damage(rows), NUM_ROWS_TO_INSPECT):
         rate = row.get(columns.sampling_rate) if columns.sampling_rate else None
         with contextlib.suppress(ValueError, Rejection):  # said of the row when it is read
             cell = undecoded_cell(cell_at(row, columns.audio), rate)
@@ -138,6 +139,15 @@ def times_are_of_recordings(
     meaning = "the utterances' times in recordings" if answer else "of clips that are cut already"
     logger.info("%s: the columns %s are %s.", place, ", ".join(columns.segments.names()), meaning)
     return answer
+
+
+def up_to_damage(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The rows before those that a damaged file has lost, of which a rejection will tell."""
+    try:
+        yield from rows
+    except Exception as error:
+        if not is_damage(error):
+            raise
 
 
 def are_of_recordings(rows: Iterable[tuple[AudioCell, Segment | None]]) -> bool | None:

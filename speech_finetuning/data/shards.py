@@ -18,6 +18,7 @@ from speech_finetuning.data.columns import group_of
 from speech_finetuning.data.footers import is_damage, rows_of_groups
 from speech_finetuning.data.guessing import cell_at
 from speech_finetuning.data.listed import CLIP, ListedClip, SpeechWindow
+from speech_finetuning.data.parquet_windows import read_windows
 from speech_finetuning.data.segments import Segment, segment_of
 from speech_finetuning.data.sources import SpeechSource
 
@@ -94,9 +95,9 @@ class ShardReader:
         num_rows_when_damaged = None
         while True:
             try:
-                for row in self.rows_left():
+                for number, row in self.numbered_rows():
                     self.backoff.reset()
-                    yield self.source_row(row)
+                    yield self.source_row(row, number)
                     self.num_rows += 1
                 return
             except Exception as error:
@@ -112,14 +113,31 @@ class ShardReader:
                     yield self.damaged_row(error)
                     return
 
+    def numbered_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number in the file, row) of the rows after the first `num_rows`. Of a window it is that
+        of its first row."""
+        if self.source.windows is None:
+            yield from enumerate(self.rows_left(), self.row_of_file + self.num_rows)
+            return
+        num_windows_to_skip = self.num_rows
+        row_of_file = 0  # the first one of a group
+        for number, windows in enumerate(self.source.windows[self.number_of_file()]):
+            is_read = self.row_group in (None, number)
+            if is_read and num_windows_to_skip < len(windows):
+                first_row = int(windows.first_rows[num_windows_to_skip])
+                rows = iter(self.group(number).skip(first_row))
+                columns = self.source.columns
+                for row_of_group, row in read_windows(rows, windows, num_windows_to_skip, columns):
+                    yield row_of_file + row_of_group, row
+            if is_read:
+                num_windows_to_skip = max(0, num_windows_to_skip - len(windows))
+            row_of_file += windows.num_rows
+
     def rows_left(self) -> Iterator[dict[str, Any]]:
         """The rows after the first `num_rows`: from a parquet file only the row groups that contain
         them are read, other files are read from their beginning."""
         if self.row_group is not None:
-            group = self.shards_of_groups().shard(
-                num_shards=len(self.group_sizes()), index=self.row_group
-            )
-            yield from group.skip(self.num_rows)
+            yield from self.group(self.row_group).skip(self.num_rows)
             return
         shard = self.source.open_shard(*self.place)
         num_rows_to_skip = self.num_rows
@@ -141,10 +159,17 @@ class ShardReader:
             self.row_groups[self.place] = self.source.open_shard(*self.place).reshard()
         return self.row_groups[self.place]
 
+    def group(self, number: int) -> datasets.IterableDataset:
+        """The rows of one row group of the file."""
+        return self.shards_of_groups().shard(num_shards=len(self.group_sizes()), index=number)
+
     def group_sizes(self) -> tuple[int, ...]:
         """Rows of each row group of the file."""
         assert self.source.row_groups is not None
-        return self.source.row_groups[self.source.shards().index(self.place)]
+        return self.source.row_groups[self.number_of_file()]
+
+    def number_of_file(self) -> int:
+        return self.source.shards().index(self.place)
 
     def damaged_row(self, error: Exception) -> SourceRow:
         """Stands for the rest of the file, or of its row group. Its id ends in the file's name,
@@ -165,8 +190,9 @@ class ShardReader:
         rejection = Rejection("file_damaged", one_line(error)[:200], row_id, num_rows)
         return SourceRow(id=row_id, rejection=rejection)
 
-    def source_row(self, row: dict[str, Any]) -> SourceRow:
-        """The row as it will be prepared; whatever its cells hold, it is a row."""
+    def source_row(self, row: dict[str, Any], number: int) -> SourceRow:
+        """The row as it will be prepared; whatever its cells hold, it is a row.
+        number: of it in the file."""
         if CLIP in row:
             return self.listed_row(row[CLIP])
         columns = self.source.columns
@@ -176,7 +202,7 @@ class ShardReader:
         row_id = f"{self.id}/"
         try:
             audio = undecoded_cell(cell_at(row, columns.audio), sampling_rate)
-            row_id += path_of(audio) or f"row-{self.row_of_file + self.num_rows}"
+            row_id += path_of(audio) or f"row-{number}"
             segment = segment_of(row, columns.segments)
             if segment is not None:
                 row_id += f"#{segment}"

@@ -1,9 +1,11 @@
 """Where rows come from: opens a data set without reading its audio."""
 
+import functools
 import logging
 import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import datasets
@@ -30,8 +32,9 @@ from speech_finetuning.data.columns import (
 )
 from speech_finetuning.data.dataset_names import check_path_exists
 from speech_finetuning.data.kaldi import find_kaldi_folders, open_kaldi_folder
-from speech_finetuning.data.listed import WindowLimits
+from speech_finetuning.data.listed import WindowLimits, tell_of_windows
 from speech_finetuning.data.manifests import manifest_files, open_manifests, open_metadata
+from speech_finetuning.data.parquet_windows import FileWindows, find_windows
 from speech_finetuning.data.recordings import find_recordings, open_recordings
 from speech_finetuning.data.tars import open_tars
 
@@ -66,6 +69,8 @@ class SpeechSource:
     columns: SpeechColumns
     num_rows: int | None  # None when only reading everything would tell
     row_groups: tuple[tuple[int, ...], ...] | None = None  # rows of those of each parquet file
+    # Of each parquet file, where its rows are windows of neighbours; None: each is an utterance.
+    windows: tuple[FileWindows, ...] | None = None
 
     @property
     def id_prefix(self) -> str:
@@ -174,12 +179,10 @@ def load_source(
         name, config_name, cache_dir=cache_dir, streaming=streaming, revision=revision
     )
     parts = parts_of_split(name, split, found.files)
-    urls = tuple(url for part in parts for url in found.files[part])
     wanted = WantedColumns(audio=audio_column, text=text_column, speaker=speaker_column)
     wanted = replace(wanted, text_required=text_required, group=group_column, prompt=prompt_column)
     opened = open_parts(found, parts, wanted, window_limits)
-    check_not_empty(total_rows(opened), f"split '{split}' of {name}", len(urls))
-    return SpeechSource(
+    source = SpeechSource(
         record=record,
         name=name,
         config_name=config_name,
@@ -189,11 +192,40 @@ def load_source(
         root=found.root,
         allow_audio_urls=allow_audio_urls,
         parts=tuple(part.dataset for part in opened),
-        data_files=urls,
+        data_files=tuple(url for part in parts for url in found.files[part]),
         columns=opened[0].columns,
         num_rows=total_rows(opened),
         row_groups=all_row_groups(opened),
     )
+    check_not_empty(source.num_rows, f"split '{split}' of {name}", len(source.data_files))
+    return with_windows(source, window_limits)
+
+
+def with_windows(source: SpeechSource, limits: WindowLimits | None) -> SpeechSource:
+    """Of parquet files with the times of segments: its rows are windows of neighbours. Lists have
+    been opened with theirs. Raises: errors of the network."""
+    if limits is None or not limits.joins_parquet:
+        return source
+    if source.row_groups is None or source.columns.segments is None:
+        return source
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(
+            functools.partial(find_windows_of_file, source, limits),
+            source.shards(),
+            source.row_groups,
+        )
+        windows = tuple(found)
+    row_groups = tuple(tuple(map(len, file)) for file in windows)
+    num_rows = sum(map(sum, row_groups))
+    tell_of_windows(source.num_rows or 0, num_rows)
+    return replace(source, windows=windows, row_groups=row_groups, num_rows=num_rows)
+
+
+def find_windows_of_file(
+    source: SpeechSource, limits: WindowLimits, place: tuple[int, int], sizes: tuple[int, ...]
+) -> FileWindows:
+    own_audio = functools.partial(source.own_audio, place=place)
+    return find_windows(source.url(*place), sizes, source.columns, limits, own_audio)
 
 
 class MissingSplit(UserError):

@@ -143,6 +143,25 @@ def test_a_file_that_is_damaged_on_the_hub_is_read_twice(hub: Hub, tmp_path: Pat
     assert "Reading it once more" in answer.log
 
 
+def test_neighbours_in_parquet_share_windows_on_the_hub(hub: Hub, tmp_path: Path, read: Read):
+    """Their recordings lie beside the file, or in its rows."""
+    seconds = [float(second) for second in range(6)]
+    times = {"start": seconds, "end": [second + 0.9 for second in seconds]}
+    clip = make_clip(6.0)
+    limits = {"seconds": 3.5, "num_tokens": 60}
+    for name, cells in {
+        "paths": ["talk.wav"] * 6,
+        "bytes": [{"bytes": clip, "path": "/home/alice/talk.wav"}] * 6,
+    }.items():
+        files = {"talk.wav": clip, "train.parquet": parquet(cells, **times)}
+        hub.add_repo("dataset", f"alice/{name}", files)
+        hub.add_fault(method="GET", path_contains="train.parquet", action="short", times=1)
+        answer = read(f"alice/{name}", window_limits=limits)
+        assert answer.reasons() == [None] * 2, answer.log[-3000:]
+        assert [row["text"] for row in answer.rows] == ["uno uno uno"] * 2
+        assert "6 utterances in 2 rows" in answer.log
+
+
 # ---- what a stranger wrote ----
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:

@@ -17,6 +17,7 @@ from speech_finetuning.base import network
 from speech_finetuning.base.errors import RunEnded, UserError
 from speech_finetuning.base.network import limit_silence, retry_on_network_error
 from speech_finetuning.base.rejections import Rejection
+from speech_finetuning.data.listed import WindowLimits
 from speech_finetuning.data.reading import read_patiently
 from speech_finetuning.data.shards import ShardReader, SourceRow
 from speech_finetuning.data.sources import load_source
@@ -43,6 +44,8 @@ def main(name: str, *settings: str) -> int:
         field: json.loads(value) for field, value in (word.split("=", 1) for word in settings)
     }
     limit_in_seconds = options.pop("limit_in_seconds", 60)
+    if "window_limits" in options:
+        options["window_limits"] = WindowLimits(**options["window_limits"])
     options.setdefault("split", "train")
     network.SHORTEST_SILENCE_IN_SECONDS = 0.1  # of two, for tests of silence
     limit_silence(limit_in_seconds)
