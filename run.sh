@@ -108,6 +108,12 @@ train() {
   done
 }
 
+# Answers a question and refuses mistakes among the flags of `train`, before their data are made.
+check_flags() {
+  case " $* " in *" --help "* | *" --help_all "* | *" --version "*) exec "$python" "$script" "$@" ;; esac
+  PYTHONPATH="$project_dir" "$python" -P -m speech_finetuning.cli.early_exit "$script" "$@"
+}
+
 # The demonstration model and data, made on the spot: TRAIN VALIDATION rows in FOLDER.
 make_demonstration() {
   say "making a tiny model and synthetic speech ..."
@@ -117,47 +123,52 @@ make_demonstration() {
 smoke() {
   set_up requirements.txt
   local folder
-  folder=$(mktemp -d "${TMPDIR:-/tmp}/whisper-smoke.XXXXXX")
+  folder=$(mktemp -u "${TMPDIR:-/tmp}/whisper-smoke.XXXXXX")
+  local flags=(
+    --model_name_or_path "$folder/model"
+    --dataset_name "$folder/speech"
+    --language es
+    --output_dir "$folder/output"
+    --do_train --do_eval
+    --max_steps 4
+    --per_device_train_batch_size 4
+    --eval_steps 2 --save_steps 2 --logging_steps 1 --report_clips 2
+    --generation_max_length 16
+    --gradient_checkpointing
+    "$@"
+  )
+  check_flags "${flags[@]}"
+  mkdir -m 700 "$folder"
   make_demonstration "$folder" 8 8
-  (
-    train \
-      --model_name_or_path "$folder/model" \
-      --dataset_name "$folder/speech" \
-      --language es \
-      --output_dir "$folder/output" \
-      --do_train --do_eval \
-      --max_steps 4 \
-      --per_device_train_batch_size 4 \
-      --eval_steps 2 --save_steps 2 --logging_steps 1 --report_clips 2 \
-      --generation_max_length 16 \
-      --gradient_checkpointing \
-      "$@"
-  ) # a shell of its own: train may replace it
+  (train "${flags[@]}") # a shell of its own: train may replace it
   PYTHONPATH="$project_dir" exec "$python" -m speech_finetuning.cli.demonstration "$folder" --check "$folder/output"
 }
 
 learn() {
   set_up requirements.txt
   local folder=$calling_dir/whisper-learn
+  local flags=(
+    --model_name_or_path "$folder/model"
+    --dataset_name "$folder/speech"
+    --language es
+    --output_dir "$folder/output"
+    --do_train --do_eval --eval_before_training
+    --max_steps 600
+    --learning_rate 2e-3 --warmup_steps 50
+    --per_device_train_batch_size 16 --per_device_eval_batch_size 50
+    --eval_steps 200 --save_steps 200 --logging_steps 50 --report_clips 12
+    "$@"
+  )
   if [[ -d $folder/speech && -d $folder/model ]]; then
     say "going on in ${folder#"$calling_dir"/} (delete it to start over)"
   else
+    check_flags "${flags[@]}"
     rm -rf "$folder/unfinished" "$folder/speech" "$folder/model" # of an interrupted start
     make_demonstration "$folder/unfinished" 2000 100
     mv "$folder/unfinished/"* "$folder"
     rmdir "$folder/unfinished"
   fi
-  train \
-    --model_name_or_path "$folder/model" \
-    --dataset_name "$folder/speech" \
-    --language es \
-    --output_dir "$folder/output" \
-    --do_train --do_eval --eval_before_training \
-    --max_steps 600 \
-    --learning_rate 2e-3 --warmup_steps 50 \
-    --per_device_train_batch_size 16 --per_device_eval_batch_size 50 \
-    --eval_steps 200 --save_steps 200 --logging_steps 50 --report_clips 12 \
-    "$@"
+  train "${flags[@]}"
 }
 
 check() {

@@ -90,6 +90,9 @@ def recipes() -> dict[str, list[str]]:
     functions = re.findall(r"^(\w+)\(\) \{\n(.*?)^\}", text, re.M | re.S)
     found = {}
     for name, body in functions:
+        if listed := re.search(r"^  local flags=\((.*?)^  \)", body, re.M | re.S):
+            found[name] = shlex.split(listed[1])
+            continue
         for line in body.splitlines():
             words = line.split()
             if words[:1] == ["train"] and len(words) > 1:

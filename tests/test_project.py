@@ -246,10 +246,33 @@ def test_run_sh_help_names_every_recipe_and_the_folders():
 # In place of Python: makes the demonstration, or says what the trainer would be started with.
 DEMONSTRATION_STAND_IN = """
 case "$*" in
+  *cli.early_exit*) ;;
   *cli.demonstration*) mkdir -p "$3/speech" "$3/model"; echo made >>made; [[ ! -e fail ]] ;;
   *) echo "trains $*" ;;
 esac
 """
+
+
+@pytest.mark.parametrize("recipe", ["learn", "smoke"])
+@pytest.mark.parametrize(
+    ("flag", "code", "answer"),
+    [("--lr", 2, "Did you mean --learning_rate?"), ("--help", 0, "usage: ")],
+)
+def test_a_recipe_answers_before_it_makes_its_data(
+    tmp_path: Path, recipe: str, flag: str, code: int, answer: str
+):
+    make_venv(tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    result = subprocess.run(
+        ["bash", PROJECT / "run.sh", recipe, flag, "1"],
+        env={"PATH": "/usr/bin:/bin", "VENV": str(tmp_path), "TMPDIR": str(here)},
+        capture_output=True,
+        text=True,
+        cwd=here,
+    )
+    assert result.returncode == code and answer in result.stdout + result.stderr
+    assert list(here.iterdir()) == []
 
 
 def test_learn_goes_on_where_it_was_interrupted(tmp_path: Path):

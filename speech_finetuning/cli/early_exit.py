@@ -28,11 +28,11 @@ from speech_finetuning.cli.source_flags import read_parser
 from speech_finetuning.cli.translation import translate
 
 
-def answer_early(argv: list[str], script: str) -> None:
+def answer_early(argv: list[str], script: str, *, looks_at_names: bool = True) -> None:
     """Ends the process with an answer if the command line is a question or cannot be right.
 
     The script checks everything again; it takes longer to begin. script: its file, whose
-    dataclasses are the flags.
+    dataclasses are the flags. looks_at_names: whether model and data are there by now.
     """
     signal.signal(signal.SIGINT, leave)
     asked = {flag_name(group[0]) for group in flag_groups(argv)}
@@ -46,7 +46,8 @@ def answer_early(argv: list[str], script: str) -> None:
     try:
         words = translate(with_config_file(argv)).words
         check_words(words, parser)
-        check_names(words)
+        if looks_at_names:
+            check_names(words)
     except UserError as error:
         reason = str(error)
         if write_exit_status([] if is_dry_run(argv) else argv, ExitCode.REFUSED, reason):
@@ -100,3 +101,8 @@ def leave(number: int, frame: Any) -> None:
     """Ctrl-C before anything has begun: without a traceback."""
     report(128 + number, "")
     sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    # `bash run.sh learn` and `smoke`, before they make their model and data: SCRIPT FLAGS...
+    answer_early(sys.argv[2:], sys.argv[1], looks_at_names=False)
