@@ -1,6 +1,6 @@
 """What has to hold whatever the training script changes. Floors, each imports only what stands to its left:
 
-    base      errors, rejections, files, responses, network, threads, shutdown: knows no speech
+    base      errors, rejections, files, responses, network, threads, children, shutdown: knows no speech
     data      audio, containers, signatures, ffmpeg, long_audio, cuts, reading, addresses, text, oddities, segments,
               tables, columns, guessing, features, cells, listed, manifests, subtitles, recordings, kaldi, saved,
               footers, builders, dataset_names, tars, parquet_windows, sources, shards,

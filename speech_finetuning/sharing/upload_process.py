@@ -7,15 +7,12 @@ come back, public.
 """
 
 import argparse
-import ctypes
-import os
-import signal
 import sys
-import threading
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from speech_finetuning.base.children import end_with_parent
 from speech_finetuning.base.errors import one_line
 
 # Exit codes.
@@ -25,32 +22,9 @@ REFUSED = 3  # the Hub says no, and will hardly change its mind
 # Unauthorised, payment required, forbidden, not found, too large, no storage left.
 PERMANENT_REFUSALS = (401, 402, 403, 404, 413, 507)
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 
 class RefusedUpload(Exception):
     """Our own reason not to upload."""
-
-
-def end_with_parent(parent_pid: int) -> None:
-    """Ends this process when its parent ends, however that happens.
-
-    Even kill -9 closes the parent's end of the pipe that is our stdin. On Linux the kernel is asked
-    as well: a process that the parent has forked, like a reading worker, holds that end open for a
-    few seconds longer.
-    """
-    threading.Thread(target=exit_at_end_of_input, daemon=True).start()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # the parent ended before the kernel was asked
-            os._exit(FAILED)
-
-
-def exit_at_end_of_input() -> None:
-    """Waits for the parent to close the pipe. Nothing is ever written into it."""
-    # Not sys.stdin: a thread that holds its lock makes Python crash on a regular exit.
-    os.read(0, 1)
-    os._exit(FAILED)
 
 
 def upload(repo_id: str, folder: str, must_be_private: bool) -> None:
