@@ -22,8 +22,8 @@ import numpy as np
 
 from speech_finetuning.scoring.alignment import AlignedRow, align_in_units
 from speech_finetuning.sharing.report_clips import Clip, encode_sound
-from speech_finetuning.sharing.report_page import Findings, changes_of, render
-from speech_finetuning.sharing.report_rows import ScoredSet
+from speech_finetuning.sharing.report_findings import Findings, render
+from speech_finetuning.sharing.report_rows import ScoredSet, changes_of
 
 SIZES = (10, 1_000, 10_000)
 NUM_CLIPS = 60

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from speech_finetuning.scoring.alignment import (
 from speech_finetuning.sharing import report_page
 from speech_finetuning.sharing.report_charts import nice_ticks, readable_hours
 from speech_finetuning.sharing.report_clips import Clip, choose_rows, encode_sound
-from speech_finetuning.sharing.report_page import Findings, public_findings, render
+from speech_finetuning.sharing.report_findings import Findings, public_findings, render
 from speech_finetuning.sharing.report_rows import ScoredSet, changes_of, describe_part
 
 HOSTILE = (
@@ -145,7 +146,7 @@ def make_sets() -> dict[str, ScoredSet]:
     before = ["nada", "", "x", HINDI, "un perro"]
     earlier = make_rows(list(zip(said, before, strict=True)))
     after = make_rows(list(zip(said, heard, strict=True)))
-    after = [report_page.replace(row, group=f"speaker {row.index % 2}") for row in after]
+    after = [replace(row, group=f"speaker {row.index % 2}") for row in after]
     waveform = demonstration.speak(["uno", "dos"], np.random.default_rng(0))
     clips = {0: Clip(audio=encode_sound(waveform)), 1: Clip()}
     return {
