@@ -1,17 +1,25 @@
 """How large report.html becomes, how long it takes to write, and how long to open and to search.
 
     python benchmarks/report_page.py [FOLDER]
+    python benchmarks/report_page.py --blocked CHECKOUT [CHECKOUT ...]
 
 Made-up rows of 12 words with an error in every third word of every second row, 60 of them with 6 s
 of sound and a picture. Opened five times in headless Chromium, if that and playwright are
-installed. FOLDER keeps the pages. Results: report_page.md.
+installed. FOLDER keeps the pages.
+
+--blocked: how long a training waits for its report after each evaluation. A tiny model is trained
+for two steps and scored after each, with 60 clips of up to 30 s in the page, five times by the code
+of each checkout of this project in turn. Results: report_page.md.
 """
 
+import argparse
 import base64
 import io
+import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +36,33 @@ from speech_finetuning.sharing.report_rows import ScoredSet, changes_of
 SIZES = (10, 1_000, 10_000)
 NUM_CLIPS = 60
 NUM_OPENINGS = 5
+NUM_RUNS = 5
+# What a checkout runs: seconds in the report's callback after each evaluation, those of them in
+# which sounds are read, and those for the rest at the end.
+TIMED_RUN = """
+import json, sys, time
+import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.sharing import report_clips, report_page
+
+taken = {"evaluation": [], "sounds": [], "end": []}
+
+def timed(name, function):
+    def run(*args, **kwargs):
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            taken[name].append(time.perf_counter() - began)
+    return run
+
+page = report_page.ReportPage
+page.on_evaluate = timed("evaluation", page.on_evaluate)
+report_clips.fetch_sounds = timed("sounds", report_clips.fetch_sounds)
+if hasattr(script, "finish_report"):
+    script.finish_report = timed("end", script.finish_report)
+script.main(sys.argv[1:])
+print(json.dumps(taken))
+"""
 
 
 def make_clip(generator: np.random.Generator) -> Clip:
@@ -140,8 +175,67 @@ def open_page(path: Path) -> tuple[float, float] | None:
     return statistics.median(openings), statistics.median(searches)
 
 
+def make_job(folder: Path) -> list[str]:
+    """Flags of a training with 60 clips in its report, and what they name."""
+    from speech_finetuning.cli import demonstration
+
+    demonstration.make_model(
+        folder / "model", d_model=16, num_layers=1, window_in_seconds=30, max_target_positions=448
+    )
+    for split, num_rows in (("train", 16), ("validation", 80)):
+        rows = demonstration.make_rows(num_rows, seed=len(split), max_words=60)
+        demonstration.write_parquet(folder / "speech" / f"{split}.parquet", rows)
+    flags = (
+        f"--model_name_or_path {folder / 'model'} --dataset_name {folder / 'speech'} --language es"
+    )
+    flags += " --do_train --do_eval --max_steps 2 --eval_steps 1 --save_steps 2 --report_to none"
+    flags += (
+        f" --per_device_train_batch_size 4 --generation_max_length 12 --report_clips {NUM_CLIPS}"
+    )
+    return flags.split()
+
+
+def run_timed(checkout: Path, flags: list[str]) -> dict[str, list[float]]:
+    """The seconds of one run of a checkout's code."""
+    with tempfile.TemporaryDirectory() as output:
+        result = subprocess.run(
+            [sys.executable, "-c", TIMED_RUN, *flags, "--output_dir", output],
+            cwd=checkout,
+            env=os.environ | {"PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+    if result.returncode != 0:
+        raise SystemExit(result.stderr[-2000:])
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def measure_blocked(checkouts: list[Path]) -> None:
+    """Prints the median and the range of each figure of each checkout, in seconds."""
+    figures: dict[tuple[Path, str], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        flags = make_job(Path(folder))
+        for _ in range(NUM_RUNS):
+            for checkout in checkouts:
+                taken = run_timed(checkout.resolve(), flags)
+                for name, seconds in taken.items():
+                    for number, value in enumerate(seconds, 1):
+                        figures.setdefault((checkout, f"{name} {number}"), []).append(value)
+    for (checkout, name), values in figures.items():
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        print(f"{checkout} {name:<14} {statistics.median(values):6.2f} s ({spread})")
+
+
 def main() -> None:
-    folder = Path(sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp())
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--blocked", metavar="CHECKOUT", nargs="+", type=Path)
+    args = parser.parse_args()
+    if args.blocked:
+        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+        measure_blocked(args.blocked)
+        return
+    folder = args.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for num_rows in SIZES:

@@ -1,10 +1,8 @@
-"""Charts of the report page as plain SVG, which takes its colours from the page's style sheet, and
-the learning curve as a PNG for the model card."""
+"""Charts of the report page as plain SVG, which takes its colours from the page's style sheet."""
 
 import html
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -232,24 +230,3 @@ def histogram(values: list[float], num_bars: int = 24) -> list[dict[str, Any]]:
         }
         for count, low, high in zip(counts.tolist(), edges[:-1], edges[1:], strict=True)
     ]
-
-
-def draw_curve_picture(path: Path, history: list[dict[str, Any]], baseline: float | None) -> bool:
-    """WER over the steps as a PNG. Returns whether there was anything to draw. Raises: OSError."""
-    points = points_of(history, "eval_wer")
-    if not points:
-        return False
-    import matplotlib.figure  # here: half a second, for pictures only
-
-    figure = matplotlib.figure.Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*points, strict=True), marker="o", label="this model")
-    if baseline is not None:
-        axes.axhline(baseline, linestyle="--", color="grey", label="untouched model")
-    axes.set(xlabel="step", ylabel="WER in %", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    unfinished = path.with_suffix(".tmp")
-    figure.savefig(unfinished, format="png", dpi=120, metadata={"Software": None})
-    unfinished.replace(path)
-    return True

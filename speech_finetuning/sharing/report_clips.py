@@ -4,6 +4,8 @@ import base64
 import io
 import logging
 import random
+import re
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ MAX_FETCHING_IN_SECONDS = 60.0  # after each evaluation; the clips that are left
 MAX_CLIP_IN_SECONDS = 60.0  # of a long recording only the beginning is played
 LONGEST_PICTURE_IN_SECONDS = 30.0
 COMPRESSION_LEVEL = 0.9  # of mp3 by libsndfile: about 3 kB a second of speech
+PICTURE_IN_BYTES = 20_000  # of base64, at most
 
 
 @dataclass(kw_only=True)
@@ -33,7 +36,13 @@ class Clip:
     """What a row sounds and looks like, in base64; empty if it could not be had."""
 
     audio: str = ""  # mp3, which every browser plays
-    picture: str = ""  # webp
+    picture: str = ""  # webp; while it is drawn, the word that stands in its place
+    is_drawn: bool = True
+
+    @property
+    def num_bytes(self) -> int:
+        """In the page."""
+        return len(self.audio) + (len(self.picture) if self.is_drawn else PICTURE_IN_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +61,10 @@ class ClipShelf:
     num_clips: int
     pictures: dict[tuple[str, int], str] = field(default_factory=dict)
     sounds: dict[tuple[str, int], str] = field(default_factory=dict)
+    # Those whose pictures have still to be drawn, by the word in the picture's place.
+    undrawn: dict[str, tuple[tuple[str, int], Clip]] = field(default_factory=dict)
+    spectrograms: dict[str, np.ndarray] = field(default_factory=dict)  # (n_mels, n_frames) of these
+    secret: str = field(default_factory=secrets.token_hex)  # no transcript contains it
 
     def clips_of(
         self,
@@ -64,19 +77,42 @@ class ClipShelf:
         whose rows they are; sources: the data sets that they come from. Raises: RunEnded of a
         signal."""
         chosen = choose_rows(rows, self.num_clips)
-        undrawn = [row for row in chosen if (role, row.index) not in self.pictures]
-        for index, picture in draw_pictures(undrawn, eval_set).items() if undrawn else ():
-            self.pictures[role, index] = picture
         unheard = [row for row in chosen if (role, row.index) not in self.sounds]
         for index, sound in fetch_sounds(unheard, eval_set, sources).items():
             self.sounds[role, index] = sound
-        return {
+        clips = {
             row.index: Clip(
                 audio=self.sounds.get((role, row.index), ""),
                 picture=self.pictures.get((role, row.index), ""),
             )
             for row in chosen
         }
+        unseen = [row for row in chosen if not clips[row.index].picture]
+        for index, spectrogram in spectrograms_of(unseen, eval_set).items():
+            self.have_drawn((role, index), clips[index], spectrogram)
+        return clips
+
+    def have_drawn(self, key: tuple[str, int], clip: Clip, spectrogram: np.ndarray) -> None:
+        """Puts a word where the picture of (n_mels, n_frames) will be."""
+        clip.picture = f"@picture-{self.secret}-{len(self.undrawn)}@"
+        clip.is_drawn = False
+        self.undrawn[clip.picture] = (key, clip)
+        self.spectrograms[clip.picture] = spectrogram
+
+    def put(self, pictures: dict[str, str]) -> None:
+        """Takes what has been drawn, by the word in its place; what is missing is tried again after
+        the next evaluation."""
+        for place, (key, clip) in self.undrawn.items():
+            clip.picture = pictures.get(place, "")
+            clip.is_drawn = True
+            if clip.picture:
+                self.pictures[key] = clip.picture
+        self.undrawn.clear()
+        self.spectrograms.clear()
+
+    def without_places(self, page: str) -> str:
+        """The page as it is shown until the pictures are drawn."""
+        return re.sub(rf"@picture-{self.secret}-\d+@", "", page)
 
 
 def choose_rows(rows: list[AlignedRow], number: int) -> list[AlignedRow]:
@@ -99,39 +135,22 @@ def index_of(row: AlignedRow) -> int:
     return row.index
 
 
-# ------------------------------------------------------------------------------------ pictures ---
-def draw_pictures(rows: list[AlignedRow], eval_set: datasets.Dataset) -> dict[int, str]:
-    """The log-mel spectrograms that the model reads, by the rows' index, as webp in base64."""
-    import librosa.display  # here: seconds and 150 MB, for pictures only
-    import matplotlib.figure
-
+# -------------------------------------------------------------------------------- spectrograms ---
+def spectrograms_of(rows: list[AlignedRow], eval_set: datasets.Dataset) -> dict[int, np.ndarray]:
+    """The log-mel spectrograms that the model reads, (n_mels, n_frames), by the rows' index."""
+    if not rows:
+        return {}
     place_of = {index: place for place, index in enumerate(eval_set["index"])}
-    figure = matplotlib.figure.Figure(figsize=(6.4, 2.2), dpi=75)
-    pictures = {}
+    longest = int(LONGEST_PICTURE_IN_SECONDS * FRAMES_PER_SECOND)
+    spectrograms = {}
     for row in rows:
         if row.index not in place_of:
             continue
         values = np.frombuffer(eval_set[place_of[row.index]]["features"], np.float32)
         num_frames = round(row.duration_in_seconds * FRAMES_PER_SECOND)
         features = values.reshape(num_mel_bins(len(values), num_frames), -1)
-        longest = int(LONGEST_PICTURE_IN_SECONDS * FRAMES_PER_SECOND)
-        figure.clear()
-        axes = figure.add_axes((0.11, 0.2, 0.88, 0.77))  # a layout engine takes twice the time
-        librosa.display.specshow(
-            features[:, :longest],
-            x_axis="time",
-            y_axis="mel",
-            sr=SAMPLE_RATE_IN_HZ,
-            hop_length=HOP_LENGTH_IN_SAMPLES,
-            fmax=SAMPLE_RATE_IN_HZ / 2,
-            cmap="magma",
-            ax=axes,
-        )
-        axes.set(xlabel="seconds", ylabel="Hz")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="webp", pil_kwargs={"quality": 60})
-        pictures[row.index] = base64.b64encode(buffer.getvalue()).decode()
-    return pictures
+        spectrograms[row.index] = features[:, :longest]
+    return spectrograms
 
 
 def num_mel_bins(num_values: int, num_frames: int) -> int:

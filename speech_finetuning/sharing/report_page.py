@@ -1,6 +1,7 @@
 """report.html in the output folder: what to look at and to listen to after each evaluation.
 
-One self-contained file, written aside and renamed. Nothing that goes wrong with it ends a run.
+One self-contained file, written aside and renamed; its pictures follow a few seconds later, as they
+are drawn beside the training. Nothing that goes wrong with it ends a run.
 """
 
 import json
@@ -21,9 +22,10 @@ from speech_finetuning.scoring.alignment import (
     scored_rows,
 )
 from speech_finetuning.scoring.scores import BEFORE, EVAL, ROLES, TEST, last_scores
-from speech_finetuning.sharing.report_charts import draw_curve_picture
+from speech_finetuning.sharing.report_charts import points_of
 from speech_finetuning.sharing.report_clips import ClipShelf
 from speech_finetuning.sharing.report_findings import Findings, public_findings, render
+from speech_finetuning.sharing.report_pictures import Painter, PictureOrder
 from speech_finetuning.sharing.report_rows import ScoredSet, changes_of
 from speech_finetuning.training.callbacks import ScoreKeeper, evaluation_name
 
@@ -33,6 +35,7 @@ PAGE = "report.html"
 CURVE = "curve.png"
 # Where the page that may be uploaded waits for that.
 PUBLIC_PAGE = Path("_report") / PAGE
+DRAWING = Path("_report") / "drawing"  # what a process draws pictures from
 
 
 class ReportPage(ScoreKeeper):
@@ -48,6 +51,7 @@ class ReportPage(ScoreKeeper):
         self.shelf = ClipShelf(num_clips=data_args.report_clips)
         self.group_name: str = data_args.group_column_name or "speaker"
         self.output_dir: Path = trainer.output_dir()
+        self.painter = Painter(folder=self.output_dir / DRAWING)
         self.sets: dict[str, ScoredSet] = {}
         self.metrics: dict[str, float] = {}
         self.is_announced = False
@@ -68,6 +72,17 @@ class ReportPage(ScoreKeeper):
         """Raises: RunEnded of a signal, and nothing else."""
         if state.is_world_process_zero:
             self.attempt(self.follow, metrics or {}, eval_dataloader.dataset, state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A curve that has been drawn meanwhile goes onto the card of the next save."""
+        if self.painter.is_finished():
+            self.attempt(self.collect)
+
+    def collect(self) -> None:
+        """Takes what has been drawn since the last report; waits for it."""
+        self.shelf.put(self.painter.collect())
+        if (self.output_dir / CURVE).is_file():
+            self.trainer.card_writer.curve_picture = CURVE
 
     def adopt(self, label: str, state: transformers.TrainerState) -> None:
         """The page is of the weights that are saved, not of those that were scored last."""
@@ -107,6 +122,7 @@ class ReportPage(ScoreKeeper):
         self, metrics: dict[str, float], rows: list[AlignedRow], eval_set: datasets.Dataset
     ) -> None:
         """Notes what an evaluation has found."""
+        self.collect()
         role = evaluation_name(metrics)
         self.metrics |= metrics
         if not self.sets:
@@ -156,17 +172,37 @@ class ReportPage(ScoreKeeper):
             max_steps=state.max_steps,
             best_step=state.best_global_step if TEST in self.sets else None,
         )
-        replace_text(self.output_dir / PAGE, render(findings))
+        pages = {self.output_dir / PAGE: render(findings)}
+        uploads = self.trainer.uploads
+        if uploads is not None and uploads.with_transcripts:
+            pages[self.output_dir / PUBLIC_PAGE] = render(public_findings(findings))
+        for path, page in pages.items():
+            replace_text(path, self.shelf.without_places(page))
         if not self.is_announced:
             self.is_announced = True
             logger.info("to look at and to listen to: %s", self.output_dir / PAGE)
-        uploads = self.trainer.uploads
-        if uploads is not None and uploads.with_transcripts:
-            replace_text(self.output_dir / PUBLIC_PAGE, render(public_findings(findings)))
-        if self.shelf.num_clips or uploads is not None:
-            baseline = findings.metrics.get("zero_shot_wer")
-            if draw_curve_picture(self.output_dir / CURVE, history, baseline):
-                self.trainer.card_writer.curve_picture = CURVE
+        self.have_drawn(pages, findings)
+
+    def have_drawn(self, pages: dict[Path, str], findings: Findings) -> None:
+        """The pictures of these pages, and the learning curve for the card. Raises: OSError."""
+        curve = None
+        points = points_of(findings.history, "eval_wer")
+        if points and (self.shelf.num_clips or self.trainer.uploads is not None):
+            curve = {
+                "points": points,
+                "baseline": findings.metrics.get("zero_shot_wer"),
+                "target": str((self.output_dir / CURVE).resolve()),
+            }
+        spectrograms = dict(self.shelf.spectrograms)
+        if curve is not None or spectrograms:
+            self.painter.start(PictureOrder(spectrograms=spectrograms, pages=pages, curve=curve))
+
+
+def finish_report(trainer: Any) -> None:
+    """Waits for the pictures of a SpeechTrainer's last report, for at most two minutes."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ReportPage):
+            callback.attempt(callback.collect)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

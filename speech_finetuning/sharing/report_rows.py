@@ -248,7 +248,7 @@ def clips_in_room(
         clip = scored.clips.get(row.index)
         if clip is None or not (clip.audio or clip.picture):
             continue
-        total += len(clip.audio) + len(clip.picture)
+        total += clip.num_bytes
         if total > room_in_bytes:
             num_left_out += 1
         else:

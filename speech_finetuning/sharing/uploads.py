@@ -9,15 +9,15 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from speech_finetuning.base.children import end_child, start_child
 from speech_finetuning.base.errors import ExitCode, RunEnded, one_line
 from speech_finetuning.base.files import printable, redacted
-from speech_finetuning.sharing.snapshot import PROJECT, write_snapshot
+from speech_finetuning.sharing.snapshot import write_snapshot
 from speech_finetuning.sharing.upload_process import REFUSED
 
 logger = logging.getLogger(__name__)
@@ -115,27 +115,16 @@ class HubUploads:
         self.next.rename(self.current)
         num_bytes = sum(path.stat().st_size for path in self.current.rglob("*"))
         transfer_in_seconds = num_bytes / SLOWEST_UPLOAD_IN_BYTES_PER_SECOND
-        command = [sys.executable, "-P", "-m", "speech_finetuning.sharing.upload_process"]
-        command += [self.repo_id, str(self.current), "--parent_pid", str(os.getpid())]
+        words = [self.repo_id, str(self.current)]
         if self.must_be_private:
-            command.append("--must_be_private")
-        search_path = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, search_path)),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_COLOR": "1",
-        }
-        with open(self.log, "w", encoding="utf-8") as log:
-            self.child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,  # its end tells the child that this process has ended
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                # The terminal's Ctrl-C is for the trainer, which decides.
-                start_new_session=True,
-            )
+            words.append("--must_be_private")
+        self.child = start_child(
+            "speech_finetuning.sharing.upload_process",
+            words,
+            self.log,
+            HF_HUB_DISABLE_PROGRESS_BARS="1",
+            NO_COLOR="1",
+        )
         self.deadline = time.monotonic() + self.wait_in_seconds + transfer_in_seconds
         self.state = UploadState.UPLOADING
 
@@ -187,10 +176,7 @@ class HubUploads:
     def cancel(self) -> None:
         """Ends the running upload, if there is one."""
         if self.child is not None:
-            self.child.kill()
-            self.child.wait()
-            if self.child.stdin is not None:
-                self.child.stdin.close()
+            end_child(self.child)
 
     def figures(self) -> dict[str, int]:
         """For the log: snapshots uploaded, and those that wait or are being uploaded."""
