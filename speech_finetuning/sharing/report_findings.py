@@ -232,6 +232,8 @@ def public_findings(findings: Findings) -> Findings:
             scored,
             rows=[public_row(row, scrubber, folders) for row in scored.rows],
             before=[public_row(row, scrubber, folders) for row in scored.before],
+            guards=[public_row(row, scrubber, folders) for row in scored.guards],
+            guards_before=[public_row(row, scrubber, folders) for row in scored.guards_before],
         )
     rejections = [
         {

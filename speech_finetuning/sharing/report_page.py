@@ -101,16 +101,24 @@ class ReportPage(ScoreKeeper):
     def follow(self, metrics: dict[str, float], eval_set: datasets.Dataset, state: Any) -> None:
         """Writes what an evaluation has found; of weights that are only tried it is kept."""
         name = evaluation_name(metrics)
-        rows = [row for row in scored_rows(self.trainer.compute_metrics) if self.is_shown(row)]
+        rows = scored_rows(self.trainer.compute_metrics)
         if name in ROLES:
             self.take(metrics, rows, eval_set)
             self.write(state)
         else:
             self.tried[name] = (metrics, rows, eval_set)
 
-    def is_shown(self, row: AlignedRow) -> bool:
-        """Whether a row is one of those that the page is about: guards have a table of scores."""
-        return row.set_name not in self.trainer.guard_bound.rates
+    def is_guard(self, row: AlignedRow) -> bool:
+        """Whether a row is of what must not get worse: the page is about the others."""
+        return row.set_name in self.trainer.guard_bound.rates
+
+    def without_guards(self, role: str, rows: list[AlignedRow]) -> ScoredSet:
+        """The rows of an evaluation, those of guards aside."""
+        return ScoredSet(
+            role=role,
+            rows=[row for row in rows if not self.is_guard(row)],
+            guards=[row for row in rows if self.is_guard(row)],
+        )
 
     def take_tried(self, label: str, state: transformers.TrainerState) -> None:
         metrics, rows, eval_set = self.tried[label]
@@ -127,10 +135,11 @@ class ReportPage(ScoreKeeper):
         self.metrics |= metrics
         if not self.sets:
             self.recall_earlier_start(role)
-        scored = ScoredSet(role=role, rows=rows)
-        if role in BEFORE:
-            before = self.sets.get(BEFORE[role])
-            scored.before = before.rows if before is not None else []
+        scored = self.without_guards(role, rows)
+        before = self.sets.get(BEFORE.get(role, ""))
+        if before is not None:
+            scored.before = before.rows
+            scored.guards_before = before.guards
         if self.shelf.num_clips:
             same_rows = {before: after for after, before in BEFORE.items()}.get(role, role)
             sources = self.speech.get(same_rows, [])
@@ -146,10 +155,9 @@ class ReportPage(ScoreKeeper):
             self.metrics = json.loads(record.read_text(encoding="utf-8")) | self.metrics
             for before in BEFORE.values():
                 files = sorted(self.output_dir.glob(f"predictions_{before}*.jsonl"))
-                read = rows_of_files(files, self.trainer.compute_metrics)
-                rows = [row for row in read if self.is_shown(row)]
+                rows = rows_of_files(files, self.trainer.compute_metrics)
                 if rows:
-                    self.sets[before] = ScoredSet(role=before, rows=rows)
+                    self.sets[before] = self.without_guards(before, rows)
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s: the untouched model's rows: %s", PAGE, one_line(error)[:300])
 

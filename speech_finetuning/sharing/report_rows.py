@@ -39,6 +39,9 @@ class ScoredSet:
     rows: list[AlignedRow]
     before: list[AlignedRow] = field(default_factory=list)  # by the untouched model
     clips: dict[int, Clip] = field(default_factory=dict)  # by the rows' index
+    # Rows of what must not get worse, which count in nothing else here.
+    guards: list[AlignedRow] = field(default_factory=list)
+    guards_before: list[AlignedRow] = field(default_factory=list)
 
     @property
     def unit(self) -> str:
@@ -48,6 +51,13 @@ class ScoredSet:
     @property
     def rate_name(self) -> str:
         return "CER" if self.unit == "character" else "WER"
+
+    def sets(self) -> list[dict[str, Any]]:
+        """The entries of a mix that the rows are of, guards last: name, and what is counted."""
+        units = {row.set_name: row.unit for row in [*self.rows, *self.guards]}
+        guards = {row.set_name for row in self.guards}
+        ordered = [*sorted(units.keys() - guards), *sorted(guards)]
+        return [{"name": name, "unit": units[name], "isGuard": name in guards} for name in ordered]
 
     def common_errors(self) -> dict[str, list[tuple[Any, int]]]:
         """The most frequent ones of each kind, with their counts."""
@@ -153,8 +163,8 @@ def rows_as_json(sets: list[ScoredSet], titles: dict[str, str]) -> Markup:
     """All rows for the page's script, safe within a script element.
 
     A row is a list: id, group, duration, errors, units, reference and prediction as they are
-    counted, operations ("=3s1"), both as written, the untouched model's transcript and its errors.
-    What can be told from something else is "".
+    counted, operations ("=3s1"), both as written, the untouched model's transcript and its errors,
+    the place of its set among the table's. What can be told from something else is "".
     """
     room = MAX_ROWS_IN_BYTES
     clip_room = MAX_CLIPS_IN_BYTES // max(1, sum(bool(scored.clips) for scored in sets))
@@ -173,13 +183,15 @@ def rows_as_json(sets: list[ScoredSet], titles: dict[str, str]) -> Markup:
 def table_of(scored: ScoredSet, room_in_bytes: int, clip_room_in_bytes: int) -> dict[str, Any]:
     """The rows of one set, worst first; without texts as written if there is no room for them, and
     then without the best rows. clip_room_in_bytes: for sounds and pictures."""
-    pairs = pair_rows(scored.before, scored.rows) if scored.before else []
+    pairs = pair_rows([*scored.before, *scored.guards_before], [*scored.rows, *scored.guards])
     before = {id(row): earlier for earlier, row in pairs}
-    ordered = sorted(scored.rows, key=worst_first)
-    records = [record_of(row, before.get(id(row))) for row in ordered]
+    sets = scored.sets()
+    places = {each["name"]: place for place, each in enumerate(sets)}
+    ordered = sorted([*scored.rows, *scored.guards], key=worst_first)
+    records = [record_of(row, before.get(id(row)), places[row.set_name]) for row in ordered]
     is_short = sum(map(size_of, records)) > room_in_bytes
     if is_short:
-        records = [[*record[:8], "", "", "", record[11]] for record in records]
+        records = [[*record[:8], "", "", "", *record[11:]] for record in records]
     sizes = [size_of(record) for record in records]
     total = sum(sizes)
     num_left_out = 0
@@ -189,7 +201,7 @@ def table_of(scored: ScoredSet, room_in_bytes: int, clip_room_in_bytes: int) -> 
         num_left_out += 1
     clips, num_clips_left_out = clips_in_room(scored, ordered[: len(records)], clip_room_in_bytes)
     return {
-        "unit": scored.unit,
+        "sets": sets,
         "rows": records,
         "clips": clips,
         "leftOut": num_left_out,
@@ -209,7 +221,7 @@ def size_of(record: list[Any]) -> int:
     return 1 + len(json.dumps(record, ensure_ascii=False).encode("utf-8", errors="replace"))
 
 
-def record_of(row: AlignedRow, before: AlignedRow | None) -> list[Any]:
+def record_of(row: AlignedRow, before: AlignedRow | None, place_of_set: int) -> list[Any]:
     counts = row.counts
     is_right = counts is not None and counts.num_errors == 0
     operations = ""
@@ -233,6 +245,7 @@ def record_of(row: AlignedRow, before: AlignedRow | None) -> list[Any]:
         "" if row.prediction == row.read_prediction else row.prediction,
         earlier,
         earlier_errors,
+        place_of_set,
     ]
 
 

@@ -2,10 +2,10 @@
 // The explorer of rows. All text goes in as textContent: transcripts are other people's.
 (function () {
   const ID = 0, GROUP = 1, DURATION = 2, ERRORS = 3, UNITS = 4, REFERENCE = 5, PREDICTION = 6, OPERATIONS = 7,
-    WRITTEN_REFERENCE = 8, WRITTEN_PREDICTION = 9, EARLIER = 10, EARLIER_ERRORS = 11;
+    WRITTEN_REFERENCE = 8, WRITTEN_PREDICTION = 9, EARLIER = 10, EARLIER_ERRORS = 11, SET = 12;
   const ROWS_AT_ONCE = 50;
   const tables = JSON.parse(document.getElementById("tables").textContent);
-  const [set, query, filter, sort, group] = ["set", "query", "filter", "sort", "group"].map(find);
+  const [set, part, query, filter, sort, group] = ["set", "part", "query", "filter", "sort", "group"].map(find);
   const list = find("list"), more = find("more"), count = find("count");
   let places = []; // of the rows that are shown, in their order
   let numShown = 0;
@@ -21,7 +21,10 @@
 
   function numbered(number, name) { return `${number} ${name}${number === 1 ? "" : "s"}`; }
 
-  function table() { return tables[set.selectedIndex] || { rows: [], clips: {}, unit: "word" }; }
+  function table() { return tables[set.selectedIndex] || { rows: [], clips: {}, sets: [] }; }
+
+  // The entry of the mix that a row is of: its name, what is counted in it, whether it is a guard.
+  function setOf(row) { return table().sets[row[SET]]; }
 
   function splitUnits(text, unit) {
     if (unit !== "character") return text.split(/\s+/).filter(Boolean);
@@ -61,7 +64,8 @@
 
   function facts(row, place) {
     const made = element("div", undefined, "facts");
-    const { unit, clips } = table();
+    const { clips, sets } = table();
+    const { name, unit } = setOf(row);
     if (row[ERRORS] === null) made.append(element("span", "no reference"));
     else {
       const rate = row[UNITS] ? Math.round((100 * row[ERRORS]) / row[UNITS]) : 0;
@@ -71,6 +75,7 @@
       if (row[EARLIER_ERRORS] !== null) made.append(element("span", `before training: ${row[EARLIER_ERRORS]}`));
     }
     made.append(element("span", `${row[DURATION].toFixed(1)} s`));
+    if (sets.length > 1) made.append(element("bdi", name));
     if (row[GROUP]) made.append(element("bdi", row[GROUP]));
     if (clips[place] && clips[place].audio) made.append(element("span", "▶ sound"));
     return made;
@@ -115,7 +120,7 @@
     const row = table().rows[place];
     const made = element("details", undefined, "row");
     const summary = element("summary");
-    summary.append(words(row, table().unit), facts(row, place));
+    summary.append(words(row, setOf(row).unit), facts(row, place));
     made.append(summary);
     made.addEventListener("toggle", function () {
       if (made.open && made.children.length === 1) made.append(body(row, place));
@@ -144,6 +149,7 @@
     better: (row) => gain(row) > 0,
     worse: (row) => gain(row) < 0,
   };
+  const PARTS = { all: () => true, trained: (row) => !setOf(row).isGuard };
   const ORDERS = {
     errors: (a, b) => b[ERRORS] - a[ERRORS],
     rate: (a, b) => rate(b) - rate(a),
@@ -158,9 +164,10 @@
     const { rows, leftOut, clipsLeftOut, isShort } = table();
     const wanted = query.value.trim().toLowerCase();
     const accepts = FILTERS[filter.value];
+    const isOfPart = PARTS[part.value] || ((row) => String(row[SET]) === part.value);
     places = [];
     rows.forEach(function (row, place) {
-      if (!accepts(row, place)) return;
+      if (!accepts(row, place) || !isOfPart(row)) return;
       if (group.value && row[GROUP] !== group.value) return;
       if (wanted && ![ID, REFERENCE, PREDICTION, WRITTEN_REFERENCE, WRITTEN_PREDICTION, EARLIER].some(
         (field) => row[field].toLowerCase().includes(wanted))) return;
@@ -178,6 +185,15 @@
     showMore();
   }
 
+  // Guards are left out until they are asked for, as they are in all that stands above.
+  function fillSets() {
+    const { sets } = table();
+    const options = sets.map((each, place) => new Option(each.isGuard ? `${each.name} (guard)` : each.name, place));
+    const trained = sets.some((each) => each.isGuard) ? [new Option("all but guards", "trained")] : [];
+    part.replaceChildren(...trained, new Option("all", "all"), ...options);
+    find("part-label").hidden = sets.length < 2;
+  }
+
   function fillGroups() {
     const names = [...new Set(table().rows.map((row) => row[GROUP]))].filter(Boolean).sort();
     group.replaceChildren(new Option("all", ""), ...names.slice(0, 500).map((name) => new Option(name, name)));
@@ -187,8 +203,8 @@
   set.append(...tables.map((each) => new Option(each.title)));
   // The last evaluation of the trained model comes first, as it is what people look for.
   set.selectedIndex = 0;
-  set.addEventListener("change", function () { fillGroups(); update(); });
-  for (const control of [filter, sort, group]) control.addEventListener("change", update);
+  set.addEventListener("change", function () { fillSets(); fillGroups(); update(); });
+  for (const control of [part, filter, sort, group]) control.addEventListener("change", update);
   let pending = 0;
   query.addEventListener("input", function () { clearTimeout(pending); pending = setTimeout(update, 120); });
   more.addEventListener("click", function () {
@@ -203,7 +219,7 @@
   document.querySelectorAll("button.find").forEach(function (button) {
     button.addEventListener("click", function () {
       const section = button.closest("[data-table]");
-      if (section) { set.selectedIndex = Number(section.dataset.table); fillGroups(); }
+      if (section) { set.selectedIndex = Number(section.dataset.table); fillSets(); fillGroups(); }
       query.value = button.dataset.query;
       filter.value = "wrong";
       update();
@@ -220,6 +236,7 @@
     const next = event.key === "ArrowDown" ? row.nextElementSibling : row.previousElementSibling;
     if (next) { event.preventDefault(); next.firstChild.focus(); }
   });
+  fillSets();
   fillGroups();
   update();
 })();

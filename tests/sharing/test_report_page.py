@@ -238,6 +238,31 @@ def test_what_may_be_uploaded_names_no_local_folder():
     assert "local data" in page and "bad.wav" in page and ARABIC in page
 
 
+def with_guard(sets: dict[str, ScoredSet]) -> dict[str, ScoredSet]:
+    """Beside the rows of `make_sets` two of a guard, which are counted by character."""
+    said = make_rows([(THAI, THAI[:-1]), ("/home/alice/speech", "x")], unit="character", first=90)
+    before = make_rows([(THAI, THAI), ("/home/alice/speech", "y")], unit="character", first=90)
+    sets["eval"].guards = [replace(row, set_name="thai") for row in said]
+    sets["eval"].guards_before = [replace(row, set_name="thai") for row in before]
+    return sets
+
+
+def test_rows_of_a_guard_are_there_and_count_in_nothing_else():
+    plain = make_findings(make_sets())
+    guarded = make_findings(with_guard(make_sets()))
+    (table,) = tables_of(render(guarded))
+    assert [each["name"] for each in table["sets"]] == ["", "thai"]
+    assert [each["unit"] for each in table["sets"]] == ["word", "character"]
+    kept = [row for row in table["rows"] if row[12] == 0]
+    assert kept == tables_of(render(plain))[0]["rows"]
+    others = [row for row in table["rows"] if row[12] == 1]
+    assert sorted(row[11] for row in others) == [0, 18], "the untouched model's errors"
+    assert guarded.changes == plain.changes
+    shown, earlier = (render(each).partition('id="tables"')[0] for each in (guarded, plain))
+    assert shown == earlier
+    assert "alice" not in render(public_findings(guarded))
+
+
 def test_ten_thousand_long_rows_stay_below_15_megabytes():
     generator = np.random.default_rng(0)
     words = ["".join(generator.choice(list("abcdefghij"), 6)) for _ in range(3_000)]
@@ -447,6 +472,26 @@ def press_keys(page: Any) -> None:
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     assert rows.nth(1).evaluate("row => row.open")
+
+
+@pytest.mark.slow
+def test_rows_of_a_guard_are_shown_when_they_are_asked_for(browser: Any, tmp_path: Path):
+    path = tmp_path / "report.html"
+    path.write_text(render(make_findings(with_guard(make_sets()))), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    rows = page.locator("details.row")
+    assert rows.count() == 5 and page.locator("#part-label").is_visible()
+    page.select_option("#part", label="thai (guard)")
+    assert rows.count() == 2
+    deleted = rows.filter(has_text="1 error in").locator("del")
+    assert deleted.text_content() == THAI[-1], "characters, beside sets in which words are counted"
+    page.select_option("#part", "all")
+    assert rows.count() == 7
+    page.locator("button.find", has_text="seis").click()
+    page.wait_for_function("document.querySelectorAll('details.row').length === 1")
+    assert page.input_value("#part") == "trained"
+    page.close()
 
 
 @pytest.mark.slow

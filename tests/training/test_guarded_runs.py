@@ -56,7 +56,14 @@ def test_a_guard_is_scored_before_and_after_and_changes_nothing_that_is_saved(
     page = (tmp_path / "output" / "report.html").read_text()
     assert "What must not get worse" in page and "<td>old</td>" in page
     (tables,) = re.findall(r'<script type="application/json" id="tables">(.*?)</script>', page)
-    assert [len(table["rows"]) for table in json.loads(tables)] == [8]
+    (table,) = json.loads(tables)
+    assert [(each["name"], each["isGuard"]) for each in table["sets"]] == [
+        ("new", False),
+        ("old", True),
+    ]
+    assert sorted(row[12] for row in table["rows"]) == [0] * 8 + [1] * 8
+    assert all(row[11] is not None for row in table["rows"]), "the untouched model's errors"
+    assert "<p>8 rows, " in page and "<p>16 rows, " not in page, "guards are not counted"
     assert "before training new" not in caplog.text  # which is the total
     assert len(lines_of_points(caplog)) == 3  # at steps 2 and 4, and of the best
 
