@@ -47,6 +47,13 @@ from speech_finetuning.base.errors import UserError, memory_that_is_out
 from speech_finetuning.cli.flags import OneLineErrors
 from speech_finetuning.cli.subtitles import as_srt, as_text
 from speech_finetuning.data.long_audio import read_recording
+from speech_finetuning.model.prompting import (
+    UNTRAINED,
+    notes_on,
+    prepare_prompt,
+    reads_prompts,
+    rules_of_run,
+)
 from speech_finetuning.model.recogniser import (
     DETECT,
     Recogniser,
@@ -67,6 +74,7 @@ PLAY = (
     "const player = document.querySelector('#speech audio'); "
     "player.currentTime = this.dataset.start; player.play()"
 )
+NAME_OF_PROMPT = "What may come up"  # on the page
 TASKS = {"transcribe": "what is said", "translate": "an English translation"}
 NUM_EXAMPLES = 4
 OUTPUTS_PER_MODEL = 5  # text, a line about it, segments, two files
@@ -138,10 +146,22 @@ def read_audio(path: str | None) -> Any:
     return read_recording(path)
 
 
-def hear(recogniser: Recogniser, waveform: Any, language: str, task: str) -> Transcript:
-    """The words of (n_samples,) at 16 kHz."""
-    (found,) = transcribe(recogniser, [waveform], language=language, task=task)
+def hear(
+    recogniser: Recogniser, waveform: Any, language: str, task: str, prompt: str = ""
+) -> Transcript:
+    """The words of (n_samples,) at 16 kHz. prompt: what the model reads before it listens.
+    Raises: UserError for one that is no text."""
+    ids = prepare_prompt(recogniser, prompt, NAME_OF_PROMPT).ids if prompt.strip() else []
+    (found,) = transcribe(recogniser, [waveform], language=language, task=task, prompt_ids=ids)
     return found
+
+
+def describe_prompt(recogniser: Recogniser, prompt: str) -> str:
+    """What there is to say of a prompt; empty if there is nothing."""
+    if not prompt.strip():
+        return ""
+    notes = notes_on(recogniser, prepare_prompt(recogniser, prompt, NAME_OF_PROMPT))
+    return " ".join(f"{note[:1].upper()}{note[1:]}." for note in notes)
 
 
 def describe(found: Transcript) -> str:
@@ -315,13 +335,16 @@ def answer(
     language: str,
     task: str,
     said: str,
+    *,
+    prompt: str = "",
 ) -> list[Any]:
     """What the page shows for a clip: a message, then for each model its transcript, a line about
-    it, its segments and two files, which lie below `folder`."""
+    it, its segments and two files, which lie below `folder`. said: what was said, if somebody has
+    typed it; prompt: what the models read before they listen."""
     num_outputs = len(recognisers) * OUTPUTS_PER_MODEL
     try:
         waveform = read_audio(path)
-        found = [hear(recogniser, waveform, language, task) for recogniser in recognisers]
+        found = [hear(each, waveform, language, task, prompt) for each in recognisers]
     except UserError as error:
         return [plain(str(error)), *nothing(num_outputs)]
     except Exception as error:
@@ -329,7 +352,7 @@ def answer(
         if kind is None:
             raise
         return [f"Not enough {kind} for this clip: choose a shorter one.", *nothing(num_outputs)]
-    shown: list[Any] = [""]
+    shown: list[Any] = [describe_prompt(recognisers[0], prompt)]
     for recogniser, transcript in zip(recognisers, found, strict=True):
         others = [each for each in found if each is not transcript]
         marked = marked_segments(transcript, others, recogniser, task)
@@ -386,7 +409,7 @@ def build_page(recognisers: list[Recogniser], base: str | None, folder: Path) ->
     ) as page:
         gradio.Markdown(introduce(first, base), elem_id="title")
         inputs = page_inputs(gradio, first)
-        audio, _, _, said = inputs
+        audio, _, _, said, _ = inputs
         if examples := examples_of(first.name, folder):
             gradio.Examples(
                 examples, [audio, said], label="Recordings to try, not used in training"
@@ -407,7 +430,8 @@ def build_page(recognisers: list[Recogniser], base: str | None, folder: Path) ->
 
 
 def page_inputs(gradio: Any, first: Recogniser) -> list[Any]:
-    """The clip, its language, the task, and what was said. first: the model that is shown."""
+    """The clip, its language, the task, what was said, and the prompt. first: the model that is
+    shown."""
     names = [("find out by itself", DETECT)]
     names += [(f"{LANGUAGES.get(code, code).title()} ({code})", code) for code in first.languages]
     tasks = [(TASKS[task], task) for task in first.tasks or ["transcribe"] if task in TASKS]
@@ -433,7 +457,15 @@ def page_inputs(gradio: Any, first: Recogniser) -> list[Any]:
         elem_id="said",
         lines=1,
     )
-    return [audio, language, task, said]
+    is_untrained = rules_of_run(Path(first.name)).was_trained is False
+    prompt = gradio.Textbox(
+        label=NAME_OF_PROMPT,
+        info=f"Note: {UNTRAINED}." if is_untrained else "Names and terms, which it reads first.",
+        elem_id="prompt",
+        lines=1,
+        visible=reads_prompts(first),
+    )
+    return [audio, language, task, said, prompt]
 
 
 def model_outputs(gradio: Any, recogniser: Recogniser, *, is_base: bool) -> list[Any]:
@@ -453,7 +485,8 @@ def answer_page(
     gradio: Any, recognisers: list[Recogniser], folder: Path, *values: Any
 ) -> list[Any]:
     """`answer`, as updates of the page."""
-    return with_buttons(gradio, answer(recognisers, folder, *values))
+    *known, prompt = values
+    return with_buttons(gradio, answer(recognisers, folder, *known, prompt=prompt))
 
 
 def nothing_at_all(gradio: Any, num_models: int) -> list[Any]:

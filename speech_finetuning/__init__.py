@@ -6,8 +6,8 @@
               footers, builders, dataset_names, tars, parquet_windows, sources, shards,
               positions, selection, preprocessing, roles, row_keys, hold_out, row_table, passes, row_check, data_check,
               augmentation, noise, nonspeech, prompts, items, stream, packing, batches: bytes to examples
-    model     checkpoint_folder, loading, languages, adapters, windows, generation, recogniser, transcription:
-              the checkpoint, its language, its window
+    model     checkpoint_folder, loading, languages, adapters, windows, generation, recogniser, prompting,
+              transcription: the checkpoint, its language, its window
     scoring   normalization, metrics, eval_sets, scores, score_table, guards, scorecard,
               alignment, differences, predictions:
               rows to numbers that cannot flatter

@@ -22,6 +22,7 @@ from speech_finetuning.cli.flags import OneLineErrors
 if TYPE_CHECKING:
     import numpy as np
 
+    from speech_finetuning.model.prompting import Prompt
     from speech_finetuning.model.recogniser import Recogniser
     from speech_finetuning.model.transcription import Transcript
 
@@ -60,6 +61,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="write transcripts anew that are there already"
     )
     parser.add_argument("--language", help="default: the model's own; detect: in each file")
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="names and terms that may be spoken, for models that were trained with prompts",
+    )
     parser.add_argument(
         "--task",
         choices=["transcribe", "translate"],
@@ -111,6 +117,8 @@ def plan(args: argparse.Namespace) -> list[Recording]:
         found += problems.attempt(name, files_of, name) or []
     if args.batch_size is not None and args.batch_size < 1:
         problems.messages["--batch_size", ""] = "--batch_size must be at least 1."
+    if args.prompt is not None and not args.prompt.strip():
+        problems.messages["--prompt", ""] = "--prompt is empty. Write a text, or leave it out."
     if args.output_dir is not None and args.output_dir.exists() and not args.output_dir.is_dir():
         problems.messages["--output_dir", ""] = f"--output_dir {args.output_dir}: is a file."
     problems.raise_if_any()
@@ -161,9 +169,10 @@ def transcribe_all(
     recogniser: "Recogniser", recordings: list[Recording], args: argparse.Namespace
 ) -> int:
     """Reads, transcribes and writes, as many files together as fill a batch. Returns the number of
-    files that could not be read."""
+    files that could not be read. Raises: UserError."""
     batch_size = args.batch_size or (16 if recogniser.model.device.type == "cuda" else 4)
-    transcriber = Transcriber(recogniser, args.language, args.task, batch_size)
+    prompt = None if args.prompt is None else prompt_as_told(recogniser, args.prompt)
+    transcriber = Transcriber(recogniser, args.language, args.task, batch_size, prompt)
     reader = Reader(recordings)
     has_windows = False
     for group in reader.groups(recogniser.window_in_samples * batch_size):
@@ -176,11 +185,26 @@ def transcribe_all(
     return reader.num_unread
 
 
+def prompt_as_told(recogniser: "Recogniser", text: str) -> "Prompt":
+    """The prompt as the model reads it, after what there is to say of it. Raises: UserError."""
+    from speech_finetuning.model.prompting import notes_on, prepare_prompt
+
+    prompt = prepare_prompt(recogniser, text)
+    for note in notes_on(recogniser, prompt):
+        tell(f"note: {note}.")
+    return prompt
+
+
 class Transcriber:
     """The model, with as many windows at a time as memory has room for."""
 
     def __init__(
-        self, recogniser: "Recogniser", language: str | None, task: str, batch_size: int
+        self,
+        recogniser: "Recogniser",
+        language: str | None,
+        task: str,
+        batch_size: int,
+        prompt: "Prompt | None" = None,
     ) -> None:
         """language: as it was asked for. Raises: UserError for one that the model has not."""
         from speech_finetuning.model.recogniser import chosen_language
@@ -189,6 +213,7 @@ class Transcriber:
         self.language = chosen_language(recogniser, language)
         self.task = task
         self.batch_size = batch_size
+        self.prompt_ids = [] if prompt is None else prompt.ids
 
     def transcribe(self, waveforms: "list[np.ndarray]") -> "list[Transcript]":
         """(n_samples,) at 16 kHz each; out of memory, again with half the batch, as models are
@@ -203,6 +228,7 @@ class Transcriber:
                     language=self.language,
                     task=self.task,
                     batch_size=self.batch_size,
+                    prompt_ids=self.prompt_ids,
                 )
             except (RuntimeError, MemoryError) as error:
                 self.take_less(error)

@@ -6,6 +6,7 @@ by window, cut at pauses and decoded as models are scored in training.
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,11 @@ import torch
 
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.long_audio import is_silent
-from speech_finetuning.model.generation import generate_ids
+from speech_finetuning.model.generation import (
+    NUM_PROMPT_TOKENS,
+    generate_after_prompts,
+    generate_ids,
+)
 from speech_finetuning.model.recogniser import Recogniser
 
 PAUSE_IN_SAMPLES = 800  # 50 ms, the shortest pause between two words
@@ -86,6 +91,15 @@ def choose_prompt(
     return {"language": language, **prompt} if recogniser.languages else prompt
 
 
+def first_tokens(config: Any, prompt: dict[str, str]) -> list[int]:
+    """Ids of <|startoftranscript|>, language and task, as far as the model has them. config: for
+    generation."""
+    tokens = [config.decoder_start_token_id]
+    tokens += [config.lang_to_id[f"<|{prompt['language']}|>"]] if "language" in prompt else []
+    tokens += [config.task_to_id[prompt["task"]]] if "task" in prompt else []
+    return tokens
+
+
 @torch.no_grad()
 def predicts_timestamps(
     recogniser: Recogniser, window: torch.Tensor, prompt: dict[str, str]
@@ -98,10 +112,7 @@ def predicts_timestamps(
     without = getattr(config, "no_timestamps_token_id", None)
     if without is None:
         return False
-    tokens = [config.decoder_start_token_id]
-    tokens += [config.lang_to_id[f"<|{prompt['language']}|>"]] if "language" in prompt else []
-    tokens += [config.task_to_id[prompt["task"]]] if "task" in prompt else []
-    decoder_input_ids = torch.tensor([tokens], device=window.device)
+    decoder_input_ids = torch.tensor([first_tokens(config, prompt)], device=window.device)
     outputs = recogniser.model(input_features=window, decoder_input_ids=decoder_input_ids)
     # The timestamps follow to the end of the vocabulary.
     share = outputs.logits[0, -1, without:].float().softmax(dim=-1)
@@ -113,10 +124,12 @@ def transcribe_with_timestamps(
     features: torch.Tensor,
     durations_in_seconds: list[float],
     prompts: list[dict[str, str]],
+    prompt_ids: Sequence[int] = (),
 ) -> list[list[Segment] | None]:
     """The library's long-form generation: the model says where a segment ends, and goes on
     listening there.
-    None where the times cannot be true. features: (batch, n_mels, n_frames)."""
+    None where the times cannot be true. features: (batch, n_mels, n_frames); prompt_ids: read
+    before every window, see `prompting`."""
     window_in_seconds = recogniser.window_in_samples / SAMPLE_RATE_IN_HZ
     # Called before each window. It bounds their number: an end at 0.02 s would move the model on by
     # only 0.02 s.
@@ -128,6 +141,7 @@ def transcribe_with_timestamps(
             return_segments=True,
             monitor_progress=partial(count_window, calls),
             **joint_prompt(prompts),
+            **read_before(recogniser, prompt_ids),
         )
     except StopIteration:
         return [None] * len(prompts)
@@ -142,6 +156,21 @@ def joint_prompt(prompts: list[dict[str, str]]) -> dict[str, Any]:
     generation: dict[str, Any] = dict(prompts[0])
     if "language" in generation:
         generation["language"] = [prompt["language"] for prompt in prompts]
+    return generation
+
+
+def read_before(recogniser: Recogniser, prompt_ids: Sequence[int]) -> dict[str, Any]:
+    """`generate`'s arguments for what is read before every window; none without it."""
+    if not prompt_ids:
+        return {}
+    generation: dict[str, Any] = {
+        "prompt_ids": torch.tensor(prompt_ids, device=recogniser.model.device)
+    }
+    config: Any = recogniser.model.generation_config
+    if config.max_new_tokens is not None:  # with too many the library fails (transformers 5.24)
+        positions = recogniser.model.config.max_target_positions
+        room = positions - NUM_PROMPT_TOKENS - len(prompt_ids)
+        generation["max_new_tokens"] = min(config.max_new_tokens, room)
     return generation
 
 
@@ -182,9 +211,11 @@ def transcribe_windows(
     waveforms: list[np.ndarray],
     prompts: list[dict[str, str]],
     batch_size: int,
+    prompt_ids: Sequence[int] = (),
 ) -> list[list[Segment]]:
     """One segment for each window of each recording, decoded as models are scored in training.
-    waveforms: (n_samples,) each; batch_size: windows at a time."""
+    waveforms: (n_samples,) each; batch_size: windows at a time; prompt_ids: read before every
+    window, see `prompting`."""
     pieces: list[Piece] = []
     for number, waveform in enumerate(waveforms):
         for start, end in cut_at_pauses(waveform, recogniser.window_in_samples):
@@ -197,6 +228,7 @@ def transcribe_windows(
             recogniser,
             [waveforms[number][start:end] for number, start, end in batch],
             [prompts[number] for number, _, _ in batch],
+            prompt_ids,
         )
         for (number, start, end), text in zip(batch, texts, strict=True):
             if text:
@@ -207,12 +239,28 @@ def transcribe_windows(
 
 @torch.no_grad()
 def transcribe_batch(
-    recogniser: Recogniser, clips: list[np.ndarray], prompts: list[dict[str, str]]
+    recogniser: Recogniser,
+    clips: list[np.ndarray],
+    prompts: list[dict[str, str]],
+    prompt_ids: Sequence[int] = (),
 ) -> list[str]:
     """The words of clips that fit into the window, (n_samples,) each."""
     model = recogniser.model
     encoded = model.get_encoder()(extract_features(recogniser, clips))
-    ids = generate_ids(model, encoded, **joint_prompt(prompts))
+    if prompt_ids:
+        config: Any = model.generation_config
+        end = [config.no_timestamps_token_id]
+        given = [[*prompt_ids, *first_tokens(config, prompt), *end] for prompt in prompts]
+        decoder_input_ids = torch.tensor(given, device=model.device)
+        ids = generate_after_prompts(
+            model,
+            encoded,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=torch.ones_like(decoder_input_ids),
+            max_new_tokens=config.max_new_tokens,
+        )
+    else:
+        ids = generate_ids(model, encoded, **joint_prompt(prompts))
     tokenizer: Any = recogniser.processor.tokenizer
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids.tolist()]
 
@@ -224,21 +272,24 @@ def transcribe(
     language: str,
     task: str,
     batch_size: int = 1,
+    prompt_ids: Sequence[int] = (),
 ) -> list[Transcript]:
     """The words of recordings, (n_samples,) each at 16 kHz. language: a code that the model has, or
-    anything else to have it detected in each; batch_size: windows at a time."""
+    anything else to have it detected in each; batch_size: windows at a time; prompt_ids: read
+    before every window, see `prompting`."""
     prompts = []
     for waveform in waveforms:
         needs_window = bool(recogniser.languages) and language not in recogniser.languages
         window = first_window(recogniser, waveform) if needs_window else torch.empty(0)
         prompts.append(choose_prompt(recogniser, window, language, task))
-    timed = transcribe_timed(recogniser, waveforms, prompts, batch_size)
+    timed = transcribe_timed(recogniser, waveforms, prompts, batch_size, prompt_ids)
     untimed = [number for number in range(len(waveforms)) if timed.get(number) is None]
     windows = transcribe_windows(
         recogniser,
         [waveforms[number] for number in untimed],
         [prompts[number] for number in untimed],
         batch_size,
+        prompt_ids,
     )
     found = {**timed, **dict(zip(untimed, windows, strict=True))}
     return [
@@ -256,6 +307,7 @@ def transcribe_timed(
     waveforms: list[np.ndarray],
     prompts: list[dict[str, str]],
     batch_size: int,
+    prompt_ids: Sequence[int] = (),
 ) -> dict[int, list[Segment] | None]:
     """By the number of the recording, with the model's own timestamps; not there, or None, where it
     has none for this language and task, or where its times cannot be true."""
@@ -278,6 +330,7 @@ def transcribe_timed(
             extract_features(recogniser, clips),
             [len(clip) / SAMPLE_RATE_IN_HZ for clip in clips],
             [prompts[number] for number in batch],
+            prompt_ids,
         )
         timed |= dict(zip(batch, segments, strict=True))
     return timed

@@ -53,6 +53,7 @@ def clips(tmp_path: Path) -> Path:
         ("a.wav b.wav --format srt", "--format srt of 2 files: pass --output_dir FOLDER."),
         ("a.wav --batch_size 0", "--batch_size must be at least 1."),
         ("a.wav --output_dir b.wav", "--output_dir b.wav: is a file."),
+        ("a.wav --prompt=", "--prompt is empty. Write a text, or leave it out."),
         ("a.wav --format doc", "invalid choice: 'doc'"),
         ("", "missing: FILE. bash run.sh transcribe --help has an example."),
         ("a.wav sub/a.wav --output_dir out", "several files would be written to a.wav.txt"),

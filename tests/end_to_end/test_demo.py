@@ -65,6 +65,24 @@ def test_a_clip_that_does_not_fit_is_said(
     assert shown[0] == "Not enough GPU memory for this clip: choose a shorter one."
 
 
+def test_a_prompt_is_read_by_all_models_and_told(
+    recogniser: demo.Recogniser, long_clip: Path, monkeypatch: Any
+):
+    read: list[list[int]] = []
+
+    def note(*args: Any, prompt_ids: list[int], **kwargs: Any) -> list[Transcript]:
+        read.append(prompt_ids)
+        return [heard("uno")]
+
+    monkeypatch.setattr(demo, "transcribe", note)
+    what = ([recogniser] * 2, long_clip.parent, str(long_clip), "es", "transcribe", "")
+    assert demo.answer(*what)[0] == demo.answer(*what, prompt="Ana")[0] == ""
+    assert read[:2] == [[], []] and read[2] == read[3] and len(read[2]) == 5
+    assert demo.answer(*what, prompt="x" * 100)[0].startswith("Of the prompt's 101 tokens only")
+    shown = demo.answer(*what, prompt="a <|es|>")
+    assert shown[0].startswith("What may come up: ") and shown[1] == ""
+
+
 def test_segments_are_buttons_and_text_is_not_html():
     segments = [(61.25, 3599.99, "<img src=x> & more")]
     page = demo.segments_as_html(segments, [[("<img ", False), ("src=x> ", True), ("&", True)]])
@@ -359,6 +377,7 @@ def visit(browser: str, address: str, talker: Path, clip: Path, tmp_path: Path) 
         page.locator("#speech audio").first.wait_for(state="attached")
         page.get_by_text("No audio yet").wait_for(state="detached")  # a new clip clears the page
         page.fill("#said textarea, #said input", "uno dos")
+        assert page.locator("#prompt").is_visible()
         page.click("#transcribe")
         page.locator("#model-0 button.segment").last.wait_for(timeout=120_000)
         assert page.input_value("#model-0 textarea") == "\n".join(text for _, _, text in expected)
