@@ -39,7 +39,7 @@ class PictureOrder:
         """For the process. Raises: OSError."""
         names = {place: str(number) for number, place in enumerate(self.spectrograms)}
         # Half precision has more levels than the colours of a picture.
-        features = {
+        features: dict[str, Any] = {
             names[place]: values.astype(np.float16) for place, values in self.spectrograms.items()
         }
         np.savez(folder / FEATURES, **features)
