@@ -349,13 +349,13 @@ def test_a_run_writes_the_page_after_each_evaluation(
     assert first["title"] == "after training"
     assert second["title"] in ("test split", "test split, by the best model (step 2)")
     assert len(first["rows"]) == len(second["rows"]) == 8
-    assert first["clips"] and all(
-        clip["audio"] and clip["picture"] for clip in first["clips"].values()
-    )
+    clips = [*first["clips"].values(), *second["clips"].values()]
+    assert len(clips) == 8 and all(clip["audio"] and clip["picture"] for clip in clips)
     assert first["rows"][0][11] is not None, "the untouched model's errors"
     assert "<svg" in page and "untouched model" in page and "uno" in page
     names = {path.name for path in (tmp_path / "output").iterdir()}
     assert "curve.png" in names and not [name for name in names if name.endswith(".tmp")]
+    assert "_report" not in names, "what pictures are drawn from"
     assert "![WER over the steps of the training](curve.png)" in (
         tmp_path / "output" / "README.md"
     ).read_text(encoding="utf-8")
