@@ -104,7 +104,7 @@ from speech_finetuning.scoring.normalization import ScoringTarget, scoring_targe
 from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.sharing.claim import Run, claim_run
 from speech_finetuning.sharing.model_card import CardWriter
-from speech_finetuning.sharing.report_page import ReportPage, finish_report
+from speech_finetuning.sharing.report_page import ReportPage, final_card
 from speech_finetuning.sharing.reports import make_card_writer, write_reports
 from speech_finetuning.training.arguments import settle_for_library
 from speech_finetuning.training.averaging import WeightOptions, choose_weights
@@ -813,8 +813,7 @@ def run_job(job: Job) -> dict[str, float]:
     for role, rows in job.final_sets.items():
         metrics |= trainer.evaluate(rows, metric_key_prefix=role)
     if trainer.is_world_process_zero():
-        finish_report(trainer)
-        card = trainer.card_writer.write(metrics, trainer.state.log_history)
+        card = final_card(trainer, metrics)
         write_reports(run.output_dir, job.run_info, metrics, card)
         if run.uploads is not None:
             run.uploads.submit(run.output_dir, card)

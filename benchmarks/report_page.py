@@ -58,8 +58,8 @@ def timed(name, function):
 page = report_page.ReportPage
 page.on_evaluate = timed("evaluation", page.on_evaluate)
 report_clips.fetch_sounds = timed("sounds", report_clips.fetch_sounds)
-if hasattr(script, "finish_report"):
-    script.finish_report = timed("end", script.finish_report)
+if hasattr(script, "final_card"):
+    script.final_card = timed("end", script.final_card)
 script.main(sys.argv[1:])
 print(json.dumps(taken))
 """

@@ -206,11 +206,13 @@ class ReportPage(ScoreKeeper):
             self.painter.start(PictureOrder(spectrograms=spectrograms, pages=pages, curve=curve))
 
 
-def finish_report(trainer: Any) -> None:
-    """Waits for the pictures of a SpeechTrainer's last report, for at most two minutes."""
+def final_card(trainer: Any, metrics: dict[str, float]) -> str:
+    """The text of the card at the end of a SpeechTrainer's run, after a wait of at most two minutes
+    for the pictures of the last report."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ReportPage):
             callback.attempt(callback.collect)
+    return trainer.card_writer.write(metrics, trainer.state.log_history)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
