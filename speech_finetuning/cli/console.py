@@ -4,7 +4,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import transformers
 
@@ -14,6 +14,7 @@ from speech_finetuning.cli.terminal import SCREEN, ScreenHandler, shown, typed
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.training.compat import leave_retrying_to_us
 from speech_finetuning.training.length import MANY_PASSES, SOME_PASSES
+from speech_finetuning.training.phases import changes_of_start
 from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ def describe_run(
         for dataset in role_sets:
             logger.info("%s: %s", role, describe_source(dataset))
     if args.do_train:
-        describe_training(args, checkpoint, trainer.progress.share.is_sharded_by_rank)
+        describe_training(args, trainer.progress.share.is_sharded_by_rank)
+        describe_start(checkpoint, trainer.progress.phases)
         describe_length(sets["train"], args)
         warn_of_shared_memory(model.config, args)
     if "tensorboard" in cast(list[str], args.report_to):  # since its __post_init__
@@ -75,9 +77,9 @@ def describe_source(dataset: SpeechDataset) -> str:
 
 
 def describe_training(
-    args: transformers.Seq2SeqTrainingArguments, checkpoint: Path | None, is_sharded_by_rank: bool
+    args: transformers.Seq2SeqTrainingArguments, is_sharded_by_rank: bool
 ) -> None:
-    """How large a step is, how many there are, and where they begin."""
+    """How large a step is, and how many there are."""
     processes = "1 process" if args.world_size == 1 else f"{args.world_size} processes"
     logger.info(
         "a step: %d rows (%d per device x %d accumulated x %s)",
@@ -95,8 +97,16 @@ def describe_training(
         args.learning_rate,
         args.save_steps,
     )
-    start = "from the beginning" if checkpoint is None else f"continues from {shown(checkpoint)}"
-    logger.info("start: %s", start)
+
+
+def describe_start(checkpoint: Path | None, phases: list[dict[str, Any]]) -> None:
+    """Where the steps begin, and what is not as it was. phases: see training.phases."""
+    if checkpoint is None:
+        logger.info("start: from the beginning")
+        return
+    logger.info("start: continues from %s", shown(checkpoint))
+    if changes := changes_of_start(checkpoint, phases):
+        logger.info("changed: %s", ", ".join(changes))
 
 
 def describe_length(

@@ -25,6 +25,7 @@ from speech_finetuning.cli.flags import (
 )
 from speech_finetuning.cli.help import full_help, short_help, version
 from speech_finetuning.cli.source_flags import read_parser
+from speech_finetuning.cli.terminal import say_starting
 from speech_finetuning.cli.translation import translate
 
 
@@ -47,6 +48,7 @@ def answer_early(argv: list[str], script: str, *, looks_at_names: bool = True) -
         words = translate(with_config_file(argv)).words
         check_words(words, parser)
         if looks_at_names:
+            say_starting()
             check_names(words)
     except UserError as error:
         reason = str(error)

@@ -58,6 +58,12 @@ SILENCED = (
         seen_in="transformers 5.24",
     ),
     Silenced(
+        text="The following arguments do not match the ones in the `trainer_state.json`",
+        source="transformers/trainer_utils.py",
+        reason="our first screen says which flags have changed, and how often it scores and saves",
+        seen_in="transformers 5.24",
+    ),
+    Silenced(
         text="Failed to read schema from '",
         source="datasets/packaged_modules/parquet/parquet.py",
         reason="the error that ends the run says the same, once",

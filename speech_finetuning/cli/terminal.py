@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a tenth of a second, and --help needs none of it
 WIDEST_LINE = 100  # columns
 WIDTH_OF_BAR = 24
 SECONDS_BETWEEN_DRAWINGS = 0.1
+STARTING = "starting ..."  # shorter than any line that may be the first
 ERASE_LINE = "\r\x1b[2K"
 # To be read on black and on white alike, which yellow is not, nor the grey of rich's own bar.
 STYLES = {"warning": "bold magenta", "error": "bold red"}
@@ -191,6 +192,14 @@ def wrap(line: str, console: "Console") -> list[str]:
     first, *others = Text(line).wrap(console, width - depth)
     rest = [piece.plain.strip() for piece in others]
     return [first.plain.rstrip(), *(" " * depth + piece for piece in rest)]
+
+
+def say_starting() -> None:
+    """A word for the seconds that importing torch takes; the first line of the log replaces it."""
+    is_dumb = os.environ.get("TERM", "dumb") == "dumb"
+    if sys.stderr.isatty() and not is_dumb and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{STARTING}\r")
+        sys.stderr.flush()
 
 
 def fitted(line: str) -> list[str]:

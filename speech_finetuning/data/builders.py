@@ -35,7 +35,7 @@ from speech_finetuning.data.columns import (
     find_name,
     find_segment_columns,
 )
-from speech_finetuning.data.dataset_names import EMPTY_FOLDER, not_opened, where_it_is_now
+from speech_finetuning.data.dataset_names import not_opened, what_folder_lacks, where_it_is_now
 from speech_finetuning.data.features import (
     check_is_text,
     feature_at,
@@ -267,8 +267,8 @@ def stream_of(builder: datasets.DatasetBuilder, split: str) -> datasets.Iterable
     try:
         return cast(datasets.IterableDataset, builder.as_streaming_dataset(split))  # of one split
     except DataFilesNotFoundError as error:  # `datasets` guessed a kind that needs other files
-        place = builder.config.data_dir or builder.base_path
-        raise UserError(f"--dataset_name {place}: {EMPTY_FOLDER}") from error
+        place = str(builder.config.data_dir or builder.base_path).removeprefix("./")
+        raise UserError(f"--dataset_name {place}: {what_folder_lacks(Path(place))}") from error
 
 
 def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColumns) -> OpenedSplit:

@@ -1,6 +1,7 @@
 """What --dataset_name names: a path is never asked of the Hub, but answered with what is there."""
 
 import difflib
+import itertools
 import os
 import re
 from pathlib import Path
@@ -29,6 +30,7 @@ EMPTY_FOLDER = (
     "this folder holds no data. Put a list of your clips into it, as train.csv with the columns path "
     "and sentence, or parquet files, named train-*.parquet."
 )
+MAX_LOOKED_AT = 10_000  # files of a folder that holds no data
 MAX_NAMES = 10  # of a folder, in a message
 MAX_CONFIGURATIONS = 40  # in a message
 # How `datasets` (5.2, builder.py) begins to say which configurations there are: a list in Python.
@@ -98,6 +100,23 @@ def nearest_name(path: Path, similarity: float) -> str | None:
     return next(iter(difflib.get_close_matches(path.name, names, n=1, cutoff=similarity)), None)
 
 
+def what_folder_lacks(folder: Path) -> str:
+    """Of a folder in which nothing is found that can be trained on."""
+    files = [path for path in itertools.islice(folder.rglob("*"), MAX_LOOKED_AT) if path.is_file()]
+    sheets = sorted(path for path in files if path.suffix.lower() in SPREADSHEET_SUFFIXES)
+    if sheets:
+        place = sheets[0].relative_to(folder)
+        return f"{place}: a spreadsheet is not read. Save it as CSV in UTF-8: train.csv"
+    clips = sorted(path for path in files if path.suffix.lower() in AUDIO_SUFFIXES)
+    if clips:
+        place = clips[0].relative_to(folder)
+        return (
+            f"audio files, such as {place}, but nothing says what is said in them. Put a list into "
+            "the folder: train.csv with the columns path and sentence."
+        )
+    return EMPTY_FOLDER
+
+
 def what_is_there(name: str) -> str:
     """The entries of the nearest folder that exists, and the nearest name."""
     path = expanded(name)
@@ -137,7 +156,7 @@ def not_opened(
     if problem := configuration_problem(name, config_name, str(error)):
         return UserError(problem)
     if Path(name).is_dir():
-        return UserError(f"--dataset_name {name}: {EMPTY_FOLDER}")
+        return UserError(f"--dataset_name {name}: {what_folder_lacks(Path(name))}")
     advice = where_it_is_now(name)
     if advice is None:
         advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."

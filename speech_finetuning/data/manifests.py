@@ -104,7 +104,7 @@ class Manifest:
         prompt = self.columns.prompt
         try:
             if problem is None:
-                return ListedClip(
+                clip = ListedClip(
                     place=place,
                     audio=audio_of(cell_at(row.cells, self.columns.audio), self.place),
                     text=text_of(None if text is None else cell_at(row.cells, text)),
@@ -113,6 +113,9 @@ class Manifest:
                     speaker=speaker_of(row.cells, self.columns),
                     prompt=text_of(None if prompt is None else cell_at(row.cells, prompt)),
                 )
+                if clip.audio is not None or clip.text is not None or text is None:
+                    return clip
+                problem = "neither audio nor text"  # as spreadsheets end in empty rows
         except Rejection as error:
             problem = error.detail
         except ValueError as error:

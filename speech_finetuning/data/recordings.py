@@ -202,7 +202,7 @@ def read_cues(transcript: str) -> list[Cue]:
         text = data.decode(encoding_of(data))
         return parse_transcript(text, os.path.splitext(transcript)[1].lower())
     except UnicodeDecodeError:
-        problem = "is not UTF-8. Convert it with iconv -f LATIN1 -t UTF-8, or from what it is"
+        problem = "is not UTF-8. Convert it with iconv -f CP1252 -t UTF-8, or from what it is"
     except Rejection as rejection:
         problem = rejection.detail
     except ValueError as error:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 MAX_LINE_LENGTH = 2**20  # in characters; no transcript of 30 s is as long
 MAX_JSON_IN_BYTES = 2**29  # of an array, which is read whole
+WINDOWS = "CP1252"  # how Excel saves a plain "CSV" in western Europe; LATIN1 lacks its “ and €
 MAX_LINES_OF_ONE_ROW = 20  # where quotation marks enclose line breaks
 DELIMITERS = (",", ";", "\t", "|")
 # The first that begins the file; UTF-32's begins with UTF-16's.
@@ -123,7 +124,7 @@ def numbered_lines(path: str) -> Generator[tuple[int, str], None, None]:
     except UnicodeDecodeError as error:
         if encoding.startswith("utf-8"):
             number = first_line_not_utf8(path)
-            raise wrong_encoding(path, number, "is not UTF-8", "LATIN1") from error
+            raise wrong_encoding(path, number, "is not UTF-8", WINDOWS) from error
         raise UserError(f"{path}: begins as {encoding.upper()} text, but is damaged.") from error
 
 
@@ -143,11 +144,12 @@ def first_line_not_utf8(path: str) -> int:
 
 
 def wrong_encoding(path: str, line: int, found: str, likely: str) -> UserError:
-    file = Path(path)
-    new = f"{file.stem}.utf8{file.suffix}"
+    name = Path(path).name
+    source = name if "://" in path else path
     return UserError(
-        f"{path}, line {line}: {found}. Convert the file from the encoding that it was saved in, "
-        f"for example: iconv -f {likely} -t UTF-8 {shlex.quote(file.name)} > {shlex.quote(new)}"
+        f'{path}, line {line}: {found}. In Excel, save it as "CSV UTF-8". Or convert it from the '
+        f"encoding that it was saved in, and put the new file in its place: iconv -f {likely} -t UTF-8 "
+        f"{shlex.quote(source)} > {shlex.quote(f'new-{name}')}"
     )
 
 
@@ -224,7 +226,7 @@ def read_json_rows(path: str) -> list[Any]:
         rows = rows_within(json.loads(text, object_pairs_hook=without_doubles))
     except UnicodeDecodeError:
         line = first_line_not_utf8(path)
-        raise wrong_encoding(path, line, "is not UTF-8", "LATIN1") from None
+        raise wrong_encoding(path, line, "is not UTF-8", WINDOWS) from None
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: no JSON: {error}. Mend it there, or write one object a line into "

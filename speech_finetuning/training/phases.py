@@ -55,6 +55,19 @@ def have_changed(earlier: dict[str, Any], settings: dict[str, Any]) -> bool:
     return any(name in earlier and earlier[name] != value for name, value in settings.items())
 
 
+def changes_of_start(checkpoint: Path, phases: list[dict[str, Any]]) -> list[str]:
+    """'--max_steps 60 (was 600)' of each setting that the present start, which goes on from the
+    checkpoint, has changed."""
+    if len(phases) < 2 or phases[-1]["from_step"] != step_of_state(checkpoint):
+        return []
+    earlier = phases[-2]["settings"]
+    return [
+        f"{name} {value} (was {earlier[name]})"
+        for name, value in phases[-1]["settings"].items()
+        if name in earlier and earlier[name] != value
+    ]
+
+
 def changed_settings(phases: list[dict[str, Any]]) -> list[str]:
     """The names of the settings in which the phases differ."""
     names = dict.fromkeys(name for phase in phases for name in phase["settings"])

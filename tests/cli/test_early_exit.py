@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -153,6 +154,23 @@ def test_a_correct_command_goes_on_to_torch(without_torch: dict[str, str], tmp_p
     words = [*REQUIRED, "--do_train", "--max_steps", "1"]
     result = run(words, without_torch, tmp_path)
     assert result.returncode == 1 and "was imported" in result.stderr
+
+
+def test_a_terminal_is_told_of_the_start_before_torch(
+    without_torch: dict[str, str], tmp_path: Path
+):
+    """Importing torch takes seconds, in which nothing else would be said."""
+    terminal, stderr = pty.openpty()
+    subprocess.run(
+        [sys.executable, SCRIPT, *REQUIRED, "--do_train", "--max_steps", "1"],
+        env={**without_torch, "TERM": "xterm"},
+        cwd=tmp_path,
+        stderr=stderr,
+        timeout=60,
+    )
+    assert os.read(terminal, 1000).startswith(b"starting ...\r")
+    os.close(terminal)
+    os.close(stderr)
 
 
 def test_a_refused_start_leaves_the_ending_of_a_run_alone(

@@ -32,8 +32,9 @@ MISTAKES = {
     "--output_dir speech": "error: --output_dir speech lies in the folder of the data, where the next "
     "start would take the run's files for data. Choose a folder beside it.",
     "--load_best_model_at_end": "error: --load_best_model_at_end needs --do_train and --do_eval.",
-    "--dataset_name latin": "error: latin/train.csv, line 2: is not UTF-8. Convert the file from the encoding "
-    "that it was saved in, for example: iconv -f LATIN1 -t UTF-8 train.csv > train.utf8.csv",
+    "--dataset_name latin": "error: latin/train.csv, line 2: is not UTF-8. In Excel, save it as "
+    '"CSV UTF-8". Or convert it from the encoding that it was saved in, and put the new file in its place: '
+    "iconv -f CP1252 -t UTF-8 latin/train.csv > new-train.csv",
     "--model_name_or_path model.en": "error: --language es: model.en knows English only. Leave out "
     "--language and --task, or choose a multilingual model (without .en in its name).",
     # The tests have no network, as HF_HUB_OFFLINE says.

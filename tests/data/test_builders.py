@@ -185,6 +185,18 @@ def test_a_folder_of_notes_holds_no_data(tmp_path: Path):
         load_source(str(tmp_path), split="train")
 
 
+def test_a_folder_is_told_what_its_recordings_or_its_spreadsheet_lack(tmp_path: Path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "memo 1.M4A").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"audio files, such as clips/memo 1\.M4A, but nothing says"
+    ):
+        load_source(str(tmp_path), split="train")
+    (tmp_path / "list.xlsx").write_bytes(b"")
+    with pytest.raises(UserError, match=r"list\.xlsx: a spreadsheet is not read\. Save it as CSV"):
+        load_source(str(tmp_path), split="train")
+
+
 def test_a_damaged_parquet_file_is_named(tmp_path: Path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
     message = r"Damaged: \S+/train.parquet\. Fetch it again, or take it out of the folder\.$"

@@ -165,3 +165,16 @@ def test_addresses_of_an_own_list_stay_as_they_are():
     assert audio_of("https://example.org/a.flac", place) == "https://example.org/a.flac"
     assert audio_of("a", place) == "/lists/a.wav"
     assert audio_of("/clips/a", place) == "/clips/a.wav"
+
+
+def test_an_empty_row_of_a_spreadsheet_is_rejected_with_its_line(tmp_path: Path, preprocessor):
+    write_clips(tmp_path)
+    path = tmp_path / "list.csv"
+    path.write_text("file;text;\r\nclips/0.wav;uno;\r\n;;\r\n")
+    _, empty = read_rows(load_source(str(path), split="train"))
+    assert empty.rejection is not None
+    assert empty.rejection.detail == f"{path}, line 3: neither audio nor text."
+    assert outcomes(load_source(str(path), split="train"), preprocessor) == [
+        "uno",
+        "row_unreadable",
+    ]

@@ -164,7 +164,7 @@ def test_another_encoding_is_one_line_with_its_remedy(tmp_path: Path, encoding: 
     ]
     path = write_list(tmp_path, lines, name, encoding)
     line = 1 if encoding == "utf-16-le" else 3
-    with pytest.raises(UserError, match=rf"{name}, line {line}: .* iconv -f \S+ -t UTF-8 {name} >"):
+    with pytest.raises(UserError, match=rf"{name}, line {line}: .* iconv -f \S+ -t UTF-8 {path} >"):
         load_source(path, split="train")
 
 

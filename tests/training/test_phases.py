@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from speech_finetuning.training.phases import changed_settings, training_phases
+from speech_finetuning.training.phases import changed_settings, changes_of_start, training_phases
 
 FIRST = {"--learning_rate": 1e-3, "--max_steps": 6, "--seed": 42}
 SECOND = {**FIRST, "--learning_rate": 5e-4, "--max_steps": 10}
@@ -38,6 +38,10 @@ def test_a_run_that_goes_on_with_other_flags_has_a_history(tmp_path: Path):
     ]
     assert changed_settings(changed) == ["--learning_rate", "--max_steps"]
     assert changed_settings(phases) == []
+    changes = ["--learning_rate 0.0005 (was 0.001)", "--max_steps 10 (was 6)"]
+    assert changes_of_start(checkpoint, changed) == changes
+    assert changes_of_start(make_checkpoint(tmp_path, 8), changed) == []  # told by an earlier start
+    assert changes_of_start(checkpoint, again) == []
 
 
 def test_a_checkpoint_of_before_has_one_phase_of_unknown_command(tmp_path: Path):
