@@ -48,7 +48,8 @@ from speech_finetuning.data.features import (
 )
 from speech_finetuning.data.footers import check_has_columns, read_footer, sizes_of_groups
 from speech_finetuning.data.guessing import cell_at, only_one, top_of
-from speech_finetuning.data.manifests import NUM_ROWS_TO_INSPECT, has_audio_suffix
+from speech_finetuning.data.manifests import NUM_ROWS_TO_INSPECT
+from speech_finetuning.data.places import has_audio_suffix
 from speech_finetuning.data.saved import count_rows_of_arrow, find_saved, load_saved
 from speech_finetuning.data.segments import times_are_of_recordings
 

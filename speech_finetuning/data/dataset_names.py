@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from speech_finetuning.base.errors import UserError, one_line
-from speech_finetuning.data.manifests import AUDIO_SUFFIXES
+from speech_finetuning.data.places import AUDIO_SUFFIXES
 from speech_finetuning.data.tables import TABLE_SUFFIXES
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

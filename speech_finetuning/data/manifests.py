@@ -5,12 +5,10 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, cast
-
-import fsspec
+from pathlib import Path
+from typing import Any
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.rejections import Rejection
@@ -36,6 +34,14 @@ from speech_finetuning.data.columns import (
 )
 from speech_finetuning.data.guessing import cell_at, nested_names
 from speech_finetuning.data.listed import ListedClip, WindowLimits, open_lists
+from speech_finetuning.data.places import (
+    AUDIO_SUFFIXES,
+    AudioPlace,
+    audio_tests,
+    clip_exists,
+    looks_like_audio,
+    place_of_clips,
+)
 from speech_finetuning.data.segments import are_of_recordings, segment_of
 from speech_finetuning.data.tables import (
     TABLE_SUFFIXES,
@@ -50,31 +56,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLE_OF_JSON = """Write an object on each line: {"path": "clips/1.wav", "text": "..."}"""
 NUM_ROWS_TO_INSPECT = 20  # of a list, to find its columns
-# Where a list's clips are, seen from it: beside it, as in Common Voice, as in LJSpeech.
-FOLDERS_OF_CLIPS = ("", "clips", "wavs")
-AUDIO_SUFFIXES = (
-    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm", ".mp4", ".aac", ".amr", ".wma"),
-    *(".3gp", ".mov", ".mka", ".mkv", ".aiff", ".aif"),
-)
 HEADER_ADVICE = " If the first line is not a header, write one: path,sentence."
-
-
-@dataclass(frozen=True, kw_only=True)
-class AudioPlace:
-    """What stands before and after the names of a list's clips."""
-
-    folder: str
-    suffix: str = ""
-
-    def path_of(self, name: str) -> str:
-        if "://" in name:
-            return name
-        file_name = f"{name}{self.suffix}"
-        if "\\" in name and not os.path.isfile(os.path.join(self.folder, file_name)):
-            file_name = file_name.replace("\\", "/")  # written on Windows
-        if "://" in self.folder and not os.path.isabs(name):
-            return f"{self.folder}/{PurePosixPath(file_name)}"
-        return str(Path(self.folder) / file_name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,71 +286,6 @@ def names_of_cells(cells: list[str], folder: str, wanted: WantedColumns) -> tupl
     if is_audio == [True, False, False] and place_of_clips(folder, [cells[0]]).suffix:
         return ("audio", "text", "normalized_text")  # LJSpeech
     return numbered if any(is_audio) and len(cells) > 2 else ()
-
-
-def looks_like_audio(cell: Any, folder: str) -> bool:
-    return has_audio_suffix(cell) or clip_exists(folder, cell)
-
-
-def audio_tests(folder: str) -> tuple[Callable[[Any], bool], ...]:
-    """Suffixes first: a number may be the name of a clip too, without its suffix."""
-    if "://" in folder:  # where each look is a request
-        return (has_audio_suffix,)
-    return (has_audio_suffix, functools.partial(clip_exists, folder))
-
-
-def has_audio_suffix(cell: Any) -> bool:
-    return isinstance(cell, str) and cell.strip().lower().endswith(AUDIO_SUFFIXES)
-
-
-def clip_exists(folder: str, name: Any) -> bool:
-    if not isinstance(name, str) or not name:
-        return False
-    return is_file(place_of_clips(folder, [name]).path_of(name))
-
-
-def is_file(path: str) -> bool:
-    if "://" not in path:
-        return os.path.isfile(path)
-    if not path.startswith("hf://"):
-        return False  # a server may answer anything
-    return cast(Any, fsspec.open(path)).fs.isfile(path)
-
-
-def place_of_clips(folder: str, first_names: list[Any]) -> AudioPlace:
-    """Where the first clip that is found is: beside the list, in `clips` (Common Voice), or in `wavs`
-    and without its suffix in the list (LJSpeech). Others are looked for in the same place.
-
-    first_names: the cells of the first rows; some of the clips may be missing.
-    """
-    own = AudioPlace(folder=folder)
-    names = [name for name in first_names if isinstance(name, str) and name]
-    if "://" in folder:
-        names = names[:1]  # each look is a request
-    for name in names:
-        if "://" in name or os.path.isabs(name):
-            return own
-        place = place_of_clip(folder, name)
-        if place is not None:
-            return place
-    # None of them is there: the others may be where Common Voice has them.
-    clips = os.path.join(folder, "clips")
-    if names and Path(names[0]).name == names[0] and os.path.isdir(clips):
-        return AudioPlace(folder=clips)
-    return own
-
-
-def place_of_clip(folder: str, name: str) -> AudioPlace | None:
-    """None if it is nowhere."""
-    suffixes = ("", ".wav", ".flac", ".mp3")
-    if Path(name).suffix.lower() in AUDIO_SUFFIXES:
-        suffixes = ("",)
-    for suffix in suffixes:
-        for subfolder in FOLDERS_OF_CLIPS:
-            place = AudioPlace(folder=os.path.join(folder, subfolder).rstrip("/"), suffix=suffix)
-            if is_file(place.path_of(name)):
-                return place
-    return None
 
 
 def choose_existing_audio(

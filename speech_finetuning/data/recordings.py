@@ -17,7 +17,7 @@ from speech_finetuning.data.columns import (
     WantedColumns,
 )
 from speech_finetuning.data.listed import ListedClip, WindowLimits, open_lists
-from speech_finetuning.data.manifests import AUDIO_SUFFIXES
+from speech_finetuning.data.places import AUDIO_SUFFIXES
 from speech_finetuning.data.reading import read_local_file
 from speech_finetuning.data.segments import Segment
 from speech_finetuning.data.subtitles import Cue, has_both_times, parse_transcript

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 from rows import make_clip, outcomes, read_rows, write_clips
 
-from speech_finetuning.data.manifests import AudioPlace, audio_of
+from speech_finetuning.data.manifests import audio_of
+from speech_finetuning.data.places import AudioPlace
 from speech_finetuning.data.sources import load_source
 
 
