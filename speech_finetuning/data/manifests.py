@@ -1,10 +1,12 @@
 """Lists of clips: what each row of a CSV, TSV or JSON-lines file says about audio and text."""
 
+import base64
 import contextlib
 import functools
 import itertools
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 EXAMPLE_OF_JSON = """Write an object on each line: {"path": "clips/1.wav", "text": "..."}"""
 NUM_ROWS_TO_INSPECT = 20  # of a list, to find its columns
+PRODIGY = "_task_hash"  # of each of its rows, whose text is a file's name
+DATA_ADDRESS = re.compile(r"data:[\w/.+-]+;base64,")  # RFC 2397, as Prodigy keeps audio
 HEADER_ADVICE = " If the first line is not a header, write one: path,sentence."
 
 
@@ -79,7 +83,7 @@ class Manifest:
 
     def clip(self, row: TableRow) -> ListedClip:
         """What the row says. Anything unexpected becomes its `problem`, never a label."""
-        problem = row.problem
+        problem = row.problem or refusal(row.cells)
         place = f"{'entry' if self.form.is_array else 'line'} {row.line}"
         text = self.columns.text
         group = self.columns.group
@@ -177,6 +181,8 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     names = list(form.names) or names_of_json(rows)
     if not names and rows:
         raise UserError(f"{path}, line {rows[0].line}: {rows[0].problem}. {EXAMPLE_OF_JSON}")
+    if PRODIGY in names and wanted.text is None:
+        wanted = replace(wanted, text=find_name(names, "transcript", ()))
     names = choose_existing_audio(path, names, rows, wanted)
     columns = find_columns(
         names,
@@ -190,6 +196,8 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     )
     check_named_once(path, names, columns)
     place = place_of_clips(folder, [cell_at(row.cells, columns.audio) for row in rows])
+    if place.has_folders:
+        logger.info("%s: its clips lie in folders below it, and are found by their names.", path)
     segments = segment_columns(path, names, rows, columns, place)
     if columns.has_previous_prompts and segments is None:
         raise UserError(
@@ -314,6 +322,12 @@ def choose_existing_audio(
 
 
 # ---- cells ----
+def refusal(cells: dict[str, Any]) -> str | None:
+    """What an annotator has answered to a row of Prodigy, unless it is to be used."""
+    answer = cells.get("answer") if PRODIGY in cells else None
+    return f"was answered with {answer} in Prodigy" if answer in ("reject", "ignore") else None
+
+
 def text_of(value: Any) -> str | None:
     """Raises: ValueError for what is no text; a number stands for itself."""
     if is_missing(value):
@@ -347,4 +361,7 @@ def audio_of(value: Any, place: AudioPlace) -> AudioCell:
         return None
     if not isinstance(value, str):
         raise ValueError(f"expected the path of an audio file, found {shown(value)}")
+    if DATA_ADDRESS.match(value) is not None:
+        data = base64.b64decode(value.partition(",")[2])  # binascii.Error is a ValueError
+        return {"bytes": data, "path": None}
     return place.path_of(value.strip())

@@ -17,16 +17,26 @@ AUDIO_SUFFIXES = (
 )
 
 
+MAX_FILES_BELOW = 1_000_000  # of a folder, that are looked at
+UPLOADED = "/data/upload/"  # where Label Studio has clips, which are elsewhere after its export
+
+
 @dataclass(frozen=True, kw_only=True)
 class AudioPlace:
-    """What stands before and after the names of a list's clips."""
+    """What stands before and after the names of a list's clips. has_folders: they lie in folders
+    below, anywhere, and are found by their names."""
 
     folder: str
     suffix: str = ""
+    has_folders: bool = False
 
     def path_of(self, name: str) -> str:
         if "://" in name:
             return name
+        if name.startswith(UPLOADED) and not os.path.isfile(name):
+            name = os.path.basename(name)
+        if self.has_folders:
+            return str(Path(self.folder) / clips_below(self.folder).get(name, name))
         file_name = f"{name}{self.suffix}"
         if "\\" in name and not os.path.isfile(os.path.join(self.folder, file_name)):
             file_name = file_name.replace("\\", "/")  # written on Windows
@@ -36,14 +46,18 @@ class AudioPlace:
 
 
 def looks_like_audio(cell: Any, folder: str) -> bool:
-    return has_audio_suffix(cell) or clip_exists(folder, cell)
+    return has_audio_suffix(cell) or clip_exists(folder, cell) or lies_below(folder, cell)
 
 
 def audio_tests(folder: str) -> tuple[Callable[[Any], bool], ...]:
     """Suffixes first: a number may be the name of a clip too, without its suffix."""
     if "://" in folder:  # where each look is a request
         return (has_audio_suffix,)
-    return (has_audio_suffix, functools.partial(clip_exists, folder))
+    return (
+        has_audio_suffix,
+        functools.partial(clip_exists, folder),
+        functools.partial(lies_below, folder),
+    )
 
 
 def has_audio_suffix(cell: Any) -> bool:
@@ -54,6 +68,30 @@ def clip_exists(folder: str, name: Any) -> bool:
     if not isinstance(name, str) or not name:
         return False
     return is_file(place_of_clips(folder, [name]).path_of(name))
+
+
+def lies_below(folder: str, name: Any) -> bool:
+    """Whether a clip of this name, without folders, lies in one below the folder."""
+    if not isinstance(name, str) or not name or "/" in name or "://" in folder:
+        return False
+    return name in clips_below(folder)
+
+
+@functools.lru_cache(maxsize=4)
+def clips_below(folder: str) -> dict[str, str]:
+    """{name, with its suffix and without: path from the folder} of the clips in the folders below
+    it; without names that several have."""
+    found: dict[str, str | None] = {}
+    num_files = 0
+    for place, _, files in os.walk(folder or os.curdir):
+        num_files += len(files)
+        if num_files > MAX_FILES_BELOW:
+            break
+        for file in filter(has_audio_suffix, files):
+            path = os.path.relpath(os.path.join(place, file), folder or os.curdir)
+            for name in (file, os.path.splitext(file)[0]):
+                found[name] = None if name in found else path
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def is_file(path: str) -> bool:
@@ -84,6 +122,8 @@ def place_of_clips(folder: str, first_names: list[Any]) -> AudioPlace:
     clips = os.path.join(folder, "clips")
     if names and Path(names[0]).name == names[0] and os.path.isdir(clips):
         return AudioPlace(folder=clips)
+    if any(lies_below(folder, name) for name in names):
+        return AudioPlace(folder=folder, has_folders=True)
     return own
 
 

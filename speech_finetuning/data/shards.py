@@ -225,7 +225,7 @@ class ShardReader:
         if clip.problem is not None:
             problem = Rejection("row_unreadable", clip.problem)
             return rejected_row(f"{self.id}/{clip.place}", problem)
-        row_id = f"{self.id}/{path_of(clip.audio)}"
+        row_id = f"{self.id}/{path_of(clip.audio) or clip.place}"
         if clip.segment is not None:
             row_id += f"#{clip.segment}"
         try:

@@ -22,6 +22,7 @@ HTML_TAG = re.compile(r"</?[A-Za-z][^<>]*>")  # not "1 < 2"
 OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # {\an8}, of SubStation Alpha, also met in SubRip
 ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|\w+);")
 LABEL = re.compile(r"(-?\d+(?:[.,]\d+)?)\t(-?\d+(?:[.,]\d+)?)(?:\t(.*))?")
+TIMIT = re.compile(r"0 \d{4,} (\S.*)")  # first sample, the one after the last, text
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"  # Thai to Chinese
 BREAK_WITHIN_UNSPACED = re.compile(rf"(?<=[{UNSPACED}])\n(?=[{UNSPACED}])")
 # Captions that roll up show each line twice, the second time above the next one.
@@ -246,9 +247,13 @@ def parse_whisper_tsv(text: str) -> list[Cue]:
 
 def parse_labels(text: str) -> list[Cue]:
     """Audacity's label track: start, end and label, separated by tabs; any other text is that of
-    the whole recording."""
+    the whole recording, in TIMIT with its samples."""
     lines = LINE_BREAK.split(text)
-    first = next((line for line in lines if line.strip()), "")
+    filled = [line for line in lines if line.strip()]
+    first = next(iter(filled), "")
+    of_timit = TIMIT.fullmatch(first)
+    if of_timit is not None and len(filled) == 1:
+        return [Cue(line=1, lines=(of_timit[1],))]
     if LABEL.fullmatch(first) is None:
         return [Cue(line=1, lines=tuple(lines))]
     return list(rows_with_times(lines, first_line=1, unit_in_seconds=1.0))
