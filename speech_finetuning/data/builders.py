@@ -25,6 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.base.network import as_user_error, is_network_error
+from speech_finetuning.data.annotations import advice_on
 from speech_finetuning.data.columns import (
     AUDIO_COLUMNS,
     ColumnSample,
@@ -370,12 +371,14 @@ def damaged_files(builder: datasets.DatasetBuilder) -> str:
 
 # ---- columns ----
 def advice_on_metadata(builder: datasets.DatasetBuilder) -> str:
-    """Names the metadata of an audio folder that `datasets` does not read, as it lies too high."""
+    """What to do about metadata of an audio folder that lie too high, or are another program's."""
     urls = [url for urls in files_of_builder(builder).values() for url in urls]
     folder = Path(builder.base_path or "")
     unread = [file.name for file in folder.glob("metadata.*") if str(file) not in urls]
-    if builder.name != "audiofolder" or not unread or not urls:
+    if builder.name not in ("audiofolder", "text") or not urls or "://" in urls[0]:
         return ""
+    if not unread:
+        return advice_on(str(folder))
     return (
         f" {folder / unread[0]} was not read: put it beside the audio, into "
         f"{os.path.dirname(urls[0])}, with file_name relative to there."

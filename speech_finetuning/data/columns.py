@@ -269,7 +269,7 @@ def find_segment_columns(found: list[str]) -> SegmentColumns | None:
 def missing_column(flag: str, name: str | None, found: list[str], place: str, advice: str) -> str:
     """The problem of a column that is not there."""
     there = ", ".join(found) or "nothing: the split is empty"
-    if flag == "--text_column_name" and found == ["audio"]:
+    if flag == "--text_column_name" and found == ["audio"] and not advice:
         advice += (
             " These are clips alone: list them beside the clips in metadata.csv, with the columns "
             "file_name and text."

@@ -7,18 +7,20 @@ import re
 from pathlib import Path
 
 from speech_finetuning.base.errors import UserError, one_line
+from speech_finetuning.data.annotations import REMEDIES, advice_on, remedy_for
 from speech_finetuning.data.places import AUDIO_SUFFIXES
 from speech_finetuning.data.tables import TABLE_SUFFIXES
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+TRANSCRIPT_SUFFIXES = (".srt", ".vtt")
 ARCHIVE_SUFFIXES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-SPREADSHEET_SUFFIXES = (".xls", ".xlsx", ".ods")
 # Endings of file names, which no id of a data set has.
 FILE_SUFFIXES = (
     *TABLE_SUFFIXES,
     *(".parquet", ".arrow", ".tar", ".txt"),
     *ARCHIVE_SUFFIXES,
-    *SPREADSHEET_SUFFIXES,
+    *REMEDIES,
+    *TRANSCRIPT_SUFFIXES,
     *AUDIO_SUFFIXES,
 )
 # Data sets that have left the Hub, and their kin, whose clips are Common Voice's.
@@ -83,8 +85,10 @@ def remedy_for_file(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in (".parquet", ".tar"):
         return f"pass its folder, {path.parent}: such files are the splits of a data set."
-    if suffix in SPREADSHEET_SUFFIXES:
-        return f"a spreadsheet is not read. Save it as CSV in UTF-8: {path.stem}.csv"
+    if suffix in REMEDIES:
+        return remedy_for(path)
+    if suffix in TRANSCRIPT_SUFFIXES:
+        return f"pass its folder, {path.parent}, with the recording beside it."
     if suffix in ARCHIVE_SUFFIXES:
         return "an archive is not read. Unpack it, and pass the folder."
     if suffix in AUDIO_SUFFIXES:
@@ -102,11 +106,9 @@ def nearest_name(path: Path, similarity: float) -> str | None:
 
 def what_folder_lacks(folder: Path) -> str:
     """Of a folder in which nothing is found that can be trained on."""
+    if advice := advice_on(str(folder)):
+        return advice.strip()
     files = [path for path in itertools.islice(folder.rglob("*"), MAX_LOOKED_AT) if path.is_file()]
-    sheets = sorted(path for path in files if path.suffix.lower() in SPREADSHEET_SUFFIXES)
-    if sheets:
-        place = sheets[0].relative_to(folder)
-        return f"{place}: a spreadsheet is not read. Save it as CSV in UTF-8: train.csv"
     clips = sorted(path for path in files if path.suffix.lower() in AUDIO_SUFFIXES)
     if clips:
         place = clips[0].relative_to(folder)

@@ -20,6 +20,7 @@ from speech_finetuning.data.addresses import (
     folder_of,
     suffix_of_address,
 )
+from speech_finetuning.data.annotations import table_of_label_studio
 from speech_finetuning.data.cells import AudioCell, is_missing, shown, undecoded_cell
 from speech_finetuning.data.columns import (
     AUDIO_COLUMNS,
@@ -181,6 +182,7 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     names = list(form.names) or names_of_json(rows)
     if not names and rows:
         raise UserError(f"{path}, line {rows[0].line}: {rows[0].problem}. {EXAMPLE_OF_JSON}")
+    check_is_no_export(path, names)
     if PRODIGY in names and wanted.text is None:
         wanted = replace(wanted, text=find_name(names, "transcript", ()))
     names = choose_existing_audio(path, names, rows, wanted)
@@ -205,6 +207,18 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
             "a list with the times of segments (docs/data.md), or the name of a column."
         )
     return Manifest(path=path, form=form, columns=columns, segments=segments, place=place)
+
+
+def check_is_no_export(path: str, names: list[str]) -> None:
+    """Raises: UserError for Label Studio's full JSON, whose texts lie in lists of results."""
+    if not {"annotations", "data"} <= set(names):
+        return
+    data = [name.removeprefix("data.") for name in names if name.startswith("data.")]
+    audio = next(iter(data), "audio")
+    raise UserError(
+        f"{path}: the full JSON of Label Studio, which is not read. Make a table of it: "
+        f"{table_of_label_studio(path, audio)}"
+    )
 
 
 def check_named_once(path: str, names: list[str], columns: SpeechColumns) -> None:

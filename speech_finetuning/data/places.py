@@ -13,7 +13,7 @@ import fsspec
 FOLDERS_OF_CLIPS = ("", "clips", "wavs")
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm", ".mp4", ".aac", ".amr", ".wma"),
-    *(".3gp", ".mov", ".mka", ".mkv", ".aiff", ".aif"),
+    *(".3gp", ".mov", ".mka", ".mkv", ".aiff", ".aif", ".sph"),
 )
 
 

@@ -19,7 +19,7 @@ MISTAKES = {
     "--dataset_name mydata/tran.csv": "error: --dataset_name mydata/tran.csv: does not exist. "
     "In mydata: data.csv. Did you mean mydata/data.csv?",
     "--dataset_name x.xlsx": "error: --dataset_name x.xlsx: a spreadsheet is not read. "
-    "Save it as CSV in UTF-8: x.csv",
+    "Save it as CSV in UTF-8: x.csv, each sheet as one of its own.",
     "--dataset_name x.wav": "error: --dataset_name x.wav: one clip is not a data set. "
     "Pass its folder, ., or a list of clips.",
     "--language Spansh": "error: --language Spansh: no such language. Did you mean Spanish (es)?",

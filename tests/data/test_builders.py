@@ -231,7 +231,7 @@ def test_a_folder_whose_name_has_wildcards(tmp_path: Path, preprocessor, kind: s
         ("/no/such/folder", "does not exist. In /"),
         ("x.xlsx", "a spreadsheet is not read. Save it as CSV in UTF-8: x.csv"),
         ("a.wav", "one clip is not a data set"),
-        ("notes.docx", "not a kind of file that is read"),
+        ("notes.docx", "a document is not read. Save it as plain text in UTF-8, notes.txt"),
         ("nothing.csv", "does not exist. In ."),
     ],
 )

@@ -2,15 +2,21 @@
 
 import base64
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rows import make_clip, outcomes, read_rows
 
+from speech_finetuning.base.errors import UserError
+from speech_finetuning.data.dataset_names import check_path_exists
 from speech_finetuning.data.places import clips_below
 from speech_finetuning.data.sources import MissingSplit, load_source
 
 CLIP = make_clip(0.5)
+SRT = "1\n00:00:00,100 --> 00:00:00,400\nuno\n"
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> str:
@@ -119,3 +125,103 @@ def test_what_listeners_approved_of_is_no_split_to_score(tmp_path: Path, preproc
         read(tmp_path, preprocessor, files)
     assert error.value.only_split("train", "train") == "validated"
     assert MissingSplit("", ["validation"]).only_split("train", "train") is None
+
+
+# ---- what is not read ----
+def answer(folder: Path, files: dict[str, str | bytes], split: str = "train") -> str:
+    with pytest.raises(UserError) as error:
+        load_source(write(folder, files), split=split)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("talk.eaf", "In ELAN, File, Export As, Subtitles Text writes talk.srt"),
+        ("talk.TextGrid", "File, Import, Praat TextGrid File; there File, Export As"),
+        ("talk.ass", "ffmpeg -i {folder}/talk.ass {folder}/talk.srt"),
+        ("talk.docx", "plain text in UTF-8, talk.txt, beside the recording"),
+        ("talk.lab", "cp {folder}/talk.lab {folder}/talk.txt"),
+        ("list.xlsx", "Save it as CSV in UTF-8: list.csv"),
+    ],
+)
+@pytest.mark.parametrize("has_clips", [True, False])
+def test_what_another_program_has_left_is_answered_with_what_to_do(
+    tmp_path: Path, name: str, advice: str, has_clips: bool
+):
+    clips = {"talk.wav": CLIP, "train/a.wav": CLIP} if has_clips else {}
+    found = answer(tmp_path / "d", {name: "x", "~$list.xlsx": "x", **clips})
+    assert advice.format(folder=tmp_path / "d") in found
+    assert "metadata.csv" not in found
+    with pytest.raises(UserError, match=re.escape(advice.format(folder=tmp_path / "d"))):
+        check_path_exists(str(tmp_path / "d" / name))
+
+
+def test_a_transcript_alone_is_answered_with_its_folder(tmp_path: Path):
+    write(tmp_path, {"talk.srt": SRT, "talk.wav": CLIP})
+    with pytest.raises(UserError, match=f"pass its folder, {tmp_path}, with the recording"):
+        check_path_exists(str(tmp_path / "talk.srt"))
+
+
+LABEL_STUDIO = [
+    {
+        "data": {"audio": "/data/upload/1/ab-talk.wav"},
+        "annotations": [
+            {
+                "result": [
+                    {"type": "labels", "value": {"start": 0.1, "end": 0.4, "labels": ["S"]}},
+                    {"type": "textarea", "value": {"start": 0.1, "end": 0.4, "text": ["Uno."]}},
+                ]
+            }
+        ],
+    },
+    {
+        "data": {"audio": "/data/upload/1/cd-clip.wav"},
+        "annotations": [{"result": [{"type": "textarea", "value": {"text": ["Dos."]}}]}],
+    },
+]
+STM = ";; a comment\na 1 Ann 0.10 0.40 <o,f0,female> Uno , dos.\na 1 Ann 0.1 0.2 "
+STM += "ignore_time_segment_in_scoring\nb 1 Bob 0.00 0.50 Tres\n"
+CLIPS_OF_MLS = {"audio/1/2/1_2_0.flac": CLIP, "audio/1/2/1_2_1.flac": CLIP}
+
+
+@pytest.mark.parametrize(
+    ("files", "texts"),
+    [
+        (
+            {"export.json": json.dumps(LABEL_STUDIO), "ab-talk.wav": CLIP, "cd-clip.wav": CLIP},
+            {"train": ["Uno.", "Dos."]},
+        ),
+        (
+            {"dev/stm/a.stm": STM, "dev/sph/a.sph": CLIP, "dev/sph/b.sph": CLIP},
+            {"dev": ["Uno , dos.", "Tres"]},
+        ),
+        (
+            {"transcripts.txt": "1_2_0\tUno.\n1_2_1\tDos tres.\n", **CLIPS_OF_MLS},
+            {"train": ["Uno.", "Dos tres."]},
+        ),
+        (
+            {
+                "Libri/train/1/2/1-2.trans.txt": "1-2-0 UNO DOS\n",
+                "Libri/dev-clean/1/3/1-3.trans.txt": "1-3-0 TRES\n",
+                "Libri/train/1/2/1-2-0.flac": CLIP,
+                "Libri/dev-clean/1/3/1-3-0.flac": CLIP,
+            },
+            {"train": ["UNO DOS"], "dev-clean": ["TRES"]},
+        ),
+        ({"lists/texts_v0.8.txt": "B1 而 对\n", "wav/train/S/B1.wav": CLIP}, {"train": ["而 对"]}),
+    ],
+    ids=["label studio", "stm", "mls", "librispeech", "aishell"],
+)
+def test_the_command_of_an_answer_makes_a_table(
+    tmp_path: Path, preprocessor, files: dict[str, str | bytes], texts: dict[str, list[str]]
+):
+    folder = tmp_path / "a folder"
+    found = answer(folder, files, "export" if "export.json" in files else "train")
+    command = re.search(": ((find|for|python) .*)", found)[1].replace("python", sys.executable, 1)
+    subprocess.run(["bash", "-c", command], check=True)
+    clips_below.cache_clear()  # in another process it is empty
+    tables = sorted(folder.rglob("*.?sv"))
+    read = {table.stem: load_source(str(table), split="train") for table in tables}
+    assert {name: outcomes(source, preprocessor) for name, source in read.items()} == texts
