@@ -15,6 +15,7 @@ AS_SUBTITLES = "File, Export As, Subtitles Text writes {stem}.srt, to be put bes
 BY_FFMPEG = (
     "subtitles of this format are not read. Convert them: ffmpeg -i {path} {folder}/{stem}.srt"
 )
+AS_SUBRIP = "subtitles of this format are not read. Save them as SubRip: {folder}/{stem}.srt"
 AS_TEXT = (
     "a document is not read. Save it as plain text in UTF-8, {stem}.txt, beside the recording."
 )
@@ -27,6 +28,7 @@ REMEDIES = {
     ".textgrid": "Praat's annotations are not read. Open them in ELAN by File, Import, Praat "
     f"TextGrid File; there {AS_SUBTITLES}",
     **dict.fromkeys((".ass", ".ssa", ".lrc", ".smi"), BY_FFMPEG),
+    **dict.fromkeys((".ttml", ".dfxp", ".sbv", ".stl"), AS_SUBRIP),
     **dict.fromkeys((".docx", ".doc", ".odt", ".rtf"), AS_TEXT),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), AS_CSV),
     ".lab": "texts of this suffix are not read. Copy each: cp {path} {folder}/{stem}.txt",
@@ -40,6 +42,11 @@ TABLE_OF_STM = (
 )
 TABLE_OF_NAMES = (
     "find {place} -name '{pattern}' -exec awk '{{sub(/[ \\t]+/, \"\\t\"); print}}' {{}} + > {table}"
+)
+# Of files that have one text each, as in VCTK.
+TABLE_OF_TEXTS = (
+    "find {place} -name '{pattern}' -exec awk 'FNR == 1 {{name = FILENAME; "
+    'sub(/.*\\//, "", name); sub(/[.]txt$/, "", name); print name "\\t" $0}}\' {{}} + > {table}'
 )
 # Its tasks have one result for each region, with the region's times.
 TABLE_OF_LABEL_STUDIO = (
@@ -64,6 +71,9 @@ def advice_on(folder: str) -> str:
             pattern = f"*{TRANS}" if path.name.endswith(TRANS) else path.name
             command = tables_of(folder, path, pattern, TABLE_OF_NAMES)
             return f" {path} lists clips by their names. {command}"
+        if suffix == ".txt" and lies_below(folder, path.stem):
+            command = tables_of(folder, path, "*.txt", TABLE_OF_TEXTS)
+            return f" {path} lies in another folder than its clip. {command}"
     return ""
 
 

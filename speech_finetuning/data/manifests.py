@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLE_OF_JSON = """Write an object on each line: {"path": "clips/1.wav", "text": "..."}"""
 NUM_ROWS_TO_INSPECT = 20  # of a list, to find its columns
+REGIONS = re.compile(r"""\[\{['"](start|end)['"]: ?\d""")  # a list of them, in Python or JSON
 PRODIGY = "_task_hash"  # of each of its rows, whose text is a file's name
 DATA_ADDRESS = re.compile(r"data:[\w/.+-]+;base64,")  # RFC 2397, as Prodigy keeps audio
 HEADER_ADVICE = " If the first line is not a header, write one: path,sentence."
@@ -182,7 +183,7 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     names = list(form.names) or names_of_json(rows)
     if not names and rows:
         raise UserError(f"{path}, line {rows[0].line}: {rows[0].problem}. {EXAMPLE_OF_JSON}")
-    check_is_no_export(path, names)
+    check_is_no_export(path, names, rows)
     if PRODIGY in names and wanted.text is None:
         wanted = replace(wanted, text=find_name(names, "transcript", ()))
     names = choose_existing_audio(path, names, rows, wanted)
@@ -209,8 +210,16 @@ def inspect_manifest(path: str, wanted: WantedColumns) -> Manifest:
     return Manifest(path=path, form=form, columns=columns, segments=segments, place=place)
 
 
-def check_is_no_export(path: str, names: list[str]) -> None:
-    """Raises: UserError for Label Studio's full JSON, whose texts lie in lists of results."""
+def check_is_no_export(path: str, names: list[str], rows: list[TableRow]) -> None:
+    """Raises: UserError for Label Studio's full JSON, whose texts lie in lists of results, and for
+    other exports of regions of recordings, in which nothing says whose times are a text's."""
+    if {"annotator", "lead_time"} <= set(names):
+        cells = [cell for row in rows for cell in row.cells.values()]
+        if any(REGIONS.match(str(cell)) for cell in cells):
+            raise UserError(
+                f"{path}: regions of recordings, of Label Studio. Export them as JSON, the first kind "
+                "that it offers, and pass that: the answer is a command that makes a table of it."
+            )
     if not {"annotations", "data"} <= set(names):
         return
     data = [name.removeprefix("data.") for name in names if name.startswith("data.")]

@@ -142,6 +142,7 @@ def answer(folder: Path, files: dict[str, str | bytes], split: str = "train") ->
         ("talk.TextGrid", "File, Import, Praat TextGrid File; there File, Export As"),
         ("talk.ass", "ffmpeg -i {folder}/talk.ass {folder}/talk.srt"),
         ("talk.docx", "plain text in UTF-8, talk.txt, beside the recording"),
+        ("talk.ttml", "Save them as SubRip: {folder}/talk.srt"),
         ("talk.lab", "cp {folder}/talk.lab {folder}/talk.txt"),
         ("list.xlsx", "Save it as CSV in UTF-8: list.csv"),
     ],
@@ -181,8 +182,27 @@ LABEL_STUDIO = [
         "annotations": [{"result": [{"type": "textarea", "value": {"text": ["Dos."]}}]}],
     },
 ]
+REGIONS = '[{"start": 0.1, "end": 0.4, "channel": 0, "labels": ["S"]}]'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.json", f'[{{"audio": "a.wav", "labels": {REGIONS}, "transcription": "uno", %s}}]'),
+        ("train.csv", 'audio,labels,transcription,%s\na.wav,"{}",uno,7,3.1\n'),
+    ],
+)
+def test_regions_without_their_texts_are_not_trained_as_the_whole_recording(
+    tmp_path: Path, name: str, content: str
+):
+    columns = '"annotator": 7, "lead_time": 3.1' if "json" in name else "annotator,lead_time"
+    content = (content % columns).replace("{}", REGIONS.replace('"', '""'))
+    assert "Export them as JSON" in answer(tmp_path, {name: content, "a.wav": CLIP})
+
+
 STM = ";; a comment\na 1 Ann 0.10 0.40 <o,f0,female> Uno , dos.\na 1 Ann 0.1 0.2 "
 STM += "ignore_time_segment_in_scoring\nb 1 Bob 0.00 0.50 Tres\n"
+CLIPS_OF_VCTK = {"wav48/p1/p1_1.wav": CLIP, "wav48/p2/p2_1.wav": CLIP}
 CLIPS_OF_MLS = {"audio/1/2/1_2_0.flac": CLIP, "audio/1/2/1_2_1.flac": CLIP}
 
 
@@ -211,8 +231,12 @@ CLIPS_OF_MLS = {"audio/1/2/1_2_0.flac": CLIP, "audio/1/2/1_2_1.flac": CLIP}
             {"train": ["UNO DOS"], "dev-clean": ["TRES"]},
         ),
         ({"lists/texts_v0.8.txt": "B1 而 对\n", "wav/train/S/B1.wav": CLIP}, {"train": ["而 对"]}),
+        (
+            {"txt/p1/p1_1.txt": "Uno dos.\n", "txt/p2/p2_1.txt": "Tres.", **CLIPS_OF_VCTK},
+            {"train": ["Uno dos.", "Tres."]},
+        ),
     ],
-    ids=["label studio", "stm", "mls", "librispeech", "aishell"],
+    ids=["label studio", "stm", "mls", "librispeech", "aishell", "vctk"],
 )
 def test_the_command_of_an_answer_makes_a_table(
     tmp_path: Path, preprocessor, files: dict[str, str | bytes], texts: dict[str, list[str]]
@@ -224,4 +248,6 @@ def test_the_command_of_an_answer_makes_a_table(
     clips_below.cache_clear()  # in another process it is empty
     tables = sorted(folder.rglob("*.?sv"))
     read = {table.stem: load_source(str(table), split="train") for table in tables}
-    assert {name: outcomes(source, preprocessor) for name, source in read.items()} == texts
+    # find takes the files of a folder in any order.
+    found = {name: sorted(outcomes(source, preprocessor)) for name, source in read.items()}
+    assert found == {name: sorted(of_split) for name, of_split in texts.items()}
