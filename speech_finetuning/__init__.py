@@ -2,7 +2,7 @@
 
     base      errors, rejections, files, responses, network, threads, children, shutdown: knows no speech
     data      audio, containers, signatures, ffmpeg, long_audio, cuts, reading, addresses, text, oddities, segments,
-              tables, columns, guessing, features, cells, listed, places, annotations, manifests, subtitles,
+              encodings, tables, columns, guessing, features, cells, listed, places, annotations, manifests, subtitles,
               recordings, kaldi, saved, footers, builders, dataset_names, tars, parquet_windows, sources, shards,
               positions, selection, preprocessing, roles, row_keys, hold_out, row_table, passes, row_check, data_check,
               augmentation, noise, nonspeech, prompts, items, stream, packing, batches: bytes to examples

@@ -100,6 +100,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """'1 row', '2,000 rows'; plural: of a noun that takes more than an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
+
+
 def finite_or_none(value: Any) -> Any:
     """The value, but None for a number that is not finite: JSON has no word for those."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -19,7 +19,7 @@ import numpy as np
 import transformers
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.files import json_line, printable, write_json
+from speech_finetuning.base.files import counted, json_line, printable, write_json
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.base.rejections import Rejection, describe_counts, list_rejections
 from speech_finetuning.base.threads import map_in_order, read_ahead
@@ -160,9 +160,9 @@ def check_split(
         listener.finish()
     left_out = f", left out: {result.num_excluded:,}" if result.num_excluded else ""
     logger.info(
-        "%s: %s usable rows, %.2f h, rejected: %s%s",
+        "%s: %s, %.2f h, rejected: %s%s",
         name,
-        f"{len(result.rows):,}",
+        counted(len(result.rows), "usable row"),
         result.seconds() / 3600,
         describe_counts(result.reasons()),
         left_out,
@@ -271,6 +271,7 @@ def write_results(
     (output_dir / "suspects.jsonl").write_text("".join(lines), encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["printable"] = printable
+    environment.filters["counted"] = counted
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         found=found,

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import transformers
 
+from speech_finetuning.base.files import counted
 from speech_finetuning.cli.next_steps import folder_of_curves
 from speech_finetuning.cli.silenced import WithoutSilenced, quieten_libraries
 from speech_finetuning.cli.terminal import SCREEN, ScreenHandler, shown, typed
@@ -67,26 +68,27 @@ def describe_source(dataset: SpeechDataset) -> str:
     source = dataset.source
     names = (source.record, shown(source.name), source.config_name, source.split)
     place = " ".join(name for name in names if name)
-    rows = "rows not counted" if source.num_rows is None else f"{source.num_rows:,} rows"
+    rows = "rows not counted" if source.num_rows is None else counted(source.num_rows, "row")
     if dataset.rows_per_pass() != source.num_rows:
         rows = f"{dataset.rows_per_pass():,} of {rows}"
     columns = f"{source.audio_column}, {source.text_column}"
     num_files = len(source.shards())
-    files = "1 file" if num_files == 1 else f"{num_files:,} files"
-    return f"{place} ({source.kind}, {files}, {rows}; {columns})"
+    return f"{place} ({source.kind}, {counted(num_files, 'file')}, {rows}; {columns})"
 
 
 def describe_training(
     args: transformers.Seq2SeqTrainingArguments, is_sharded_by_rank: bool
 ) -> None:
     """How large a step is, and how many there are."""
-    processes = "1 process" if args.world_size == 1 else f"{args.world_size} processes"
     logger.info(
-        "a step: %d rows (%d per device x %d accumulated x %s)",
-        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "a step: %s (%d per device x %d accumulated x %s)",
+        counted(
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "row",
+        ),
         args.per_device_train_batch_size,
         args.gradient_accumulation_steps,
-        processes,
+        counted(args.world_size, "process", "processes"),
     )
     if args.world_size > 1:
         share = "files of its own" if is_sharded_by_rank else "all, and decodes its share"
@@ -127,10 +129,10 @@ def describe_length(
         passes = args.max_steps * rows_per_step_of_source / num_rows
         of_source = f" of {dataset.source.record}" if dataset.source.record else ""
         logger.info(
-            "length: %s %s passes over %s rows%s",
+            "length: %s %s passes over %s%s",
             "1 step is" if args.max_steps == 1 else f"{args.max_steps:,} steps are",
             f"{passes:,.1f}" if passes < 100 else f"{passes:,.0f}",
-            f"{num_rows:,}",
+            counted(num_rows, "row"),
             of_source,
         )
         if passes > MANY_PASSES:

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.files import json_line, printable, write_text
+from speech_finetuning.base.files import counted, json_line, printable, write_text
 from speech_finetuning.base.rejections import (
     DATA_REPORT,
     REMEDIES,
@@ -125,10 +125,10 @@ def warn_of_oddities(name: str, texts: list[str]) -> None:
         for kind, count in counts.most_common()
     ]
     logger.warning(
-        "%s: of %s transcripts some contain what nobody says: %s. They are trained as they stand; "
+        "%s: of %s some contain what nobody says: %s. They are trained as they stand; "
         "--check_data lists the rows.",
         name,
-        f"{len(texts):,}",
+        counted(len(texts), "transcript"),
         "; ".join(found),
     )
 
@@ -152,19 +152,23 @@ def log_rejections(name: str, rows: PreparedRows, output_dir: Path | None) -> No
     """Says how many of the first rows of a source cannot be used, and lists them all: training may
     meet only some of them."""
     if not rows.rejections:
-        logger.info("data report: first %d rows of %s, rejected: none", rows.num_rows, name)
+        logger.info("data report: %s, rejected: none", first_rows(rows, name))
         return
     place = ""
     if output_dir is not None:
         list_rejections(output_dir, DATA_REPORT, rows.rejections)
         place = f"; see {output_dir / 'rejected.jsonl'}"
     logger.warning(
-        "data report: first %d rows of %s, rejected: %s%s",
-        rows.num_rows,
-        name,
+        "data report: %s, rejected: %s%s",
+        first_rows(rows, name),
         describe_counts(rows.count_reasons()),
         place,
     )
+
+
+def first_rows(rows: PreparedRows, name: str) -> str:
+    """'first 300 rows of speech train'."""
+    return f"first {counted(rows.num_rows, 'row')} of {name}"
 
 
 def refuse_source(dataset: SpeechDataset, rows: PreparedRows, output_dir: Path | None) -> None:
@@ -174,9 +178,7 @@ def refuse_source(dataset: SpeechDataset, rows: PreparedRows, output_dir: Path |
     if not rows.rejections:
         raise UserError(f"{name} has no rows.")
     reasons = rows.count_reasons()
-    lines = [
-        f"none of the first {rows.num_rows} rows of {name} can be used: {describe_counts(reasons)}."
-    ]
+    lines = [f"none of the {first_rows(rows, name)} can be used: {describe_counts(reasons)}."]
     for rejection in rows.rejections[:NUM_EXAMPLES]:
         lines.append(
             printable(f"  {rejection.row}: {rejection.reason} {rejection.detail}".rstrip())
@@ -216,16 +218,15 @@ def describe_rows(dataset: SpeechDataset, rows: PreparedRows, style: str) -> Non
     if num_rows is not None:
         durations = [row["duration"] for row in rows.examples]
         hours = num_rows * sum(durations) / rows.num_rows / 3600
-        logger.info("  about %.2f h of speech in %s rows", hours, f"{num_rows:,}")
+        logger.info("  about %.2f h of speech in %s", hours, counted(num_rows, "row"))
     logger.info("  clips: %s; transcripts: %s; first label:", describe_counts(rates), style)
     label = dataset.preprocessor.tokenizer.decode(rows.examples[0]["labels"])
     logger.info("  %s", printable(label))
     num_with_apostrophe = sum(has_inner_apostrophe(row["text"]) for row in rows.examples)
     if dataset.preprocessor.do_remove_punctuation and num_with_apostrophe:
         logger.info(
-            "  %d transcripts have apostrophes inside words, which are letters: "
-            "--do_remove_punctuation leaves them.",
-            num_with_apostrophe,
+            "  apostrophes inside words, in %s, are letters: --do_remove_punctuation leaves them.",
+            counted(num_with_apostrophe, "transcript"),
         )
 
 
@@ -286,7 +287,7 @@ def warn_of_spellings(spellings: Counter[Spelling]) -> None:
     ways: dict[str, list[str]] = {}
     for (letter, written), count in spellings.most_common():
         codes = " ".join(f"U+{ord(character):04X}" for character in written)
-        ways.setdefault(letter, []).append(f"{codes} ({count} times)")
+        ways.setdefault(letter, []).append(f"{codes} ({counted(count, 'time')})")
     mixed = [
         f"{letter}: {' and '.join(written)}" for letter, written in ways.items() if len(written) > 1
     ]
@@ -327,11 +328,11 @@ def warn_of_foreign_ids(speech: dict[str, list[SpeechDataset]]) -> None:
     foreign = sorted(row_id for row_id in ids if not row_id.startswith(prefixes))
     if foreign:
         logger.warning(
-            "--exclude_rows: %d of %d ids are of no split that is read here (%s), such as %s. "
+            "--exclude_rows: ids of no split that is read here (%s): %d of %d, such as %s. "
             "They have the form of those in rejected.jsonl and suspects.jsonl.",
+            ", ".join(sorted(prefixes)),
             len(foreign),
             len(ids),
-            ", ".join(sorted(prefixes)),
             foreign[0],
         )
 

@@ -16,6 +16,7 @@ import transformers
 from transformers.trainer_utils import SaveStrategy
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import counted
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.cli.data_report import report_data
 from speech_finetuning.cli.run_lines import describe_time
@@ -106,7 +107,7 @@ def take_sample(stream: SpeechStream, num_rows: int) -> Sample:
     usable = [item for item in rows if item.example is not None]
     if not usable:
         raise UserError(
-            f"--dry_run: none of the first {num_rows} rows is usable, see the data report above."
+            f"--dry_run: none of the first {counted(num_rows, 'row')} is usable, see the data report above."
         )
     longest = max(usable, key=lambda item: (len(item.example["labels"]), item.example["duration"]))
     return Sample(num_rows=len(rows), num_usable_rows=len(usable), longest=longest)
@@ -143,7 +144,7 @@ def check_sample(sample: Sample, max_rejected_fraction: float) -> Check:
         state = "warning"
     if rejected_fraction > max_rejected_fraction:
         state = "error"
-    usable = f"{sample.num_usable_rows} of {sample.num_rows} rows usable"
+    usable = f"{sample.num_usable_rows} of {counted(sample.num_rows, 'row')} usable"
     return Check(
         state=state, found=f"{usable}; most tokens: {len(sample.longest.content()['labels'])}"
     )

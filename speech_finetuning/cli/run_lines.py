@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from speech_finetuning.base.files import counted
 from speech_finetuning.scoring.score_table import describe_loss
 from speech_finetuning.scoring.scores import (
     EVAL,
@@ -35,11 +36,6 @@ class Earlier:
     last: float  # of the evaluation before
     best: float
     step_of_best: int  # 0: before training
-
-
-def counted(number: int, noun: str) -> str:
-    """'1 evaluation', '2,000 evaluations'."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def describe_time(seconds: float) -> str:
@@ -90,7 +86,7 @@ def describe_scores_at(
     """The block of an evaluation, without its pair. lead: "wer", or "cer" where words are not
     separated by spaces. earlier: None for the first score."""
     title = describe_role(role, step)
-    done = f"{scores.num_rows:,} rows in {describe_time(seconds)}"
+    done = f"{counted(scores.num_rows, 'row')} in {describe_time(seconds)}"
     rates = scores.leading
     if rates is None:
         found = "   ".join(describe_faults(scores)) or "without references"
@@ -164,4 +160,4 @@ def describe_set(scores: Scores) -> str:
         text += f"   WER {rates.wer:.1f} %   CER {rates.cer:.1f} %"
     if scores.nonspeech is not None:
         text += f"   invented {scores.nonspeech.words_per_minute:.1f} words/min"
-    return f"{text}   {scores.num_rows:,} rows"
+    return f"{text}   {counted(scores.num_rows, 'row')}"

@@ -13,11 +13,11 @@ from typing import Any
 import transformers
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from speech_finetuning.base.files import counted
 from speech_finetuning.cli.run_lines import (
     INDENT,
     STEP_HEADER,
     Earlier,
-    counted,
     describe_guard,
     describe_scores_at,
     describe_set,
@@ -120,7 +120,8 @@ class RunScreen(transformers.TrainerCallback):
         """The bar of the training, as it is now."""
         if state.is_world_process_zero:
             left = describe_time(self.seconds_left(args, state))
-            text = f"{state.global_step}/{state.max_steps} steps, {left} left"
+            steps = "step" if state.max_steps == 1 else "steps"
+            text = f"{state.global_step}/{state.max_steps} {steps}, {left} left"
             SCREEN.show_bar("training", state.global_step, state.max_steps, text)
 
     def seconds_left(self, args: Any, state: Any) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech_finetuning.base.errors import Problems, UserError, memory_that_is_out
-from speech_finetuning.base.files import json_line, printable, replace_text
+from speech_finetuning.base.files import counted, json_line, printable, replace_text
 from speech_finetuning.cli.flags import OneLineErrors
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def without_those_that_are_there(recordings: list[Recording]) -> list[Recording]
     if num_kept:
         first = next(entry.target for entry in recordings if entry not in missing)
         tell(
-            f"kept: {num_kept} of {len(recordings)} transcripts are there already, the first is "
+            f"kept: transcripts that are there already, {num_kept} of {len(recordings)}, the first is "
             f"{first}. To write them anew: --overwrite"
         )
     return missing
@@ -247,7 +247,8 @@ class Transcriber:
             raise UserError(f"out of {kind} with one window at a time. {advice}") from error
         self.batch_size //= 2
         torch.cuda.empty_cache()  # does nothing on a CPU
-        tell(f"note: out of {kind}: {self.batch_size} windows at a time (--batch_size).")
+        windows = counted(self.batch_size, "window")
+        tell(f"note: out of {kind}: {windows} at a time (--batch_size).")
 
 
 class Reader:
@@ -346,7 +347,8 @@ def run(args: argparse.Namespace, recordings: list[Recording]) -> int:
     recogniser = load_recogniser("MODEL", args.model, args.device)
     num_unread = transcribe_all(recogniser, recordings, args)
     if num_unread:
-        tell(f"error: {num_unread} of {len(recordings)} files could not be read.")
+        files = counted(len(recordings), "file")
+        tell(f"error: {num_unread} of {files} could not be read.")
         return CODE_OF_UNREAD_FILES
     return 0
 

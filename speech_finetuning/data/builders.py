@@ -250,7 +250,7 @@ def download_snapshot(builder: datasets.DatasetBuilder, cache_dir: str | None) -
     urls = [url for files in files_of_builder(builder).values() for url in files]
     on_hub = [file for file in map(hub_file, urls) if file is not None]
     assert on_hub, "local files need no download"
-    logger.info("downloading %d files of %s (--streaming False)", len(on_hub), on_hub[0].repo_id)
+    logger.info("downloading files of %s: %d (--streaming False)", on_hub[0].repo_id, len(on_hub))
     try:
         return huggingface_hub.snapshot_download(
             on_hub[0].repo_id,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import counted
 from speech_finetuning.data.positions import FIRST_ORDER_VERSION
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.row_keys import RowKeys, read_keys
@@ -103,7 +104,7 @@ def choose_hold_out(
             return HoldOut(by=by, groups=groups)
     source = dataset.source
     raise UserError(
-        f"--do_eval: split '{source.split}' of {source.name} has {len(keys.rows)} rows, of which "
+        f"--do_eval: split '{source.split}' of {source.name} has {counted(len(keys.rows), 'row')}, of which "
         f"none can be held out by {' or '.join(kinds)} without taking far more than {fraction:g} "
         "of them. Pass a larger --eval_fraction, or name a split with --eval_split_name."
     )
@@ -209,7 +210,7 @@ def describe(
     assert of_rows is not None
     num_groups = len(np.unique(of_rows))
     num_held_out = len(np.unique(of_rows[is_held_out]))
-    by = f"{num_held_out:,} of {num_groups:,} {hold_out.by}s"
+    by = f"{num_held_out:,} of {counted(num_groups, hold_out.by)}"
     if hold_out.by == "speaker":
         by += f" (column {source.columns.speaker})"
     elif source.columns.speaker is None:
@@ -220,10 +221,10 @@ def describe(
     if is_held_out.sum() > MAX_SCORED_ROWS:
         scored = f"; {MAX_SCORED_ROWS} of them are scored"
     logger.info(
-        "hold-out: %s of %s rows of split '%s' of %s, by hash: %s. They are scored, and never "
+        "hold-out: %s of %s of split '%s' of %s, by hash: %s. They are scored, and never "
         "trained on%s.",
         f"{int(is_held_out.sum()):,}",
-        f"{len(is_held_out):,}",
+        counted(len(is_held_out), "row"),
         source.split,
         source.name,
         by,

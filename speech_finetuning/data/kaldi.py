@@ -224,7 +224,7 @@ def warn_of_unused_texts(folder: KaldiFolder, utterances: set[str]) -> None:
     unused = [key for key, _ in read_pairs(folder.file("text")) if key not in utterances]
     if unused:
         logger.warning(
-            "%s: %d utterances of text have no audio and are not read, the first is %s.",
+            "%s: utterances of text without audio, which are not read: %d, the first is %s.",
             folder.path,
             len(unused),
             unused[0],

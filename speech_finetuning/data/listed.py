@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import datasets
 
+from speech_finetuning.base.files import counted
 from speech_finetuning.data.cells import AudioCell, path_of
 from speech_finetuning.data.columns import OpenedSplit, SpeechColumns
 from speech_finetuning.data.oddities import as_it_was
@@ -141,10 +142,10 @@ def open_lists(
 def tell_of_windows(num_utterances: int, num_rows: int) -> None:
     if num_rows < num_utterances:
         logger.info(
-            "%s utterances in %s rows: neighbours of one recording share a window "
+            "%s in %s: neighbours of one recording share a window "
             "(--pack_utterances, --timestamp_probability).",
-            f"{num_utterances:,}",
-            f"{num_rows:,}",
+            counted(num_utterances, "utterance"),
+            counted(num_rows, "row"),
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from speech_finetuning.base.errors import Problems, UserError
+from speech_finetuning.base.files import counted
 from speech_finetuning.base.rejections import Rejection, describe_counts
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ, accept_duration, decode_audio
 from speech_finetuning.data.augmentation import INT16_RANGE, USUAL_SNR_IN_DB, Augmenter
@@ -137,14 +138,14 @@ def load_noises(recordings: RecordingSet) -> list[np.ndarray]:
     keep = functools.partial(keep_noise, longest_in_seconds=share_in_seconds)
     noises = recordings.read(source, keep)
     minutes = sum(map(len, noises)) / SAMPLE_RATE_IN_HZ / 60
-    logger.info("noise: %d recording(s), %.1f minutes", len(noises), minutes)
+    logger.info("noise: %s, %.1f minutes", counted(len(noises), "recording"), minutes)
     return noises
 
 
 def load_rooms(recordings: RecordingSet) -> list[np.ndarray]:
     """Impulse responses, float32 at 16 kHz. Raises: UserError."""
     responses = recordings.read(recordings.open(), keep_response)
-    logger.info("rooms: %d impulse response(s)", len(responses))
+    logger.info("rooms: %s", counted(len(responses), "impulse response"))
     return responses
 
 

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import counted
 from speech_finetuning.data.positions import FIRST_BLOCK, FIRST_ORDER_VERSION, BlockStart
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.row_table import RowTable, table_of
@@ -280,7 +281,8 @@ def blocks_of_table(
     if selection is not None and selection.mask is not None:
         if selection.hold_out is not None and len(selection.mask) != len(table):
             raise UserError(
-                f"{dataset.source.name} has changed since this run opened it: {len(table)} rows, "
+                f"{dataset.source.name} has changed since this run opened it: "
+                f"{counted(len(table), 'row')}, "
                 f"were {len(selection.mask)}. Start the same command again."
             )
         numbers = np.flatnonzero(selection.mask[: len(table)])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import counted
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.columns import (
     PREVIOUS_SEGMENT,
@@ -16,12 +17,16 @@ from speech_finetuning.data.columns import (
     SpeechColumns,
     WantedColumns,
 )
+from speech_finetuning.data.encodings import (
+    BYTES_OF_A_LOOK,
+    encoding_of,
+    encoding_without_mark,
+)
 from speech_finetuning.data.listed import ListedClip, WindowLimits, open_lists
 from speech_finetuning.data.places import AUDIO_SUFFIXES
 from speech_finetuning.data.reading import read_local_file
 from speech_finetuning.data.segments import Segment
 from speech_finetuning.data.subtitles import Cue, has_both_times, parse_transcript
-from speech_finetuning.data.tables import encoding_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,16 +75,16 @@ def find_recordings(name: str, config_name: str | None) -> dict[str, list[str]]:
             found.setdefault(split, []).extend(paths)
     if found and without_transcript:
         logger.warning(
-            "%s: %d recordings have no transcript beside them and are not read: %s.",
+            "%s: without a transcript, and not read: %s (%s).",
             name,
-            len(without_transcript),
+            counted(len(without_transcript), "recording"),
             shortened(sorted(without_transcript)),
         )
     if found and passed_over:
         logger.warning(
-            "%s: %d files are called as transcripts and are none; what lies beside them is read: %s.",
+            "%s: called as transcripts, but none: %s (%s). What lies beside them is read.",
             name,
-            len(passed_over),
+            counted(len(passed_over), "file"),
             shortened(sorted(passed_over)),
         )
     return found
@@ -180,12 +185,12 @@ def open_recordings(
         overlapping += count_overlaps(cues)
     if overlapping:
         logger.warning(
-            "%s: %d of %d utterances overlap the one before by more than %g s. Each is trained "
-            "with its own text only.",
+            "%s: utterances that overlap the one before by more than %g s: %d of %d. Each is "
+            "trained with its own text only.",
             name,
+            MAX_OVERLAP_IN_SECONDS,
             overlapping,
             num_rows,
-            MAX_OVERLAP_IN_SECONDS,
         )
     columns = SpeechColumns(
         audio="recording",
@@ -199,7 +204,13 @@ def read_cues(transcript: str) -> list[Cue]:
     """Of one that cannot be read, a single cue that says why."""
     try:
         data = read_local_file(transcript)
-        text = data.decode(encoding_of(data))
+        encoding = encoding_of(data)
+        unmarked = encoding_without_mark(data[:BYTES_OF_A_LOOK]) if encoding == "utf-8" else None
+        if unmarked is not None:
+            raise ValueError(
+                f"is {unmarked} without a byte order mark. Convert it with iconv -f {unmarked} -t UTF-8"
+            )
+        text = data.decode(encoding)
         return parse_transcript(text, os.path.splitext(transcript)[1].lower())
     except UnicodeDecodeError:
         problem = "is not UTF-8. Convert it with iconv -f CP1252 -t UTF-8, or from what it is"

@@ -60,6 +60,10 @@ OTHER_FILES = (
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"GIF8", "a GIF picture"),
 )
+# What git writes in place of a symbolic link where the file system has none.
+LINK = re.compile(
+    r"[^\s\"<>{}]{1,250}\.(wav|flac|mp3|ogg|opus|m4a|mp4|webm|aac|aiff?)", re.IGNORECASE
+)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 BYTES_OF_A_LOOK = 8192  # what is looked at of a file without a signature
 
@@ -117,7 +121,8 @@ def is_adts_aac(data: bytes) -> bool:
 
 
 def describe_text(data: bytes) -> str | None:
-    """None if it is no text."""
+    """None if it is no text. It is quoted only where that helps: a row may name any file, and what
+    is said of it goes into logs."""
     try:
         text = data[:BYTES_OF_A_LOOK].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -126,7 +131,12 @@ def describe_text(data: bytes) -> str | None:
         text = data[: error.start].decode("utf-8")
     if "\0" in text or not text.strip():
         return None
-    return f'text, not audio: "{printable(" ".join(text.split())[:60])}"'
+    text = text.strip()
+    if LINK.fullmatch(text):
+        return f'a link that was saved as text, to "{printable(text)}": put that file in its place'
+    if text.startswith(("{", "[")):
+        return "JSON, not audio: a server's answer in place of the file? Download it again"
+    return "text, not audio"
 
 
 def describe_unknown(data: bytes) -> str:

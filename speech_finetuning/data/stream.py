@@ -364,10 +364,10 @@ class ExcludedRows:
         """Once, after the first pass."""
         if self.unknown:
             logger.warning(
-                "--exclude_rows: %d of %d ids are of no row in %s: %s. Have the data changed?",
+                "--exclude_rows: ids of no row in %s: %d of %d, such as %s. Have the data changed?",
+                self.place,
                 len(self.unknown),
                 self.num_ids,
-                self.place,
                 ", ".join(sorted(self.unknown)[:3]),
             )
         self.unknown = set()

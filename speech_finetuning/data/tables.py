@@ -1,41 +1,36 @@
 """Text tables: CSV, TSV, JSON lines. A line is a row; one that cannot be read costs no other."""
 
-import codecs
 import contextlib
 import csv
 import io
 import json
 import logging
 import re
-import shlex
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, TextIO, cast
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import printable
 from speech_finetuning.data.addresses import suffix_of_address
-from speech_finetuning.data.reading import open_address
+from speech_finetuning.data.encodings import (
+    detect_encoding,
+    encoding_of,
+    not_utf8,
+    open_bytes,
+    with_nul_bytes,
+)
 
 logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 MAX_LINE_LENGTH = 2**20  # in characters; no transcript of 30 s is as long
 MAX_JSON_IN_BYTES = 2**29  # of an array, which is read whole
-WINDOWS = "CP1252"  # how Excel saves a plain "CSV" in western Europe; LATIN1 lacks its “ and €
 MAX_LINES_OF_ONE_ROW = 20  # where quotation marks enclose line breaks
 DELIMITERS = (",", ";", "\t", "|")
-# The first that begins the file; UTF-32's begins with UTF-16's.
-BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 # As programs write CSV, the standard (RFC 4180) first: a space after each comma; \" for a quotation
 # mark (Spark, MySQL).
 DIALECTS: tuple[dict[str, Any], ...] = (
@@ -90,24 +85,6 @@ def read_table(path: str, form: TableFormat) -> Iterator[TableRow]:
 
 
 # ---- text ----
-def open_bytes(path: str) -> BinaryIO:
-    """path: of a local file, or an address."""
-    return open_address(path).open() if "://" in path else open(path, "rb")
-
-
-def detect_encoding(path: str) -> str:
-    with open_bytes(path) as file:
-        return encoding_of(file.read(4))
-
-
-def encoding_of(beginning: bytes) -> str:
-    """Of the byte order mark, else UTF-8."""
-    for mark, encoding in BYTE_ORDER_MARKS:
-        if beginning.startswith(mark):
-            return encoding
-    return "utf-8"
-
-
 def numbered_lines(path: str) -> Generator[tuple[int, str], None, None]:
     """(number from 1, line); of one beyond MAX_LINE_LENGTH only its beginning, which is longer."""
     encoding = detect_encoding(path)
@@ -117,40 +94,19 @@ def numbered_lines(path: str) -> Generator[tuple[int, str], None, None]:
             while line := file.readline(MAX_LINE_LENGTH + 1):
                 number += 1
                 if "\0" in line:
-                    raise wrong_encoding(path, number, "contains NUL bytes", "UTF-16LE")
+                    raise with_nul_bytes(path, number)
                 if len(line) > MAX_LINE_LENGTH:
                     skip_rest_of_line(file, line)
                 yield number, line
     except UnicodeDecodeError as error:
         if encoding.startswith("utf-8"):
-            number = first_line_not_utf8(path)
-            raise wrong_encoding(path, number, "is not UTF-8", WINDOWS) from error
+            raise not_utf8(path) from error
         raise UserError(f"{path}: begins as {encoding.upper()} text, but is damaged.") from error
 
 
 def skip_rest_of_line(file: TextIO, line: str) -> None:
     while line and not line.endswith("\n"):
         line = file.readline(MAX_LINE_LENGTH)
-
-
-def first_line_not_utf8(path: str) -> int:
-    with open_bytes(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    return 1
-
-
-def wrong_encoding(path: str, line: int, found: str, likely: str) -> UserError:
-    name = Path(path).name
-    source = name if "://" in path else path
-    return UserError(
-        f'{path}, line {line}: {found}. In Excel, save it as "CSV UTF-8". Or convert it from the '
-        f"encoding that it was saved in, and put the new file in its place: iconv -f {likely} -t UTF-8 "
-        f"{shlex.quote(source)} > {shlex.quote(f'new-{name}')}"
-    )
 
 
 # ---- JSON lines ----
@@ -225,8 +181,7 @@ def read_json_rows(path: str) -> list[Any]:
         text = data.decode(encoding_of(data))
         rows = rows_within(json.loads(text, object_pairs_hook=without_doubles))
     except UnicodeDecodeError:
-        line = first_line_not_utf8(path)
-        raise wrong_encoding(path, line, "is not UTF-8", WINDOWS) from None
+        raise not_utf8(path) from None
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: no JSON: {error}. Mend it there, or write one object a line into "

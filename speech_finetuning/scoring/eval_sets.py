@@ -16,7 +16,7 @@ import transformers
 from datasets.exceptions import DatasetGenerationError
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.files import printable
+from speech_finetuning.base.files import counted, printable
 from speech_finetuning.base.rejections import (
     Rejection,
     describe_counts,
@@ -333,9 +333,9 @@ def prepare_eval_sets(
                     list_new_rejections(output_dir, dataset.source.split, eval_set.rejections)
                 check_usable(dataset, eval_set)
                 logger.info(
-                    "%s: %d rows to %s, rejected: %s",
+                    "%s: %s to %s, rejected: %s",
                     f"{opened_as} {dataset.source.record}".strip(),
-                    eval_set.num_usable,
+                    counted(eval_set.num_usable, "row"),
                     "transcribe" if role == "predict" else "score",
                     describe_counts(Counter(item.reason for item in eval_set.rejections)),
                 )

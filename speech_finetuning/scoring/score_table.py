@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from speech_finetuning.base.files import counted
 from speech_finetuning.scoring.scores import (
     BEFORE,
     EVAL,
@@ -113,7 +114,7 @@ def describe_scores(scores: Scores) -> str:
 def describe_nonspeech(found: NonspeechScores) -> str:
     """The line of what was written where nobody speaks."""
     return (
-        f"  no speech, {found.minutes:.1f} min: {found.invented_words} words invented, "
+        f"  no speech, {found.minutes:.1f} min: {counted(found.invented_words, 'word')} invented, "
         f"{found.words_per_minute:.1f} a minute"
     )
 

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import transformers
 
+from speech_finetuning.base.files import counted
 from speech_finetuning.data.text import IGNORED_LABEL
 from speech_finetuning.scoring.metrics import (
     Change,
@@ -158,7 +159,7 @@ class Scorecard:
         """Says once why wer is not wer_norm."""
         place = f" of {set_name}" if set_name else ""
         sentence = (
-            f"{count_inner_apostrophes(references)} of {len(references)} references{place} have "
+            f"{count_inner_apostrophes(references)} of {counted(len(references), 'reference')}{place} with "
             "apostrophes inside words: wer and cer count these as letters, as wer_norm_marks does. "
             "wer_norm, like published scores, splits such words."
         )
@@ -259,10 +260,10 @@ class Scorecard:
         if scores.cut_outputs > MAX_CUT_OUTPUTS and "cut" not in self.announced:
             self.announced.add("cut")
             logger.warning(
-                "%.0f %% of %d transcripts end at the length limit of %d tokens. Either the model "
+                "%.0f %% of %s end at the length limit of %d tokens. Either the model "
                 "does not stop (%.0f %% end in a loop), or --generation_max_length is too low.",
                 scores.cut_outputs,
-                scores.num_rows,
+                counted(scores.num_rows, "transcript"),
                 self.max_new_tokens,
                 scores.repetition_loops,
             )
@@ -308,9 +309,14 @@ class Scorecard:
         spoken = [row for row in rows if not row.row.is_nonspeech]
         num_empty = len(spoken) - len(kept)
         if spoken and not any(row.row.reference for row in spoken):
-            logger.info("no references: %d rows are transcribed, not scored.", len(spoken))
+            rows_to_tell = counted(len(spoken), "row")
+            logger.info("no references: %s transcribed, not scored.", rows_to_tell)
         elif num_empty:
-            logger.warning("%d of %d rows have no reference: not scored.", num_empty, len(spoken))
+            logger.warning(
+                "without a reference, and not scored: %d of %s.",
+                num_empty,
+                counted(len(spoken), "row"),
+            )
         errors = self.errors_of([row.leading for row in rows])
         interval = None
         if errors is not None:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.hf_api import RepoFile
 
 from speech_finetuning.base.errors import UserError, one_line
-from speech_finetuning.base.files import write_json
+from speech_finetuning.base.files import counted, write_json
 from speech_finetuning.sharing.public import is_hub_name
 from speech_finetuning.sharing.upload_process import PERMANENT_REFUSALS
 from speech_finetuning.sharing.uploads import HubUploads
@@ -180,7 +180,10 @@ def download_checkpoint(repo_id: str, output_dir: Path) -> None:
             return
         size_in_gb = sum(file.size for file in files) / 1e9
         logger.info(
-            "hub: fetching %s/last-checkpoint: %d files, %.2f GB", repo_id, len(files), size_in_gb
+            "hub: fetching %s/last-checkpoint: %s, %.2f GB",
+            repo_id,
+            counted(len(files), "file"),
+            size_in_gb,
         )
         # A folder of the commit's: tried again, it goes on, and never mixes two checkpoints.
         folder = output_dir / "_hub" / commit

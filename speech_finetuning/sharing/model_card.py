@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.modelcard import make_markdown_table
 
+from speech_finetuning.base.files import counted
 from speech_finetuning.scoring.score_table import score_table
 from speech_finetuning.scoring.scores import last_scores
 from speech_finetuning.sharing.examples import WHY_PADDED, faster_whisper_example
@@ -129,7 +130,7 @@ def describe_training(metrics: dict[str, float]) -> str:
     audio = readable_hours(metrics.get("train_audio_hours", 0.0))
     time = readable_hours(metrics.get("train_hours", 0.0))
     return (
-        f"{num_rows:,} rows, repeats counted ({num_rejected:,} of them rejected{nonspeech}), with "
+        f"{counted(num_rows, 'row')}, repeats counted ({num_rejected:,} of them rejected{nonspeech}), with "
         f"{audio} of speech, in {time}"
     )
 

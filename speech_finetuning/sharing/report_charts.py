@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from speech_finetuning.base.files import counted
+
 WIDTH = 420  # in units of the drawing; a telephone is about as wide
 HEIGHT = 230
 LEFT = 58
@@ -223,7 +225,7 @@ def histogram(values: list[float], num_bars: int = 24) -> list[dict[str, Any]]:
     highest = max(1, int(counts.max()))
     return [
         {
-            "label": f"{low:.3g} to {high:.3g}: {count:,} rows",
+            "label": f"{low:.3g} to {high:.3g}: {counted(count, 'row')}",
             "count": count,
             "high": high,
             "height": round(100 * count / highest, 1),

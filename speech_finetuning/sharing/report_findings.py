@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from speech_finetuning.base.files import counted
 from speech_finetuning.scoring.alignment import AlignedRow
 from speech_finetuning.scoring.metrics import Change
 from speech_finetuning.scoring.score_table import describe_nonspeech, describe_prompt_words
@@ -186,6 +187,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["hours"] = readable_hours
+    environment.filters["counted"] = counted
     return environment
 
 

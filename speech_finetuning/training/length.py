@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import counted
 from speech_finetuning.data.preprocessing import SpeechDataset
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,9 @@ def sensible_steps(train_sets: Sequence[SpeechDataset], rows_per_step: int) -> i
         fewest = min(FEWEST_CLIPS, SOME_PASSES * rows_per_pass)
         num_clips = min(MOST_CLIPS, max(fewest, USUAL_PASSES * rows_per_pass))
         num_steps = math.ceil(num_clips / rows_per_step)
-        reason = f"for {rows_per_pass:,.0f} rows"
-    logger.info("length: %s steps, chosen %s; --max_steps N: another", f"{num_steps:,}", reason)
+        reason = f"for {counted(round(rows_per_pass), 'row')}"
+    steps = counted(num_steps, "step")
+    logger.info("length: %s, chosen %s; --max_steps N: another", steps, reason)
     return num_steps
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import counted
 from speech_finetuning.base.rejections import (
     TRAIN,
     describe_counts,
@@ -100,7 +101,8 @@ class StreamProgress:
         --max_rejected_fraction allows."""
         num_rejected = self.rejected.total() + self.num_lost_rows
         if num_rejected > self.max_rejected_fraction * self.rows_met():
-            self.raise_rejected(f"{num_rejected} of the first {self.rows_met()} rows were rejected")
+            rows = counted(self.rows_met(), "row")
+            self.raise_rejected(f"rejected: {num_rejected:,} of the first {rows}")
 
     def check_passes(self, rejections: list[RejectedRow]) -> None:
         """Checks the passes of these rows, so that a run of many steps does not go on for long with
@@ -115,8 +117,8 @@ class StreamProgress:
             over = f" over {name}" if name else ""
             if num_rejected > self.max_rejected_fraction * num_rows:
                 self.raise_rejected(
-                    f"{num_rejected} of the {num_rows} rows of pass "
-                    f"{this_pass.pass_number + 1}{over} were rejected"
+                    f"rejected: {num_rejected:,} of the {counted(num_rows, 'row')} of pass "
+                    f"{this_pass.pass_number + 1}{over}"
                 )
             if num_rejected >= num_rows:  # nothing would ever be trained, whatever the limit
                 reasons = describe_counts(self.rejected)
@@ -125,7 +127,7 @@ class StreamProgress:
     def raise_rejected(self, found: str) -> NoReturn:
         reasons = describe_counts(self.rejected)
         if self.num_lost_rows:
-            reasons += f", and {self.num_lost_rows} rows behind them in damaged files"
+            reasons += f", and {counted(self.num_lost_rows, 'row')} behind them in damaged files"
         raise UserError(
             f"{found} ({reasons}), more than --max_rejected_fraction "
             f"{self.max_rejected_fraction:g}. See {self.output_dir / 'rejected.jsonl'}; fix them "
@@ -147,8 +149,8 @@ class StreamProgress:
         if self.damaged_files:
             files = [f"{count} in {name}" for name, count in sorted(self.damaged_files.items())]
             logger.warning(
-                "damaged files: at least %d rows were lost in each pass: %s",
-                sum(self.damaged_files.values()),
+                "damaged files: at least %s lost in each pass: %s",
+                counted(sum(self.damaged_files.values()), "row"),
                 ", ".join(files),
             )
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from speech_finetuning.base.errors import ExitCode, RunEnded
+from speech_finetuning.base.files import counted
 from speech_finetuning.data.audio import seconds_of_frames
 from speech_finetuning.model.generation import generate_ids
 from speech_finetuning.training.trainer import SpeechTrainer
@@ -34,10 +35,10 @@ def check_reload(trainer: SpeechTrainer, folder: Path) -> None:
     if found != expected:
         raise RunEnded(
             ExitCode.CRASHED,
-            f"the saved model transcribes {len(rows)} clips differently: {found[:1]} instead of "
+            f"the saved model transcribes {counted(len(rows), 'clip')} differently: {found[:1]} instead of "
             f"{expected[:1]}. Do not use {folder}; its newest checkpoint has the trained weights.",
         )
-    logger.info("the saved model, loaded afresh, transcribes %d clips alike.", len(rows))
+    logger.info("the saved model, loaded afresh, transcribes %s alike.", counted(len(rows), "clip"))
 
 
 def shortest_clips(trainer: SpeechTrainer) -> list[dict[str, Any]]:

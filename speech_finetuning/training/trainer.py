@@ -18,6 +18,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.modeling_outputs import BaseModelOutput
 
 from speech_finetuning.base.errors import TimeIsOver, portable
+from speech_finetuning.base.files import counted
 from speech_finetuning.base.network import limit_silence
 from speech_finetuning.base.shutdown import StopSignals, ignore_signals
 from speech_finetuning.base.threads import num_usable_cores
@@ -344,8 +345,8 @@ class SpeechTrainer(ResumableTrainer):
             self.args.per_device_eval_batch_size //= 2
             torch.cuda.empty_cache()
             logger.warning(
-                "out of GPU memory: scoring with %d rows at a time.",
-                self.args.per_device_eval_batch_size,
+                "out of GPU memory: scoring with %s at a time.",
+                counted(self.args.per_device_eval_batch_size, "row"),
             )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

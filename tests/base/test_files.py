@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from speech_finetuning.base.files import json_line, printable, replace_text, write_text
+from speech_finetuning.base.files import counted, json_line, printable, replace_text, write_text
 
 HOSTILE = "uno\x1b]0;title\x07 \x08dos\n\x9b31m\u202etres\u2028\ud800"
 
@@ -19,6 +19,14 @@ def test_control_characters_are_shown_not_obeyed():
 )
 def test_text_of_every_alphabet_stays(text: str):
     assert printable(text) == text
+
+
+def test_one_of_something_is_not_called_as_several():
+    assert [counted(number, "row") for number in (0, 1, 2_000)] == ["0 rows", "1 row", "2,000 rows"]
+    assert [counted(number, "process", "processes") for number in (1, 2)] == [
+        "1 process",
+        "2 processes",
+    ]
 
 
 def test_a_json_line_is_one_line_without_control_characters_and_reads_back():

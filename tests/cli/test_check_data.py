@@ -174,6 +174,23 @@ def test_a_data_set_all_of_whose_rows_are_left_out_is_an_error(tmp_path: Path):
     assert found["one_pass"]["minutes_of_decoding"] == 0
 
 
+def test_one_row_is_not_told_as_several(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    data = tmp_path / "speech"
+    data.mkdir()
+    write(data, "a.flac", tone(1.0))
+    (data / "train.csv").write_text("path,sentence\na.flac,uno dos tres cuatro\n")
+    (data / "test.csv").write_text("path,sentence\na.flac,uno dos tres cuatro\n")
+    words = f"--check_data --dataset_name {data} --output_dir {tmp_path / 'out'}"
+    words += " --eval_split_name test --num_decoding_threads 1"
+    with caplog.at_level("INFO"):
+        script.main(words.split())
+    page = (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
+    told = re.sub("<[^>]+>", " ", page.partition("<body>")[2]) + " ".join(page.split("<title>")[2:])
+    for text in (told, caplog.text):
+        assert re.search(r"\b1 (usable |scored )?row\b", text)
+        assert not re.search(r"(?<![\d.,])1 (usable |scored )?(rows|files|steps|threads)\b", text)
+
+
 def test_the_check_of_other_data_is_not_replaced(tmp_path: Path):
     for name in ("a", "b"):
         data = tmp_path / name / "speech"

@@ -134,7 +134,7 @@ def test_letters_that_are_written_in_two_ways_are_warned_about_once(
 ):
     lines = report(["año ñu", "an\u0303o", "uno"], preprocessor, tmp_path / "mixed", caplog)
     (warning,) = [line for line in lines if "several ways" in line]
-    assert "(ñ: U+00F1 (2 times) and U+006E U+0303 (1 times))" in warning
+    assert "(ñ: U+00F1 (2 times) and U+006E U+0303 (1 time))" in warning
     for number, texts in enumerate((["año", "ñu"], ["an\u0303o", "n\u0303u"], ["uno", "dos"])):
         lines = report(texts, preprocessor, tmp_path / str(number), caplog)
         assert not [line for line in lines if "several ways" in line]
@@ -163,7 +163,7 @@ def test_punctuation_that_is_removed_spares_apostrophes_and_says_so(
     without = replace(preprocessor, do_remove_punctuation=True)
     lines = report(texts, without, tmp_path / "without", caplog)
     (line,) = [line for line in lines if "apostrophes" in line]
-    assert line.strip().startswith("3 transcripts have apostrophes inside words")
+    assert line.strip().startswith("apostrophes inside words, in 3 transcripts, are letters")
     lines = report(texts, preprocessor, tmp_path / "with", caplog)
     assert not [line for line in lines if "apostrophes" in line]
 
@@ -178,7 +178,7 @@ def test_ids_to_exclude_of_no_split_that_is_read_are_told(
     warn_of_rows({"train": [train]})
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith(
-        "--exclude_rows: 2 of 3 ids are of no split that is read here (train/), such as clips/a.wav."
+        "--exclude_rows: ids of no split that is read here (train/): 2 of 3, such as clips/a.wav."
     )
     caplog.clear()
     warn_of_rows({"train": [replace(train, excluded_ids=frozenset(["train/0/0/1"]))]})

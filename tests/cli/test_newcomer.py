@@ -94,7 +94,7 @@ UNDERSTOOD = {
         "split 'test': clips has no such split. Found: train. It is taken. --predict_split_name names "
         "another.",
         "predict: 30 rows to transcribe, rejected: none",
-        "no references: 30 rows are transcribed, not scored.",
+        "no references: 30 rows transcribed, not scored.",
         "  transcripts  out/predictions_predict.jsonl",
     ],
 }

@@ -167,7 +167,7 @@ def test_a_transcript_that_is_there_is_kept(talker: Path, clips: Path, tmp_path:
     target.write_text("corrected\n")
     assert transcribe.main(words) == 0
     assert target.read_text() == "corrected\n"
-    assert "kept: 1 of 1 transcripts are there already" in capsys.readouterr().err
+    assert "kept: transcripts that are there already, 1 of 1" in capsys.readouterr().err
     assert transcribe.main([*words, "--overwrite"]) == 0
     assert re.fullmatch(r"[a-h\s]+", target.read_text())
 

@@ -257,7 +257,7 @@ def test_a_folder_of_noise_is_read_and_what_cannot_be_used_is_left_out(
     assert augmenter is not None and augmenter.snr_in_db == (5.0, 20.0)
     assert sorted(map(len, augmenter.noises)) == [4_000, 8_000, 12_000]
     assert all(np.abs(one).max() == 2**15 - 1 for one in augmenter.noises)
-    assert "noise: 3 recording(s), 0.0 minutes" in caplog.text
+    assert "noise: 3 recordings, 0.0 minutes" in caplog.text
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "--noise_dataset: left out" in warning
     for reason in ("audio_unreadable", "audio_empty", "audio_too_short"):

@@ -52,7 +52,7 @@ def test_whole_recordings_splits_and_texts_without_audio(
     for split in ("train", "dev"):
         source = load_source(str(tmp_path), split=split)
         assert outcomes(source, preprocessor) == ["uno", "audio_missing"]
-    assert "1 utterances of text have no audio and are not read, the first is u3" in caplog.text
+    assert "utterances of text without audio, which are not read: 1, the first is u3" in caplog.text
 
 
 def test_commands_are_never_run(tmp_path: Path):

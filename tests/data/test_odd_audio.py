@@ -336,9 +336,10 @@ CONTENTS = {
     "silk": (b"\x02#!SILK_V3" + bytes(64), "ffmpeg -i IN.silk"),
     "zip": (b"PK\x03\x04" + bytes(64), "a zip archive: unpack it"),
     "gzip": (b"\x1f\x8b\x08" + bytes(64), "compressed with gzip"),
-    "link": (b"../../single-mic/example1.wav", 'text, not audio: "../../single-mic'),
-    "json": (b'{"error": "Rate limit"}', "text, not audio"),
-    "escapes": (b"\x1b]0;gone\x07" + b"text" * 9, "text, not audio: \"\\x1b]0;gone\\x07"),
+    "link": (b"../../single-mic/example1.wav\n", 'to "../../single-mic/example1.wav": put that'),
+    "link with escapes": (b"\x1b]0;gone\x07.wav", 'to "\\x1b]0;gone\\x07.wav"'),
+    "json": (b'{"error": "Rate limit"}', "JSON, not audio: a server's answer"),
+    "text": ("señal\n".encode() * 2_000, "text, not audio"),
     "samples": ((tone() * 9e3).astype("<i2").tobytes(), "ffmpeg -f s16le"),
     "mp3 without its start": (encode(tone(), "MP3")[100:], "mp3 whose start is missing"),
 }  # fmt: skip
@@ -350,6 +351,19 @@ def test_what_is_no_audio_is_named(name: str):
     rejection = rejection_of(data)
     assert rejection.reason == "audio_unreadable"
     assert message in rejection.detail
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"root:x:0:0:root:/root:/bin/bash\n",
+        b'{"token": "root:x:0"}',
+        b"# root:x:0\nexport A=b.wav\n",
+    ],
+)
+def test_a_text_that_is_no_audio_is_not_quoted(data: bytes):
+    """A row may name any file of the user, and what is said of it goes into logs."""
+    assert "root" not in rejection_of(data).detail
 
 
 def test_a_clip_that_libsndfile_names_keeps_that_message():

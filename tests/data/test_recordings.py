@@ -97,7 +97,7 @@ def test_what_is_called_as_a_transcript_and_is_none_hides_no_other(
     assert [preprocessor(row)["text"] for row in read_rows(source)] == ["uno", "dos"]
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warning.endswith(
-        f"1 files are called as transcripts and are none; what lies beside them is read: talk{suffix}."
+        f"called as transcripts, but none: 1 file (talk{suffix}). What lies beside them is read."
     )
 
 
@@ -150,25 +150,27 @@ def test_subfolders_named_as_splits_are_splits_others_are_not(tmp_path: Path, pr
 def test_what_is_wrong_costs_its_own_cue_or_file(
     tmp_path: Path, preprocessor, caplog: pytest.LogCaptureFixture
 ):
-    for stem in ("a", "b", "c", "d", "e"):
+    for stem in ("a", "b", "c", "d", "e", "f"):
         write_recording(tmp_path, stem)
     late = "3\n00:00:05,000 --> 00:00:06,000\nlate\n\n4\n00:00:00,100 --> 00:00:00,600\n\n"
     (tmp_path / "a.srt").write_text(SRT + "\n" + late)
     (tmp_path / "b.json").write_text("{")
     (tmp_path / "c.srt").write_bytes("1\n00:00:00,000 --> 00:00:00,500\nseñal\n".encode("latin-1"))
     (tmp_path / "d.srt").write_bytes(SRT.encode("utf-16"))
+    (tmp_path / "f.srt").write_bytes(SRT.encode("utf-16-be"))
     source = load_source(str(tmp_path), split="train")
     rows = read_rows(source)
-    assert source.num_rows == len(rows) == 8
+    assert source.num_rows == len(rows) == 9
     reasons = [
         found.reason if isinstance(found := preprocessor(row), Rejection) else found["text"]
         for row in rows
     ]
     of_a = ["uno", "dos", "segment_outside_audio", "text_empty"]
-    assert reasons == [*of_a, "row_unreadable", "row_unreadable", "uno", "dos"]
+    assert reasons == [*of_a, "row_unreadable", "row_unreadable", "uno", "dos", "row_unreadable"]
     details = [row.rejection.detail for row in rows if row.rejection is not None]
     assert "b.json, line 1: no JSON" in details[0] and "is not UTF-8" in details[1]
-    assert "1 recordings have no transcript beside them and are not read: e.wav" in caplog.text
+    assert "is UTF-16BE without a byte order mark" in details[2]
+    assert "without a transcript, and not read: 1 recording (e.wav)" in caplog.text
 
 
 def test_overlapping_cues_keep_their_own_text_and_are_said(
@@ -178,7 +180,7 @@ def test_overlapping_cues_keep_their_own_text_and_are_said(
     text = SRT.replace("00:00:00,500 -->", "00:00:00,000 -->").replace("00,500", "00,900")
     (tmp_path / "talk.srt").write_text(text)
     assert outcomes(load_source(str(tmp_path), split="train"), preprocessor) == ["uno", "dos"]
-    assert "1 of 2 utterances overlap the one before" in caplog.text
+    assert "overlap the one before by more than 0.5 s: 1 of 2" in caplog.text
 
 
 def test_tables_and_other_kinds_come_first(tmp_path: Path, preprocessor):

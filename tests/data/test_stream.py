@@ -495,12 +495,13 @@ def test_excluded_ids_of_no_row_are_told_after_the_first_whole_pass(
     changed = replace(stream, sets=(replace(stream.sets[0], excluded_ids=ids),), position=position)
     take(changed, 110)
     warnings = [r.getMessage() for r in caplog.records if "--exclude_rows" in r.getMessage()]
-    begun = "--exclude_rows: 2 of 3 ids are of no row in split 'train' of "
+    begun = "--exclude_rows: ids of no row in split 'train' of "
     if seen:
         assert warnings == []
     else:
         (warning,) = warnings
-        assert warning.startswith(begun) and "train/0/0/gone.wav, train/9/9/5" in warning
+        assert warning.startswith(begun)
+        assert ": 2 of 3, such as train/0/0/gone.wav, train/9/9/5" in warning
 
 
 def test_a_split_whose_rows_are_all_excluded_says_so(

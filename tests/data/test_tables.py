@@ -168,6 +168,30 @@ def test_another_encoding_is_one_line_with_its_remedy(tmp_path: Path, encoding: 
         load_source(path, split="train")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["uno", "señal", "一二三四五六七八九十" * 9])
+@pytest.mark.parametrize("name", ["train.csv", "train.json"])
+def test_the_encoding_without_a_byte_order_mark_is_named(
+    tmp_path: Path, encoding: str, text: str, name: str
+):
+    lines = ["path,sentence", *(f"clips/{number}.wav,{text}" for number in range(4))]
+    if name.endswith("json"):
+        rows = [{"path": "clips/0.wav", "sentence": text}] * 4
+        lines = [json.dumps(rows, ensure_ascii=False)]
+    path = write_list(tmp_path, lines, name, encoding)
+    code = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+    message = f"line 1: is {code} without a byte order mark.* iconv -f {code} -t UTF-8 .*{name} >"
+    with pytest.raises(UserError, match=message):
+        load_source(path, split="train")
+
+
+@pytest.mark.parametrize("line", ["clips/1.wav,u\0no", "\0" * 4096, "clips/1.wav,uno\0\0\0"])
+def test_nul_bytes_of_a_damaged_file_are_no_encoding(tmp_path: Path, line: str):
+    path = write_list(tmp_path, ["path,sentence", *["clips/0.wav,uno"] * 400, line])
+    with pytest.raises(UserError, match="line 402: contains NUL bytes, which no text has"):
+        load_source(path, split="train")
+
+
 def test_characters_that_a_conversion_has_lost_are_not_trained(tmp_path: Path, preprocessor):
     path = write_list(tmp_path, ["path,sentence", "clips/0.wav,se\ufffdal", "clips/1.wav,dos"])
     assert outcomes(load_source(path, split="train"), preprocessor) == ["row_unreadable", "dos"]

@@ -104,7 +104,7 @@ def test_streaming_false_downloads_first(hub: HubWithClients, tmp_path: Path):
     flags = {"dataset_name": "alice/folder", "streaming": False}
     result = run(hub, tmp_path, None, **flags, cache_dir=tmp_path / "cache")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "downloading 10 files of alice/folder" in result.stderr
+    assert "downloading files of alice/folder: 10" in result.stderr
     assert len(list((tmp_path / "cache").rglob("snapshots/*/train/*.flac"))) == 4
 
 

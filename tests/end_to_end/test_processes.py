@@ -439,7 +439,7 @@ def test_dealt_files_with_another_number_of_processes_begin_the_next_pass(runs: 
         ("signal", 143, "ended by SIGTERM", True),
         ("scoring", 138, "ended by SIGUSR1", True),
         ("broken", 2, "this rank's data is broken", True),
-        ("rejected", 2, "8 of the first 40 rows were rejected", False),
+        ("rejected", 2, "rejected: 8 of the first 40 rows", False),
     ],
 )
 def test_what_ends_one_process_ends_all_at_the_same_step(

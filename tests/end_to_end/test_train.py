@@ -272,7 +272,7 @@ def test_too_many_rejections_end_the_run_with_the_reasons(
     rows = [(b"junk", "uno")] * 12 + demonstration.make_rows(8, seed=1)
     demonstration.write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", rows)
     with pytest.raises(
-        UserError, match=r"12 of the first 20 rows were rejected \(12 audio_unreadable\)"
+        UserError, match=r"rejected: 12 of the first 20 rows \(12 audio_unreadable\)"
     ):
         train(f"--do_train --max_steps 50 --dataset_name {tmp_path / 'data'}")
     train(

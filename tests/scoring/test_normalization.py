@@ -111,7 +111,7 @@ def test_the_log_says_once_that_apostrophes_count(tokenizer, caplog: pytest.LogC
         card.set_references(rows)
         card.set_references(rows)
     (message,) = caplog.messages
-    assert message.startswith("1 of 2 references have apostrophes inside words: wer and cer count")
+    assert message.startswith("1 of 2 references with apostrophes inside words: wer and cer count")
 
 
 @pytest.mark.parametrize("reading", [ORTHO, NORM, NORM_MARKS])

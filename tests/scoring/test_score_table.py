@@ -109,7 +109,7 @@ def test_words_invented_without_speech_have_a_line_of_their_own():
     metrics = logged(before) | logged(after) | logged(silence)
     lines = score_table(metrics, ["silence"]).splitlines()
     assert lines[2].strip() == "no speech, 2.0 min: 3 words invented, 1.5 a minute"
-    assert lines[-1].startswith("as it is silence  no speech, 2.0 min: 123456 words")
+    assert lines[-1].startswith("as it is silence  no speech, 2.0 min: 123,456 words")
     assert max(map(len, lines)) <= 80
     worse = describe_regressions(metrics, [])
     assert "61728.0 words invented in a minute without speech, were 1.5." in worse[0]

@@ -61,7 +61,7 @@ def test_a_later_pass_is_checked_by_itself(tmp_path: Path):
     restored = make_progress(tmp_path, pass_rows={"": 40})
     restored.restore(state)
     restored.update(position=position_at(180), num_rows=10, rejections=rejections)
-    with pytest.raises(UserError, match="21 of the 40 rows of pass 5 were rejected"):
+    with pytest.raises(UserError, match="rejected: 21 of the 40 rows of pass 5"):
         restored.update(position=position_at(190), num_rows=10, rejections=rejections[:1])
 
 
@@ -72,7 +72,7 @@ def test_each_source_of_a_mix_is_checked_by_itself(tmp_path: Path):
     progress.update(position=position_at(1_100), num_rows=100, rejections=rejections)
     other = make_rejections(100, source=2) + make_rejections(50, source=1, pass_number=1)
     progress.update(position=position_at(1_300), num_rows=200, rejections=other)
-    with pytest.raises(UserError, match="51 of the 100 rows of pass 1 over small were rejected"):
+    with pytest.raises(UserError, match="rejected: 51 of the 100 rows of pass 1 over small"):
         progress.update(position=position_at(1_400), num_rows=100, rejections=rejections[:1])
 
 
@@ -93,9 +93,9 @@ def test_a_run_names_the_damaged_files_at_its_end(
     file.write_bytes(data[:200] + bytes(len(data) - 2_200) + data[-2_000:])
     words = f"--do_train --max_steps 8 --per_device_train_batch_size 4 --dataset_name {folder}"
     train(words)
-    assert f"10 rows were lost in each pass: 10 in train/0/1/{file.name}" in caplog.text
+    assert f"10 rows lost in each pass: 10 in train/0/1/{file.name}" in caplog.text
     words += f" --max_rejected_fraction 0.3 --output_dir {tmp_path / 'stricter'}"
-    with pytest.raises(UserError, match="10 of the first 3. rows were rejected"):
+    with pytest.raises(UserError, match="rejected: 10 of the first 3. rows"):
         train(words)
 
 
@@ -111,7 +111,7 @@ def test_the_rest_of_a_damaged_file_counts_as_rejected(
         progress.update(position=position_at(row), num_rows=56, rejections=rejections)
     progress.log_summary()
     assert "training rows: 112, rejected: 2 file_damaged" in caplog.text
-    assert "at least 45 rows were lost in each pass: 45 in train/0/1/b.parquet" in caplog.text
+    assert "at least 45 rows lost in each pass: 45 in train/0/1/b.parquet" in caplog.text
     state = json.loads(json.dumps(progress.state(micro_batch_size=28, positions=[])))
     restored = make_progress(tmp_path, pass_rows={"": 100}, max_rejected_fraction=0.45)
     restored.restore(state)
