@@ -9,6 +9,8 @@ Needs requirements-export.txt and faster-whisper. Results: export_ids.md.
 """
 
 import argparse
+import contextlib
+import io
 import os
 import platform
 import sys
@@ -59,7 +61,7 @@ def ids_of_transformers(
     prompt = choose_prompt(recogniser, features, language, "transcribe")
     encoded = recogniser.model.get_encoder()(features)
     ids = generate_ids(recogniser.model, encoded, max_new_tokens=max_new_tokens, **prompt)
-    return without_special(ids[0].tolist(), recogniser)
+    return without_special(ids[0].tolist()[:max_new_tokens], recogniser)
 
 
 def ids_of_faster_whisper(
@@ -71,12 +73,13 @@ def ids_of_faster_whisper(
         without_timestamps=True,
         beam_size=1,
         temperature=0,
-        max_new_tokens=max_new_tokens,
+        # CTranslate2 stops at half of its limit (4.8.5): it ended where transformers went on.
+        max_new_tokens=2 * max_new_tokens,
         condition_on_previous_text=False,
         **dict.fromkeys(THRESHOLDS),
     )
     ids = [token for segment in segments for token in segment.tokens]
-    return without_special(ids, recogniser)
+    return without_special(ids[:max_new_tokens], recogniser)
 
 
 def main() -> None:
@@ -104,7 +107,8 @@ def main() -> None:
         for quantization in args.quantizations:
             folder = Path(temporary) / quantization
             words = [args.model, "--to", "ctranslate2", "--output_dir", str(folder)]
-            assert export.main([*words, "--quantization", quantization]) == 0
+            with contextlib.redirect_stdout(io.StringIO()):  # what to do with it
+                assert export.main([*words, "--quantization", quantization]) == 0
             # float16 is of the files; a CPU calculates in float32.
             computed = "int8" if quantization == "int8" else "float32"
             models[quantization] = faster_whisper.WhisperModel(
