@@ -93,11 +93,14 @@ def describe_training(
     if args.world_size > 1:
         share = "files of its own" if is_sharded_by_rank else "all, and decodes its share"
         logger.info("every process reads %s", share)
+    saves = f"every {args.save_steps:g} steps"
+    if args.save_steps >= args.max_steps:
+        saves = "at the end"
     logger.info(
-        "steps: %s, learning rate %g, checkpoint every %g steps",
+        "steps: %s, learning rate %g, checkpoint %s",
         f"{args.max_steps:,}",
         args.learning_rate,
-        args.save_steps,
+        saves,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.base.files import counted
@@ -26,7 +26,7 @@ from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.sharing.hub import describe_access
 from speech_finetuning.sharing.report_page import ReportPage
-from speech_finetuning.training.length import count_steps
+from speech_finetuning.training.length import count_steps, save_within
 from speech_finetuning.training.trainer import SpeechTrainer
 
 logger = logging.getLogger(__name__)
@@ -203,12 +203,25 @@ def count_full_steps(
     sets: tuple[SpeechDataset, ...],
     max_train_samples: int | None,
 ) -> int:
-    """Steps of the full run. sets: those of the miniature, which may be cut short."""
+    """Steps of the full run; where they follow from the rows, --save_steps and --eval_steps follow
+    from them. sets: those of the miniature, which may be cut short."""
     if full_args.max_steps > 0:
         return full_args.max_steps
     whole_sets = [as_a_whole(dataset, max_train_samples) for dataset in sets]
     rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
-    return count_steps(full_args.num_train_epochs, whole_sets, rows_per_step)
+    full_args.max_steps = count_steps(full_args.num_train_epochs, whole_sets, rows_per_step)
+    save_within(full_args)
+    return full_args.max_steps
+
+
+def count_evaluations(full_args: transformers.Seq2SeqTrainingArguments, num_steps: int) -> int:
+    """Of the full run, from its first step on: every --eval_steps, and at the end."""
+    if not full_args.do_eval:
+        return 0
+    assert full_args.eval_steps is not None  # the script gives it a default
+    if full_args.eval_strategy == IntervalStrategy.NO:
+        return 1
+    return math.ceil(num_steps / steps_between(full_args.eval_steps, num_steps))
 
 
 def estimate_needs(
@@ -217,21 +230,22 @@ def estimate_needs(
     full_args: transformers.Seq2SeqTrainingArguments,
     num_steps: int,
     data: dict[str, list[dict[str, Any]]],
-    max_eval_samples: int | None,
+    data_args: Any,
     metrics: dict[str, float],
     checkpoint_in_bytes: int,
 ) -> dict[str, Check]:
     """What the full run will need, judging by three steps. data: sources by role, with num_rows."""
     rows_per_step = full_args.per_device_train_batch_size * full_args.gradient_accumulation_steps
-    limit = max_eval_samples or sys.maxsize
+    limit = data_args.max_eval_samples or sys.maxsize
     scored = [*data.get("eval", []), *data.get("guard", [])]
     num_eval_rows = sum(min(limit, source["num_rows"] or 0) for source in scored)
 
     history = trainer.state.log_history
     rows_per_second = [entry["samples_per_second"] for entry in history if "loss" in entry][-1]
     seconds_per_clip = metrics.get("eval_runtime", 0.0) / NUM_SCORED_ROWS / max(1, len(scored))
-    assert full_args.eval_steps is not None  # the script gives it a default
-    num_evaluations = num_steps / steps_between(full_args.eval_steps, num_steps)
+    num_evaluations = count_evaluations(full_args, num_steps)
+    if data_args.eval_before_training:
+        num_evaluations += 1
     training = describe_time(num_steps * rows_per_step / rows_per_second)
     scoring_all = describe_time(num_evaluations * num_eval_rows * seconds_per_clip)
 
@@ -287,12 +301,13 @@ def dry_run(
         metrics = run_job(job)
         checkpoint_in_bytes = folder_size_in_bytes(Path(folder, "checkpoint-3"))
     checks["data"] = check_sample(sample, data_args.max_rejected_fraction)
+    num_steps = count_full_steps(full_args, sets, data_args.max_train_samples)
     checks |= estimate_needs(
         trainer=job.trainer,
         full_args=full_args,
-        num_steps=count_full_steps(full_args, sets, data_args.max_train_samples),
+        num_steps=num_steps,
         data=job.run_info["data"],
-        max_eval_samples=data_args.max_eval_samples,
+        data_args=data_args,
         metrics=metrics,
         checkpoint_in_bytes=checkpoint_in_bytes,
     )

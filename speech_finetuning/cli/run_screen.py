@@ -119,9 +119,11 @@ class RunScreen(transformers.TrainerCallback):
     def draw(self, args: Any, state: Any) -> None:
         """The bar of the training, as it is now."""
         if state.is_world_process_zero:
-            left = describe_time(self.seconds_left(args, state))
+            seconds_left = self.seconds_left(args, state)
             steps = "step" if state.max_steps == 1 else "steps"
-            text = f"{state.global_step}/{state.max_steps} {steps}, {left} left"
+            text = f"{state.global_step}/{state.max_steps} {steps}"
+            if math.isfinite(seconds_left):
+                text = f"{text}, {describe_time(seconds_left)} left"
             SCREEN.show_bar("training", state.global_step, state.max_steps, text)
 
     def seconds_left(self, args: Any, state: Any) -> float:

@@ -55,7 +55,8 @@ def load_or_hold_out(
         only = error.only_split(role, split)
         if only is not None:
             flag = "eval_split_name" if role == "guard" else f"{role}_split_name"
-            logger.info("%s It is taken. --%s names another.", error, flag)
+            there = str(error).removesuffix(".")
+            logger.info("%s, which is taken. --%s names another.", there, flag)
             return load(split=only, speaker_column=speaker_column), False
         if role != "eval" or split != USUAL_EVAL_SPLIT or not record.train_split_name:
             raise

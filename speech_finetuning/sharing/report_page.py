@@ -188,7 +188,7 @@ class ReportPage(ScoreKeeper):
             replace_text(path, self.shelf.without_places(page))
         if not self.is_announced:
             self.is_announced = True
-            logger.info("to look at and to listen to: %s", self.output_dir / PAGE)
+            logger.info("report, to look at and listen to: %s", self.output_dir / PAGE)
         self.have_drawn(pages, findings)
 
     def have_drawn(self, pages: dict[Path, str], findings: Findings) -> None:

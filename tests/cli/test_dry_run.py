@@ -4,7 +4,9 @@ import re
 import shutil
 import tempfile
 from collections import namedtuple
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from hub import Hub
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
-from speech_finetuning.cli.dry_run import take_sample
+from speech_finetuning.cli.dry_run import count_evaluations, count_full_steps, take_sample
 from speech_finetuning.cli.exit_status import exit_code_of
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.positions import StreamPosition
+from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.training.trainer import SpeechTrainer
 
 COMMON = "--dry_run --do_train --do_eval --max_steps 4000"
@@ -84,6 +87,38 @@ def test_epochs_are_estimated_from_the_rows(flags: list[str], caplog: pytest.Log
     assert exit_code_of(script.main, [*flags, *words]) == 0
     assert "for 500 steps" in table(caplog.text)["time"][1]  # 50 x 40 rows / 4
     assert "0.00 GB a checkpoint, 0.0 GB in all" in table(caplog.text)["disk"][1]
+
+
+@dataclass
+class FortyRows:
+    """Of a SpeechDataset what counting asks for."""
+
+    max_rows: int | None = None
+    selection: None = None
+    weight: float = 1.0
+
+    def rows_per_pass(self) -> int:
+        return 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_evaluations"),
+    [
+        ({}, 5),  # as a short run, whose length nobody has given, will have
+        ({"max_steps": 1_200}, 3),  # with the one at the end
+        ({"max_steps": 1_200, "eval_steps": 0.25}, 4),
+        ({"max_steps": 1_200, "eval_strategy": "no"}, 1),
+        ({"max_steps": 1_200, "do_eval": False}, 0),
+    ],
+)
+def test_evaluations_are_counted_as_the_full_run_will_have_them(
+    tmp_path: Path, settings: dict[str, Any], num_evaluations: int
+):
+    flags = {"do_train": True, "do_eval": True, "output_dir": str(tmp_path), **settings}
+    full_args = script.TrainingArguments(**flags)
+    sets = cast(tuple[SpeechDataset, ...], (FortyRows(),))
+    num_steps = count_full_steps(full_args, sets, None)
+    assert count_evaluations(full_args, num_steps) == num_evaluations
 
 
 def test_packing_is_tried_at_its_most_expensive(

@@ -66,7 +66,7 @@ MISTAKES = {
 HELD_OUT = [
     "split 'validation': one has no such split. Found: data. --eval_split_name names another; here rows "
     "are held out.",
-    "split 'train': one has no such split. Found: data. It is taken. --train_split_name names another.",
+    "split 'train': one has no such split. Found: data, which is taken. --train_split_name names another.",
     "hold-out: 3 of 30 rows of split 'data' of one, by hash: 3 of 30 recordings (no column "
     "names speakers: --speaker_column_name). They are scored, and never trained on.",
 ]
@@ -91,8 +91,8 @@ UNDERSTOOD = {
     ],
     # A folder of recordings, without transcripts.
     "--dataset_name clips --do_predict": [
-        "split 'test': clips has no such split. Found: train. It is taken. --predict_split_name names "
-        "another.",
+        "split 'test': clips has no such split. Found: train, which is taken. --predict_split_name "
+        "names another.",
         "predict: 30 rows to transcribe, rejected: none",
         "no references: 30 rows transcribed, not scored.",
         "  transcripts  out/predictions_predict.jsonl",
