@@ -40,6 +40,7 @@ from speech_finetuning.data.hold_out import USUAL_EVAL_SPLIT, load_or_hold_out
 from speech_finetuning.data.passes import Block, read_pass
 from speech_finetuning.data.preprocessing import Preprocessor, SpeechDataset
 from speech_finetuning.data.row_check import RowChecker, silent_share
+from speech_finetuning.data.row_keys import count_speakers
 from speech_finetuning.data.selection import read_excluded_ids
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import MissingSplit, SpeechSource, load_source
@@ -147,6 +148,13 @@ def check_split(
 ) -> SplitCheck:
     """Decodes and measures every row of a split. listener: has a model hear each; None: none."""
     result = SplitCheck(name=name, is_trained=is_trained)
+    if dataset.source.row_groups is not None:
+        result.rows_of_speakers = retry_on_network_error(
+            count_speakers,
+            dataset.source,
+            limit_in_seconds=dataset.preprocessor.max_network_wait_in_seconds,
+            task=f"reading speakers of {dataset.source.name}",
+        )
     checker = RowChecker(preprocessor=dataset.preprocessor, keeps_waveform=listener is not None)
     rows = map_in_order(checker, tagged_rows(dataset, result), num_threads)
     for number, (_, checked) in enumerate(rows, start=1):

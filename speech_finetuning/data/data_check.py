@@ -52,6 +52,8 @@ class SplitCheck:
     rows: list[CheckedRow] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     num_excluded: int = 0  # rows that --exclude_rows leaves out, which are not read
+    # Rows of each speaker, where the rows that are read do not tell: those of parquet files.
+    rows_of_speakers: Counter[str] | None = None
 
     def add(self, result: CheckedRow | Rejection) -> None:
         if isinstance(result, Rejection):
@@ -78,7 +80,9 @@ class SplitCheck:
         durations = [row.seconds for row in self.rows] or [0.0]
         low, middle, high = np.percentile(durations, [5, 50, 95])
         counts, edges = np.histogram(durations, bins=20)
-        speakers = Counter(row.speaker for row in self.rows if row.speaker is not None)
+        speakers = self.rows_of_speakers
+        if speakers is None:
+            speakers = Counter(row.speaker for row in self.rows if row.speaker is not None)
         return {
             "is_trained": self.is_trained,
             "num_rows": len(self.rows) + self.num_rejected() + self.num_excluded,

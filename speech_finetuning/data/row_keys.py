@@ -5,6 +5,7 @@ Lists are read once for that, of parquet files the one column.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -177,6 +178,23 @@ def read_column(parquet: pyarrow.parquet.ParquetFile, name: str | None) -> Any:
     if table.num_columns == 0:
         return None
     return cast(Any, pyarrow.compute).struct_field(table.column(0), fields.split("."))
+
+
+def count_speakers(source: SpeechSource) -> Counter[str]:
+    """Rows of each speaker of parquet files, by the one column; of damaged files what can be read.
+    Raises: errors of the network."""
+    counts: Counter[str] = Counter()
+    for url in source.data_files:
+        try:
+            with fsspec.open(url, "rb") as file:
+                column = read_column(pyarrow.parquet.ParquetFile(file), source.columns.speaker)
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            if not is_damage(error):
+                raise
+            continue
+        names = [] if column is None else column.to_pylist()
+        counts.update(str(name) for name in names if name not in (None, ""))
+    return counts
 
 
 def read_paths(parquet: pyarrow.parquet.ParquetFile, column: str) -> Any:

@@ -6,7 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from rows import make_clip
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
@@ -202,6 +205,24 @@ def test_the_check_of_other_data_is_not_replaced(tmp_path: Path):
         script.main([*words, str(tmp_path / "a" / "speech")])
     with pytest.raises(UserError, match=r"check-speech has the check of .*a/speech\. Pass anot"):
         script.main([*words, str(tmp_path / "b" / "speech")])
+
+
+def test_speakers_of_parquet_files_are_counted_by_their_column(tmp_path: Path):
+    """It is not read with the rows; a file may lack it."""
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    for shard, names in enumerate([["Ann", "Ann", None], ["Bob", "Ann", ""], None]):
+        rows = [{"audio": make_clip(0.5 + n / 10 + shard), "text": f"uno {n}"} for n in range(3)]
+        table = pa.Table.from_pylist(rows)
+        if names is not None:
+            table = table.append_column("speaker", pa.array(names, pa.string()))
+        pq.write_table(table, folder / f"train-{shard:05}-of-00003.parquet")
+    words = f"--check_data --dataset_name {folder} --output_dir {tmp_path / 'out'}"
+    script.main(words.split())
+    train = json.loads((tmp_path / "out" / "check.json").read_text())["splits"]["train"]
+    assert train["num_usable_rows"] == 9 and train["num_speakers"] == 2
+    assert train["rows_of_speakers"] == {"Ann": 3, "Bob": 1}
+    assert "Ann (3), Bob (1)" in (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
 
 
 def test_rows_of_a_damaged_file_are_all_counted():
