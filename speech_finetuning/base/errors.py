@@ -1,6 +1,7 @@
 """How a run ends early: mistakes that the user can fix, and what happens outside the run."""
 
 import enum
+import errno
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,10 @@ ON_THE_GPU = (
     "'out of memory'",
 )
 IN_RAM = ("DefaultCPUAllocator: can't allocate memory",)
+
+
+# The disk, a user's share of it (as on clusters), and the size that a file may have.
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ExitCode(enum.IntEnum):

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 TOKEN = r"hf_\w{8,}"
 USER_AND_PASSWORD = r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
 FOLDERS = r"/(?:[\w.@+~-]+/)+"
+LONGEST_NAME = 255  # in bytes, on all usual file systems
+LONGEST_PATH = 4096
 # Overrides of the writing direction, which make a text look like another one.
 DIRECTION_MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
@@ -56,10 +58,17 @@ def write_text(path: Path, text: str, mode: str = "w") -> None:
         logger.warning("%s could not be written: %s", path, one_line(error))
 
 
+def is_too_long(name: str) -> bool:
+    """Whether no file system takes it for a path: Path raises an error of such a name, where it
+    says that others do not exist."""
+    parts = [os.fsencode(part) for part in name.split("/")]
+    return len(os.fsencode(name)) > LONGEST_PATH or max(map(len, parts)) > LONGEST_NAME
+
+
 def lies_among_data(dataset_name: str | None, output_dir: str | Path) -> bool:
     """Whether the output would lie in the folder of the data, where the next start would take a
     run's own files for data; or right beside its table, whose README would be replaced."""
-    if not dataset_name or not Path(dataset_name).exists():
+    if not dataset_name or not os.path.exists(dataset_name):  # Path's raises of a long name
         return False
     data = Path(dataset_name).resolve()
     output = Path(output_dir).resolve()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.errors import UserError
-from speech_finetuning.base.files import lies_among_data
+from speech_finetuning.base.files import is_too_long, lies_among_data
 from speech_finetuning.cli.flags import read_yaml, word_problems
 from speech_finetuning.cli.guards import guard_problems
 
@@ -51,6 +51,15 @@ NOT_NEGATIVE = (
     "weight_decay",
     "max_network_wait_in_minutes",
     "max_guard_loss_in_points",
+)
+NAMES_OF_FILES = (
+    "model_name_or_path",
+    "dataset_name",
+    "data_mix",
+    "output_dir",
+    "exclude_rows",
+    "noise_dataset",
+    "room_dataset",
 )
 # Flags of training, and the value with which each does nothing.
 OF_TRAINING_ONLY = {
@@ -119,6 +128,13 @@ def prompt_problems(flags: argparse.Namespace) -> Iterator[str]:
     """What the model reads before a clip; entries of --data_mix may name columns of their own."""
     if flags.prompt_column_name is None and flags.data_mix is None:
         yield from idle_problems(flags, OF_PROMPTS_ONLY, "--prompt_column_name")
+
+
+def length_problems(flags: argparse.Namespace) -> Iterator[str]:
+    """Names that no file system takes, which every look at them would raise an error of."""
+    for flag in NAMES_OF_FILES:
+        if is_too_long(getattr(flags, flag) or ""):
+            yield f"--{flag} {getattr(flags, flag)[:40]}...: too long for the name of a file."
 
 
 def output_problems(flags: argparse.Namespace) -> Iterator[str]:
@@ -343,6 +359,8 @@ def check_words(words: list[str], parser: argparse.ArgumentParser) -> None:
     problems = list(word_problems(words, parser))
     if not problems:  # else a misspelt flag would seem to be missing
         flags = parser.parse_args(words)
+        problems += length_problems(flags)
+    if not problems:
         problems += [
             *task_problems(flags),
             *file_problems(flags),

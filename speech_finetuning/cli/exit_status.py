@@ -4,7 +4,6 @@ A refused start is no run: it leaves the exit_status.json of a run that has ende
 """
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_finetuning.base.errors import (
+    DISK_IS_FULL,
     ExitCode,
     RunEnded,
     TimeIsOver,
@@ -29,6 +29,7 @@ from speech_finetuning.cli.terminal import SCREEN, fitted
 
 # run.sh names a file of its own in this variable, because torchrun swallows its children's codes.
 LAUNCHER_VARIABLE = "EXIT_STATUS_FILE"
+MAX_CLOCK_SKEW_IN_SECONDS = 2.0  # of a file server
 GO_ON = "To go on, start the same command again."
 # When the present start began, as file systems tell the time: older files are of earlier starts.
 _start = {"time": time.time()}
@@ -85,7 +86,7 @@ def ending_of(error: Exception, argv: list[str]) -> RunEnded | None:
     if DUPLICATE_GPU in str(error):
         reason = "more processes than GPUs. Start one for each GPU: --nproc_per_node, NUM_PROCESSES"
         return RunEnded(ExitCode.REFUSED, reason)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
         advice = "Free some of it and start the same command again."
         return RunEnded(ExitCode.DISK_FULL, f"the disk is full: {one_line(error)} {advice}")
     is_of_processes = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
@@ -119,7 +120,12 @@ def is_dry_run(argv: list[str]) -> bool:
 
 
 def is_of_earlier_start(file: Path) -> bool:
-    return file.is_file() and file.stat().st_mtime < _start["time"]
+    """Also one from the future: a clock was set back since then, and this start has written nothing
+    that is newer than now."""
+    if not file.is_file():
+        return False
+    written = file.stat().st_mtime
+    return written < _start["time"] or written > time.time() + MAX_CLOCK_SKEW_IN_SECONDS
 
 
 def forget_earlier_ending(output_dir: Path) -> None:
@@ -169,7 +175,10 @@ def write_if_first(file: Path, record: dict[str, Any]) -> bool:
         file.unlink(missing_ok=True)
     try:
         file.touch(exist_ok=False)
+        write_json(file, record)
     except FileExistsError:
         return False
-    write_json(file, record)
+    except OSError:  # the disk is full, say: then it is told on the terminal alone
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
     return True

@@ -16,6 +16,7 @@ from speech_finetuning.base.rejections import Rejection
 
 ARCHIVE = re.compile(r"(zip|tar|gzip|bz2|xz|lz4|zstd)://")  # before "::", as fsspec chains them
 MAX_CHANNELS = 8
+UNSIGNED_ZERO = 128  # silence, where samples of 8 bits have no sign
 
 AudioCell = str | dict[str, Any] | None  # a path, or {"bytes", "path"}
 
@@ -61,6 +62,8 @@ def encode_samples(samples: Any, sampling_rate: Any) -> bytes:
         if waveform.ndim == 2 and waveform.shape[0] <= MAX_CHANNELS < waveform.shape[1]:
             waveform = waveform.T
         is_integer = np.issubdtype(waveform.dtype, np.integer)
+        if is_integer:
+            check_are_16_bits(waveform)
         waveform = waveform.astype(np.int16 if is_integer else np.float32)
         file = io.BytesIO()
         subtype = "PCM_16" if is_integer else "FLOAT"
@@ -69,6 +72,23 @@ def encode_samples(samples: Any, sampling_rate: Any) -> bytes:
         detail = f"samples with the sampling rate {sampling_rate}: {error}"
         raise Rejection("row_unreadable", detail) from error
     return file.getvalue()
+
+
+def check_are_16_bits(samples: np.ndarray) -> None:
+    """Raises: ValueError for integers of another width, which is not known: noise if it is
+    guessed."""
+    if samples.size == 0:
+        return
+    low, high = int(samples.min()), int(samples.max())
+    if max(-low - 1, high) > np.iinfo(np.int16).max:
+        raise ValueError(
+            f"integers from {low} to {high} are more than 16 bits. Write floats from -1 to 1"
+        )
+    if low >= 0 and high > UNSIGNED_ZERO and high <= np.iinfo(np.uint8).max:
+        if abs(float(samples.mean()) - UNSIGNED_ZERO) < UNSIGNED_ZERO / 4:
+            raise ValueError(
+                f"integers from {low} to {high} look like unsigned 8 bits. Write floats from -1 to 1"
+            )
 
 
 def path_of(cell: AudioCell) -> str:

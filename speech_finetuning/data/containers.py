@@ -256,6 +256,22 @@ def after_id3(data: bytes, position: int) -> int:
     return position + 10 + size
 
 
+def place_of_mp3_tag(data: bytes, frame: int) -> int:
+    """Where in a first frame its Xing or Info header stands, if it has one."""
+    is_mono = data[frame + 3] >> 6 == 3
+    is_mpeg_1 = (data[frame + 1] >> 3 & 3) == 3
+    side_information_sizes = (32, 17) if is_mpeg_1 else (17, 9)  # of stereo and mono
+    return frame + 4 + side_information_sizes[is_mono]
+
+
+def has_mp3_length(data: bytes, frame: int) -> bool:
+    """Whether the first frame has a Xing, Info or VBRI header that states the number of frames."""
+    tag = place_of_mp3_tag(data, frame)
+    if data[tag : tag + 4] in (b"Xing", b"Info") and len(data) >= tag + 8:
+        return bool(data[tag + 7] & 1)
+    return data[frame + 36 : frame + 40] == b"VBRI"
+
+
 def stated_mp3_size(data: bytes, frame: int) -> int | None:
     """Bytes of the stream whose first frame stands at `frame`, by its Xing, Info or VBRI header."""
     if len(data) < frame + 64:
@@ -263,10 +279,7 @@ def stated_mp3_size(data: bytes, frame: int) -> int | None:
     if data[frame + 36 : frame + 40] == b"VBRI":
         (size,) = struct.unpack_from(">I", data, frame + 46)
         return size
-    is_mono = data[frame + 3] >> 6 == 3
-    is_mpeg_1 = (data[frame + 1] >> 3 & 3) == 3
-    side_information_sizes = (32, 17) if is_mpeg_1 else (17, 9)  # of stereo and mono
-    tag = frame + 4 + side_information_sizes[is_mono]
+    tag = place_of_mp3_tag(data, frame)
     if data[tag : tag + 4] not in (b"Xing", b"Info"):
         return None
     flags, first_number, second_number = struct.unpack_from(">III", data, tag + 4)
@@ -277,12 +290,54 @@ def stated_mp3_size(data: bytes, frame: int) -> int | None:
     return second_number if has_frames else first_number
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mp3Frames:
+    """A row of frames of one sampling rate. end: behind the last."""
+
+    count: int
+    end: int
+    has_one_size: bool  # within a byte of padding
+
+
+def follow_mp3_frames(data: bytes, frame: int) -> Mp3Frames:
+    """Those from the one at `frame` on."""
+    rate = data[frame + 1] & 0x18, data[frame + 2] & 0x0C  # version and index
+    first_size = mp3_frame_size(data, frame)
+    count = 0
+    has_one_size = True
+    position = frame
+    while size := mp3_frame_size(data, position):
+        if (data[position + 1] & 0x18, data[position + 2] & 0x0C) != rate:
+            break
+        has_one_size = has_one_size and abs(size - first_size) <= 1
+        count += 1
+        position += size
+    return Mp3Frames(count=count, end=position, has_one_size=has_one_size)
+
+
+def with_stated_frames(data: bytes, frame: int, num_frames: int) -> bytes:
+    """An mp3 stream behind a frame that states how many follow. Without one the decoder guesses the
+    length by the first frame's bit rate, and ends there, be it in the middle of a sentence."""
+    size = mp3_frame_size(data, frame)
+    header = bytearray(size)
+    header[:4] = data[frame : frame + 4]
+    header[1] |= 1  # no checksum
+    tag = place_of_mp3_tag(data, frame) - frame
+    if tag + 12 > size:  # of a bit rate that is too low to hold it
+        return data
+    struct.pack_into(">4sII", header, tag, b"Xing", 1, num_frames)
+    return bytes(header) + data[frame:]
+
+
 def split_mp3(data: bytes) -> list[bytes]:
-    """As `split_streams`: the decoder ends where the first stream's header says that it ends."""
+    """As `split_streams`: the decoder ends where the first stream's header says that it ends, and
+    where there is none, as it guesses."""
     frame = after_id3(data, 0)
     if not is_mp3_frame(data, frame):
         return [data]
     size = stated_mp3_size(data, frame)
+    if size is None and not has_mp3_length(data, frame):
+        return split_unstated_mp3(data, frame)
     if size is None or frame + size >= len(data) - NEGLIGIBLE_BYTES:
         return [data]
     end = frame + size
@@ -292,3 +347,13 @@ def split_mp3(data: bytes) -> list[bytes]:
     if following is None:
         return [data]
     return [data[:end], *split_mp3(data[following:])]
+
+
+def split_unstated_mp3(data: bytes, frame: int) -> list[bytes]:
+    """As `split_mp3`, of a stream whose length no header states."""
+    found = follow_mp3_frames(data, frame)
+    following = find_mp3_stream(data, found.end, len(data))
+    if following is None and found.has_one_size:
+        return [data]  # which the decoder guesses right
+    stream = with_stated_frames(data[: found.end], frame, found.count)
+    return [stream] if following is None else [stream, *split_mp3(data[following:])]

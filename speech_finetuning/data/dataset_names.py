@@ -100,7 +100,7 @@ def nearest_name(path: Path, similarity: float) -> str | None:
     """What the folder has under a name like this."""
     if not path.parent.is_dir():
         return None
-    names = [file.name for file in path.parent.iterdir()]
+    names = [file.name for file in path.parent.iterdir() if file.name != path.name]
     return next(iter(difflib.get_close_matches(path.name, names, n=1, cutoff=similarity)), None)
 
 

@@ -215,7 +215,7 @@ def root_of_paths(folder: str) -> str:
     first = next((path for _, path in read_pairs(os.path.join(folder, "wav.scp"))), "")
     here = Path(folder).resolve()
     for root in (here, *here.parents[:MAX_FOLDERS_ABOVE], Path.cwd()):
-        if (root / first).is_file():
+        if os.path.isfile(root / first):  # Path's raises of a name that is too long
             return str(root)
     return str(here)
 

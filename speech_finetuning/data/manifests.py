@@ -5,6 +5,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -133,7 +134,8 @@ def manifest_files(name: str, config_name: str | None) -> dict[str, list[str]]:
     for file in files:
         if file.suffix in (".parquet", ".tar") or file.stem == "metadata":
             return {}
-    return {file.stem: [str(file)] for file in files if file.suffix.lower() in TABLE_SUFFIXES}
+    lists = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES and file.is_file()]
+    return {file.stem: [str(file)] for file in lists}
 
 
 def lists_at_address(address: str) -> dict[str, list[str]]:
@@ -355,7 +357,8 @@ def text_of(value: Any) -> str | None:
     """Raises: ValueError for what is no text; a number stands for itself."""
     if is_missing(value):
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    if isinstance(value, bool) or not (isinstance(value, str) or is_number):
         raise ValueError(f"expected a text, found {shown(value)}")
     text = str(value)
     if "\N{REPLACEMENT CHARACTER}" in text:

@@ -118,7 +118,9 @@ class Preprocessor:
         """The text as trained. Raises: Rejection(row_unreadable, text_empty)."""
         text = text or ""
         if LOST_CHARACTERS.search(text):
-            raise Rejection("row_unreadable", "the text has lost characters: U+FFFD or half a pair")
+            raise Rejection(
+                "row_unreadable", "the text has lost characters: U+FFFD, half a pair or NUL"
+            )
         check_encoding(text)
         is_nonspeech = self.keeps_empty_text and not normalize_text(text, False, False)
         text = normalize_text(text, self.do_lower_case, self.do_remove_punctuation)

@@ -56,7 +56,9 @@ class SourceRow:
         if data is not None:
             return len(data)
         path = cell.get("path") or ""
-        return os.path.getsize(path) if os.path.exists(path) else 0
+        with contextlib.suppress(OSError, ValueError):  # reading it will say why
+            return os.path.getsize(path)
+        return 0
 
 
 class ShardReader:
@@ -102,7 +104,7 @@ class ShardReader:
                 return
             except Exception as error:
                 task = f"reading {self.source.name} {self.id}"
-                if not is_damage(error):
+                if not is_damage(error) and not self.is_gone(error):
                     self.backoff.wait(error, task)
                 elif is_of_empty_row_group(error) and not self.has_empty_row_groups:
                     self.has_empty_row_groups = True
@@ -132,6 +134,11 @@ class ShardReader:
             if is_read:
                 num_windows_to_skip = max(0, num_windows_to_skip - len(windows))
             row_of_file += windows.num_rows
+
+    def is_gone(self, error: Exception) -> bool:
+        """Whether a file that is on this machine was there when the run began, and can no longer be
+        opened."""
+        return not self.source.is_remote and isinstance(error, FileNotFoundError | PermissionError)
 
     def rows_left(self) -> Iterator[dict[str, Any]]:
         """The rows after the first `num_rows`: from a parquet file only the row groups that contain

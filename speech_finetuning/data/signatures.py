@@ -99,6 +99,8 @@ def describe_bytes(data: bytes) -> str:
     for position, signature, name in OTHER_FILES:
         if data.startswith(signature, position):
             return name
+    if len(data) > 188 and data[0] == data[188] == 0x47:  # packets of 188 bytes
+        return f"an MPEG transport stream is not supported: {conversion('ts')}"
     kind = convertible_kind(data)
     if kind is not None:
         return f"{kind.name} is not supported: {conversion(kind.suffix)}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import datasets
 
 from speech_finetuning.base.errors import UserError
+from speech_finetuning.base.files import is_too_long
 from speech_finetuning.data import kaldi, recordings
 from speech_finetuning.data.addresses import root_of_address
 from speech_finetuning.data.builders import (
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 USUAL_SPLITS = {"train": "train", "guard": "validation", "predict": "test"}
 # Common Voice's validated.tsv is what listeners approved of, with the training split in it.
 EVALUATION_SPLIT = re.compile("test|val(?!idated)|dev|eval", re.IGNORECASE)
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 KINDS_OF_LISTS = (
     "manifest",
     "csv",
@@ -267,6 +269,8 @@ def find_files(
     revision: str | None,
 ) -> FoundFiles:
     """Raises: UserError for a data set or a configuration that is not there."""
+    if is_too_long(name):
+        raise UserError(f"--dataset_name {name[:40]}...: too long for the name of a file.")
     if files := manifest_files(name, config_name):
         root = root_of_address(name) if "://" in name else None
         return FoundFiles(files=files, lists=files, root=root)
@@ -278,6 +282,7 @@ def find_files(
     builder = open_builder(name, config_name, cache_dir=cache_dir, revision=revision)
     on_hub = first_hub_file(builder)
     if on_hub is None:
+        check_not_packed(builder)
         if not streaming:
             logger.warning(
                 "--streaming False has no effect: the files of %s are already here.", name
@@ -291,6 +296,15 @@ def find_files(
         is_named = builder.config.name == config_name
         builder = open_builder(root, config_name if is_named else None, cache_dir=cache_dir)
     return replace(found_by(builder), revision=on_hub.revision, root=root)
+
+
+def check_not_packed(builder: datasets.DatasetBuilder) -> None:
+    """Raises: UserError for a list in an archive here, which `datasets` would read by rules of its
+    own, and whose paths it would look for in the working directory."""
+    urls = [url for urls in files_of_builder(builder).values() for url in urls]
+    packed = [url for url in urls if url.lower().endswith(PACKED_SUFFIXES)]
+    if builder.name in ("csv", "json") and packed:
+        raise UserError(f"{packed[0]}: a packed list is not read. Unpack it, beside its clips.")
 
 
 def found_by(builder: datasets.DatasetBuilder) -> FoundFiles:

@@ -30,6 +30,8 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 MAX_LINE_LENGTH = 2**20  # in characters; no transcript of 30 s is as long
 MAX_JSON_IN_BYTES = 2**29  # of an array, which is read whole
 MAX_LINES_OF_ONE_ROW = 20  # where quotation marks enclose line breaks
+EXCEL_SEPARATOR = re.compile(r"\"?sep=.\"?\s*", re.IGNORECASE)
+FILE_NAME = re.compile(r"\.\w{2,5}\s*$")
 DELIMITERS = (",", ";", "\t", "|")
 # As programs write CSV, the standard (RFC 4180) first: a space after each comma; \" for a quotation
 # mark (Spark, MySQL).
@@ -226,7 +228,7 @@ def read_csv(lines: Iterator[tuple[int, str]], form: TableFormat) -> Iterator[Ta
         if not ahead:
             return
         number, line = ahead.popleft()
-        if not line.strip():
+        if not is_filled(number, line):
             continue
         if is_header:
             is_header = False
@@ -237,7 +239,29 @@ def read_csv(lines: Iterator[tuple[int, str]], form: TableFormat) -> Iterator[Ta
         cells = split_line(line, form)
         if cells is None:
             cells = split_quoted_lines(line, ahead, lines, form)
+        look_ahead(ahead, lines, 1)
+        if cells and ahead and goes_on(cells, ahead[0][1], form):
+            problem = (
+                f"a cell goes on in line {ahead[0][0]}. Put cells that contain line breaks in "
+                "quotation marks"
+            )
+            yield TableRow(line=number, cells={}, problem=problem)
+            continue
         yield csv_row(number, cells, form)
+
+
+def is_filled(number: int, line: str) -> bool:
+    """Whether a line is a header or a row: not blank, nor the `sep=;` that Excel takes above both."""
+    return bool(line.strip()) and not (number == 1 and EXCEL_SEPARATOR.fullmatch(line))
+
+
+def goes_on(cells: list[str], following: str, form: TableFormat) -> bool:
+    """Whether a line break within the row has torn it in two, of which the first would be taken for
+    all that is said. Seen where rows begin with the name of a file, and the next line does not."""
+    rest = split_line(following, form)
+    if not rest or not any(rest) or not FILE_NAME.search(cells[0]) or FILE_NAME.search(rest[0]):
+        return False
+    return len(cells) + len(rest) - 1 == len(form.names)
 
 
 def look_ahead(
@@ -307,7 +331,7 @@ def detect_format(
     names_without_header: names for the cells of a first row; empty if they are no row either.
     """
     with closing(numbered_lines(path)) as lines:
-        filled = (line for _, line in lines if line.strip())
+        filled = (line for number, line in lines if is_filled(number, line))
         first = next(filled, "")
         second = next(filled, "") if is_json(path) else ""
     if is_json(path):

@@ -34,16 +34,46 @@ MAX_AUDIO_IN_BYTES = 2**29
 MAX_TEXT_IN_BYTES = MAX_LINE_LENGTH
 # name/of/clip and ending, as in webdataset's own tariterators.py: up to the first dot of the file
 MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+MAX_HEADER_IN_BYTES = 2**20
+# How tarfile calls a block of zeros, and the end of the file.
+ENDS_OF_A_TAR = ("EOFHeaderError", "EmptyHeaderError")
+TYPES_OF_NAMES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 NO_TEXTS = ("json", "jsn", "pth", "pt", "npy", "npz", "pkl", "pickle", "mp", "msg", "cbor")
+
+
+class CheckedHeader(tarfile.TarInfo):
+    """A header as tarfile reads it (Python 3.11 to 3.13), which takes any that is damaged for the
+    end of the tar, and reads names and attributes whole, of whatever size they say they are."""
+
+    @classmethod
+    def frombuf(cls, *args: Any, **settings: Any) -> "CheckedHeader":
+        """Raises: tarfile.ReadError."""
+        try:
+            header = super().frombuf(*args, **settings)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ in ENDS_OF_A_TAR:
+                raise
+            raise tarfile.ReadError(f"a damaged header ({one_line(error)})") from error
+        if header.type in TYPES_OF_NAMES and header.size > MAX_HEADER_IN_BYTES:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One file of a row. data: None if it is larger than its bound, or was not asked for."""
+    """One file of a row. data: None if it is larger than its bound, was not asked for, or is a link
+    to another member."""
 
     ending: str
     size_in_bytes: int
     data: bytes | None
+    is_link: bool = False
 
 
 def open_tars(urls: list[str], wanted: WantedColumns, num_rows: int | None) -> OpenedSplit:
@@ -124,7 +154,7 @@ def read_members(url: str, bounds: dict[str, int]) -> Iterator[tuple[str, list[M
     # block_size 0: one request for the whole file, not one for each part of it.
     with (
         cast(Any, fsspec.open(url, "rb", block_size=0)) as file,
-        tarfile.open(fileobj=file, mode="r|*") as tar,
+        tarfile.open(fileobj=file, mode="r|*", tarinfo=CheckedHeader) as tar,
     ):
         current = ""
         members: list[Member] = []
@@ -132,7 +162,8 @@ def read_members(url: str, bounds: dict[str, int]) -> Iterator[tuple[str, list[M
             cast(Any, tar).members = []  # a stream needs no list of what was read
             match = MEMBER.fullmatch(info.name)
             is_hidden = os.path.basename(info.name).startswith((".", "__"))
-            if match is None or is_hidden or not info.isreg():
+            is_link = info.islnk() or info.issym()
+            if match is None or is_hidden or not (info.isreg() or is_link):
                 continue
             name, ending = match.groups()
             if name != current and members:
@@ -140,11 +171,13 @@ def read_members(url: str, bounds: dict[str, int]) -> Iterator[tuple[str, list[M
                 members = []
             current = name
             data = None
-            if info.size <= bounds.get(ending, -1):
+            if not is_link and info.size <= bounds.get(ending, -1):
                 content = tar.extractfile(info)
                 assert content is not None  # of a regular file
                 data = content.read()
-            members.append(Member(ending=ending, size_in_bytes=info.size, data=data))
+            members.append(
+                Member(ending=ending, size_in_bytes=info.size, data=data, is_link=is_link)
+            )
         if members:
             yield current, members
 
@@ -161,6 +194,9 @@ def clip_of(
         return ListedClip(place=path, problem=f"{name}.{twice} stands twice in the tar")
     for ending, bound in bounds.items():
         member = found.get(ending)
+        if member is not None and member.is_link:
+            problem = f"{name}.{ending}: a link, not a file. Write the tar with --hard-dereference"
+            return ListedClip(place=path, problem=problem)
         if member is not None and member.data is None:
             problem = f"{name}.{ending}: {member.size_in_bytes:,} bytes, the limit is {bound:,}"
             return ListedClip(place=path, problem=problem)

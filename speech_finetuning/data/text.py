@@ -33,9 +33,9 @@ JOINERS_OUTSIDE_WORDS = re.compile(
 APOSTROPHES = re.compile("['\u2019\u02bc\u2018\u02bb\ua78b\ua78c\uff07`\u00b4\u2032]")
 # Vowels and finals of Hangul, which belong to the consonant before them although they are letters.
 HANGUL_ENDINGS = range(0x1160, 0x1200)
-# What a conversion puts in place of characters, and half of a pair of UTF-16, which no tokenizer
-# takes.
-LOST_CHARACTERS = re.compile("[\ufffd\ud800-\udfff]")
+# What a conversion puts in place of characters; half of a pair of UTF-16, which no tokenizer takes;
+# and the NUL bytes of UTF-16 that was read as ASCII.
+LOST_CHARACTERS = re.compile("[\0\ufffd\ud800-\udfff]")
 # <|endoftext|>, <|0.00|> and the like, whether or not this tokenizer knows them.
 SPECIAL_TOKEN = re.compile(r"<\|[^\s|<>]{1,30}\|>")
 

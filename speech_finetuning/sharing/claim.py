@@ -1,6 +1,5 @@
 """The output folder and the repository on the Hub are claimed before any work."""
 
-import errno
 import functools
 import os
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 import transformers
 
-from speech_finetuning.base.errors import Problems, UserError
+from speech_finetuning.base.errors import DISK_IS_FULL, Problems, UserError
 from speech_finetuning.base.network import retry_on_network_error
 from speech_finetuning.data.dataset_names import (
     check_has_not_left,
@@ -79,7 +78,7 @@ def make_folder(output_dir: Path) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in DISK_IS_FULL:
             raise
         raise UserError(
             f"--output_dir {output_dir}: cannot be made ({error.strerror}). Choose a folder that you "

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,38 @@ def make_older(file: Path) -> None:
 )
 def test_whether_a_run_is_dry(words: str, is_dry: bool):
     assert is_dry_run(words.split()) == is_dry
+
+
+def test_an_ending_from_the_future_silences_nobody(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """A clock was set back, or that of a file server is ahead."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    ending = folder / "exit_status.json"
+    for code in (75, 76):
+        ending.write_text("how it ended")
+        os.utime(ending, (time.time() + 3600,) * 2)
+        assert exit_code_of(Failing(RunEnded(code, "no network")), flags) == code
+        assert "error: no network" in capsys.readouterr().err
+        assert json.loads(ending.read_text())["code"] == code
+
+
+@pytest.mark.parametrize("name", ["touch", "write_text"])
+def test_an_ending_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
+):
+    def fail(*arguments: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, name, fail)
+    words = ["--output_dir", str(tmp_path)]
+    assert exit_code_of(Failing(OSError(errno.ENOSPC, "No space left")), words) == 73
+    assert capsys.readouterr().err.startswith("error: the disk is full")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_may_be_full_in_several_ways(number: int, capsys: pytest.CaptureFixture):
+    assert exit_code_of(Failing(OSError(number, os.strerror(number), "a/b")), []) == 73
+    assert "the disk is full" in capsys.readouterr().err

@@ -264,6 +264,16 @@ def test_every_bad_flag_is_one_line(flags: str, message: str, capsys: pytest.Cap
     assert [message in line for line in lines].count(True) == 1
 
 
+@pytest.mark.parametrize(
+    "flag", ["model_name_or_path", "dataset_name", "output_dir", "exclude_rows", "noise_dataset"]
+)
+def test_a_name_that_is_too_long_is_one_line(flag: str, capsys: pytest.CaptureFixture):
+    words = [*REQUIRED, "--do_train", f"--{flag}", "a" * 300]
+    assert exit_code_of(script.main, words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: --{flag} {'a' * 40}...: too long for the name of a file."
+
+
 def test_what_is_missing_is_told_at_once(capsys: pytest.CaptureFixture):
     assert exit_code_of(script.main, "--language es --do_train --max_steps 1".split()) == 2
     assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == [

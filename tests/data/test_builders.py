@@ -1,5 +1,6 @@
 """What `datasets` opens: columns of every known kind, shards that differ, odd metadata."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,31 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path):
         load_source(str(tmp_path), split="train")
 
 
+@pytest.mark.parametrize("suffix", [".csv.gz", ".jsonl.gz"])
+def test_a_packed_list_is_to_be_unpacked(tmp_path: Path, suffix: str):
+    rows = [{"path": name, "text": "uno"} for name in write_clips(tmp_path)]
+    lines = ["path,text", *(f"{row['path']},uno" for row in rows)]
+    if "json" in suffix:
+        lines = [json.dumps(row) for row in rows]
+    (tmp_path / f"train{suffix}").write_bytes(gzip.compress("\n".join(lines).encode()))
+    with pytest.raises(UserError, match=f"train{suffix}: a packed list is not read. Unpack it"):
+        load_source(str(tmp_path), split="train")
+
+
 # ---- names ----
+def test_a_folder_with_the_name_of_a_list_is_none(tmp_path: Path, preprocessor):
+    names = write_clips(tmp_path)
+    (tmp_path / "train.tsv").mkdir()
+    (tmp_path / "train.csv").write_text("\n".join(["path,text", *(f"{n},uno" for n in names)]))
+    assert outcomes(load_source(str(tmp_path), split="train"), preprocessor) == ["uno"] * 4
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "/tmp/" + "a" * 300 + "/b.csv", "a/" * 3000])
+def test_a_name_that_is_too_long_is_one_line(name: str):
+    with pytest.raises(UserError, match="too long for the name of a file"):
+        load_source(name, split="train")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "folder", "list"])
 def test_a_folder_whose_name_has_wildcards(tmp_path: Path, preprocessor, kind: str):
     folder = tmp_path / "speech [v2] (new)*"

@@ -79,6 +79,23 @@ def test_samples_are_decoded_as_they_are(shape: tuple[int, ...], kind: type):
     assert rate == 16_000 and waveform.shape == (1600,) and np.allclose(waveform, 0.25)
 
 
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([2**30, -(2**30)] * 8, "more than 16 bits"),
+        ([2**22, -(2**22)] * 8, "more than 16 bits"),
+        ([128, 140, 116, 128] * 8, "unsigned 8 bits"),
+    ],
+)
+def test_integers_of_another_width_are_not_guessed(samples: list[int], message: str):
+    """They would be cut to 16 bits, which is noise."""
+    with pytest.raises(Rejection) as rejection:
+        encode_samples(samples, 16_000)
+    assert message in rejection.value.detail
+    assert encode_samples([-32_768, 32_767] * 8, 16_000)
+    assert encode_samples([0, 3, 1, 200] * 8, 16_000)  # soft, and by chance above 0
+
+
 @pytest.mark.parametrize(("samples", "rate"), [([0.1], None), (["a"], 16_000), ([[[0.1]]], 16_000)])
 def test_samples_that_are_none_are_rejected(samples: list, rate: int | None):
     with pytest.raises(Rejection) as rejection:

@@ -106,3 +106,10 @@ def test_an_utterance_that_is_there_twice_is_one_line(tmp_path: Path, preprocess
         file.write("r other 0 2\n")
     with pytest.raises(UserError, match=f"{name}: r is there twice, with different contents"):
         load_source(str(folder), split="train")
+
+
+def test_a_first_path_that_is_too_long_is_missing(tmp_path: Path, preprocessor):
+    (tmp_path / "wav.scp").write_text(f"u1 {'a' * 300}.wav\n")
+    (tmp_path / "text").write_text("u1 uno\n")
+    source = load_source(str(tmp_path), split="train")
+    assert outcomes(source, preprocessor) == ["audio_unreadable"]

@@ -30,6 +30,7 @@ def write_jsonl(folder: Path, rows: list[dict[str, Any]]) -> str:
         (["uno", "dos"], "row_unreadable"),
         ({"es": "uno"}, "row_unreadable"),
         (True, "row_unreadable"),
+        (float("inf"), "row_unreadable"),
         (12, "12"),
     ],
 )

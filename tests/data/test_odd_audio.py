@@ -14,7 +14,7 @@ import soundfile
 from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data import audio
 from speech_finetuning.data.audio import decode_audio
-from speech_finetuning.data.containers import split_streams
+from speech_finetuning.data.containers import mp3_frame_size, split_streams
 
 SECONDS = 1.4
 CONTAINERS = ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF"]
@@ -157,6 +157,42 @@ def test_joined_files_are_one_clip(audio_format: str, subtype: str | None, times
     data = encode(tone(rate), audio_format, subtype, rate)
     clip = decode(data * times)
     assert_is_tone(clip, times * len(decode(data)) / 16_000)
+
+
+def without_first_frame(mp3: bytes) -> bytes:
+    """An mp3 without the frame that states its length."""
+    assert b"Info" in mp3[:200] or b"Xing" in mp3[:200]
+    return mp3[mp3_frame_size(mp3, 0) :]
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_mp3_whose_length_no_header_states_is_decoded_to_its_end(rate: int, channels: int):
+    """Of a varying bit rate: silence takes few bytes, so that the first frames say too little."""
+    noise = np.random.default_rng(0).normal(0, 0.1, (2 * rate, channels))
+    sound = np.concatenate([np.zeros((2 * rate, channels)), noise])
+    for samples in (sound, sound[::-1]):
+        stream = without_first_frame(encode(samples, "MP3", None, rate))
+        assert len(decode(stream)) / 16_000 == pytest.approx(4.0, abs=0.2)
+        assert len(decode(b"ID3\x03" + bytes(6) + stream)) == len(decode(stream))
+        assert len(decode(stream * 2)) == pytest.approx(2 * len(decode(stream)), rel=0.05)
+
+
+def test_mp3_of_one_bit_rate_stays_as_it_is():
+    """Its length is guessed right. The frames are of 32 kbit/s at 16 kHz: 144 bytes each."""
+    frame = b"\xff\xf3\x48\xc4" + bytes(140)
+    assert split_streams(frame * 50) == [frame * 50]
+    (stream,) = split_streams(frame * 50 + b"\xff\xf3\x58\xc4" + bytes(176))
+    assert stream[144:] == frame * 50 + b"\xff\xf3\x58\xc4" + bytes(176)
+    assert stream[13:25] == b"Xing" + struct.pack(">II", 1, 51)
+
+
+def test_mp3_of_two_sampling_rates_is_two_streams():
+    parts = [
+        without_first_frame(encode(tone(rate), "MP3", None, rate)) for rate in (16_000, 44_100)
+    ]
+    lengths = [len(decode(part)) for part in parts]
+    assert len(decode(b"".join(parts))) == pytest.approx(sum(lengths), rel=0.05)
 
 
 def test_joined_files_may_differ():

@@ -328,3 +328,10 @@ def test_a_list_with_one_dead_address_is_read(
     results = [preprocessor(row) for row in rows]
     outcomes = [r.reason if isinstance(r, Rejection) else r["text"] for r in results]
     assert outcomes == ["uno", "audio_missing", "uno", "audio_missing"]
+
+
+def test_the_size_of_a_clip_that_is_gone_is_none(monkeypatch: pytest.MonkeyPatch):
+    """It may go while its size is asked for."""
+    monkeypatch.setattr("os.path.exists", lambda path: True)
+    for name in ("/nowhere/a.wav", "a\0.wav", "a" * 300):
+        assert SourceRow(id="a", audio=name).size_in_bytes() == 0

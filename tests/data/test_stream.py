@@ -538,6 +538,25 @@ def test_a_damaged_file_is_a_rejection_and_nothing_else_is_lost(tmp_path: Path, 
     assert len({item.example["id"] for item in items if item.example is not None}) == 20
 
 
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_file_that_vanishes_is_a_rejection(tmp_path: Path, preprocessor, kind: str):
+    """Between two passes, as when a folder is tidied up."""
+    folder = tmp_path / "speech"
+    if kind == "parquet":
+        demonstration.make_speech(folder, {"train": 15}, num_shards=3)
+    else:
+        make_tars(folder, [5, 5, 5])
+    source = load(folder)
+    assert len(read_rows(source)) == 15
+    sorted(folder.glob(f"*.{kind}"))[1].unlink()
+    rows = read_rows(source)
+    (gone,) = [row.rejection for row in rows if row.rejection is not None]
+    assert gone.reason == "file_damaged" and "No such file" in gone.detail
+    assert len(rows) == 11
+    items = itertools.islice(make_stream(source, preprocessor), 11)
+    assert sum(item.example is not None for item in items) == 10
+
+
 @pytest.mark.parametrize("block_size", [1, 5, 6, 11, 30])
 def test_a_position_beside_a_damaged_file_continues_at_the_next_row(
     tmp_path: Path, preprocessor, block_size: int

@@ -101,7 +101,45 @@ def test_a_line_beyond_the_bound_is_rejected_and_the_next_is_read(tmp_path: Path
     assert "longer than" in details(path)[0]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("within", ["\n", "\r"])
+@pytest.mark.parametrize(
+    ("header", "torn", "whole"),
+    [
+        ("path,sentence", "clips/0.wav,uno dos|tres", "clips/1.wav,seis"),
+        ("path,sentence,speaker", "clips/0.wav,uno dos|tres,Ana", "clips/1.wav,seis,Ben"),
+        ("path,sentence", "clips/0.wav,uno dos|tres|cuatro", "clips/1.wav,seis"),
+    ],
+)
+def test_a_line_break_without_quotation_marks_cuts_no_label(
+    tmp_path: Path, preprocessor, end: str, within: str, header: str, torn: str, whole: str
+):
+    lines = [header, whole, torn.replace("|", within), whole]
+    write_clips(tmp_path)
+    path = tmp_path / "train.csv"
+    path.write_bytes(end.join(lines).encode())
+    found = outcomes(load_source(str(path), split="train"), preprocessor)
+    assert found[:2] == ["seis", "row_unreadable"] and found[-1] == "seis"
+    assert "uno dos" not in found
+    assert "line 3: a cell goes on in line 4" in details(str(path))[0]
+
+
+def test_rows_without_a_text_tear_no_other(tmp_path: Path, preprocessor):
+    lines = ["path,sentence", "clips/0.wav,uno", "clips/1.wav", "clips/2.wav,tres", ""]
+    path = write_list(tmp_path, lines)
+    expected = ["uno", "text_empty", "tres"]
+    assert outcomes(load_source(path, split="train"), preprocessor) == expected
+
+
 # ---- delimiters and headers ----
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=,"])
+def test_the_separator_that_excel_takes_is_no_header(tmp_path: Path, preprocessor, first: str):
+    delimiter = "," if "," in first else ";"
+    lines = [first, f"path{delimiter}sentence", f"clips/0.wav{delimiter}uno"]
+    path = write_list(tmp_path, lines)
+    assert outcomes(load_source(path, split="train"), preprocessor) == ["uno"]
+
+
 @pytest.mark.parametrize(
     ("name", "header", "row"),
     [

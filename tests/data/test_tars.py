@@ -107,3 +107,63 @@ def test_a_tar_that_is_cut_off_is_damaged(tmp_path: Path, preprocessor):
     path = tmp_path / "train-0.tar"
     path.write_bytes(path.read_bytes()[:50_000])
     assert outcomes(load_source(folder, split="train"), preprocessor) == ["uno", "file_damaged"]
+
+
+def many(num_rows: int) -> dict[str, bytes]:
+    members = {}
+    for number in range(num_rows):
+        members |= {f"{number}.wav": make_clip(), f"{number}.txt": b"uno"}
+    return members
+
+
+def test_a_damaged_header_does_not_end_a_tar_in_silence(tmp_path: Path, preprocessor):
+    """tarfile takes it for the end: all that follows would be missing, and nobody told."""
+    folder = write_tar(tmp_path / "train-0.tar", many(6))
+    path = tmp_path / "train-0.tar"
+    data = bytearray(path.read_bytes())
+    data[data.find(b"3.wav\0") + 100] ^= 1  # of its mode, which the checksum counts
+    path.write_bytes(data)
+    assert outcomes(load_source(folder, split="train"), preprocessor) == [
+        *["uno"] * 2,  # of the third it is not known whether more was to come
+        "file_damaged",
+    ]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_the_size_of_a_header_is_bounded(tmp_path: Path, preprocessor, kind: bytes):
+    """A few bytes of gzip could have it read for minutes, into memory."""
+    folder = write_tar(tmp_path / "train-0.tar", many(2))
+    path = tmp_path / "train-0.tar"
+    header = tarfile.TarInfo("names")
+    header.type = kind
+    header.size = 2**40
+    end = path.read_bytes().rstrip(b"\0")
+    whole = end + bytes(-len(end) % 512)
+    path.write_bytes(whole + header.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
+    source = load_source(folder, split="train")
+    assert outcomes(source, preprocessor) == ["uno", "file_damaged"]
+    assert "a header of 1,099,511,627,776 bytes" in read_rows(source)[1].rejection.detail
+
+
+def test_a_link_in_a_tar_says_that_it_is_one(tmp_path: Path, preprocessor):
+    """As tar writes the second of two names of a file."""
+    write_tar(tmp_path / "train-0.tar", many(1))
+    with tarfile.open(tmp_path / "train-0.tar", "a") as tar:
+        for number, kind in ((1, tarfile.LNKTYPE), (2, tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(f"{number}.wav")
+            link.type = kind
+            link.linkname = "0.wav"
+            tar.addfile(link)
+            text = tarfile.TarInfo(f"{number}.txt")
+            text.size = 3
+            tar.addfile(text, io.BytesIO(b"dos"))
+    source = load_source(str(tmp_path), split="train")
+    assert outcomes(source, preprocessor) == ["uno", "row_unreadable", "row_unreadable"]
+    assert "1.wav: a link, not a file" in read_rows(source)[1].rejection.detail
+
+
+@pytest.mark.parametrize("text", ["uno".encode("utf-16-le"), b"uno\0dos"])
+def test_nul_bytes_of_a_text_are_not_trained(tmp_path: Path, preprocessor, text: bytes):
+    members = many(1) | {"b.wav": make_clip(), "b.txt": text}
+    source = load_source(write_tar(tmp_path / "train-0.tar", members), split="train")
+    assert outcomes(source, preprocessor) == ["uno", "row_unreadable"]
