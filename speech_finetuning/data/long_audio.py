@@ -1,5 +1,6 @@
 """Whole recordings of any length, as one long waveform at 16 kHz."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,18 @@ import soundfile
 import soxr
 
 from speech_finetuning.base.errors import UserError, one_line
+from speech_finetuning.base.rejections import Rejection
 from speech_finetuning.data.audio import (
     MAX_PEAK,
     SAMPLE_RATE_IN_HZ,
     ForwardClip,
+    audio_file,
     resample,
     to_mono,
 )
+from speech_finetuning.data.containers import is_mp3_frame, split_streams
 from speech_finetuning.data.ffmpeg import DEMUXERS, refuse_to_open
+from speech_finetuning.data.reading import MAX_FILE_IN_BYTES
 from speech_finetuning.data.signatures import DECODABLE_FILES, convertible_kind, describe_bytes
 
 BLOCK_IN_SECONDS = 30
@@ -63,8 +68,27 @@ def is_silent(waveform: np.ndarray) -> bool:
 
 def read_by_libsndfile(path: str | Path) -> np.ndarray:
     """(n_samples,) float32 at 16 kHz. Raises: soundfile.LibsndfileError."""
-    place: Any = os.fsencode(path)  # soundfile itself encodes characters only
-    with ForwardClip(place) as clip:
+    return np.concatenate([decode_in_blocks(stream) for stream in streams_of(path)])
+
+
+def streams_of(path: str | Path) -> list[Any]:
+    """What libsndfile opens: the file; or each stream of an mp3 or Ogg file, of which it would
+    decode the first alone, and of mp3 without a header of its length no more than it guesses."""
+    place = os.fsencode(path)  # soundfile itself encodes characters only
+    with contextlib.suppress(OSError, Rejection), open(place, "rb") as file:
+        beginning = file.read(BYTES_OF_SIGNATURE)
+        is_of_streams = beginning.startswith((b"ID3", b"OggS")) or is_mp3_frame(beginning, 0)
+        if is_of_streams and os.path.getsize(place) <= MAX_FILE_IN_BYTES:
+            data = beginning + file.read()
+            streams = split_streams(data)
+            if streams != [data]:
+                return [audio_file(stream) for stream in streams]
+    return [place]
+
+
+def decode_in_blocks(stream: Any) -> np.ndarray:
+    """As `read_by_libsndfile`, of one that `streams_of` names."""
+    with ForwardClip(stream) as clip:
         rate_in_hz = clip.samplerate
         blocks = mono_blocks(clip)
         first = next(blocks, np.zeros(0, np.float32))

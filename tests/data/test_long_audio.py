@@ -9,6 +9,7 @@ import soundfile
 
 from speech_finetuning.base.errors import UserError
 from speech_finetuning.data import long_audio
+from speech_finetuning.data.containers import mp3_frame_size
 from speech_finetuning.data.long_audio import read_recording
 
 
@@ -83,3 +84,17 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path):
     path.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
     with pytest.raises(UserError, match="Not readable as audio"):
         read_recording(path)
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "ogg"])
+def test_joined_recordings_are_read_to_their_end(tmp_path: Path, suffix: str):
+    """And an mp3 whose length no header states: what is left out would be missing in silence."""
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(32_000) / 16_000)
+    soundfile.write(tmp_path / f"tone.{suffix}", tone, 16_000)
+    data = (tmp_path / f"tone.{suffix}").read_bytes()
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(data * 3)
+    assert len(read_recording(joined)) == pytest.approx(96_000, abs=6_000)
+    if suffix == "mp3":
+        joined.write_bytes(data[mp3_frame_size(data, 0) :])
+        assert len(read_recording(joined)) == pytest.approx(32_000, abs=2_000)
