@@ -4,6 +4,7 @@ A refused start is no run: it leaves the exit_status.json of a run that has ende
 """
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ from speech_finetuning.cli.terminal import SCREEN, fitted
 
 # run.sh names a file of its own in this variable, because torchrun swallows its children's codes.
 LAUNCHER_VARIABLE = "EXIT_STATUS_FILE"
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)  # to read, to write, on such a disk
 MAX_CLOCK_SKEW_IN_SECONDS = 2.0  # of a file server
 GO_ON = "To go on, start the same command again."
 # When the present start began, as file systems tell the time: older files are of earlier starts.
@@ -89,6 +91,11 @@ def ending_of(error: Exception, argv: list[str]) -> RunEnded | None:
     if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
         advice = "Free some of it and start the same command again."
         return RunEnded(ExitCode.DISK_FULL, f"the disk is full: {one_line(error)} {advice}")
+    if isinstance(error, OSError) and error.errno in NOT_ALLOWED and error.filename:
+        advice = "Change who may use it, or name another place"
+        if ".cache" in str(error.filename):
+            advice += ": HF_HOME=FOLDER is where the libraries keep what they download"
+        return RunEnded(ExitCode.REFUSED, f"{error.filename}: {error.strerror}. {advice}.")
     is_of_processes = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
     if isinstance(error, RuntimeError) and is_of_processes:
         return RunEnded(ExitCode.TRY_AGAIN, f"another process of this run has ended. {GO_ON}")

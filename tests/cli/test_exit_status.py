@@ -161,3 +161,15 @@ def test_an_ending_that_cannot_be_written_is_told(
 def test_a_disk_may_be_full_in_several_ways(number: int, capsys: pytest.CaptureFixture):
     assert exit_code_of(Failing(OSError(number, os.strerror(number), "a/b")), []) == 73
     assert "the disk is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize("name", ["speech/train.csv", "/root/.cache"])
+def test_what_may_not_be_read_or_written_is_a_line(
+    number: int, name: str, capsys: pytest.CaptureFixture
+):
+    """A list of somebody else's; the libraries' cache, for a user without a home folder."""
+    assert exit_code_of(Failing(OSError(number, os.strerror(number), name)), []) == 2
+    (line,) = " ".join(capsys.readouterr().err.split()).splitlines()
+    assert line.startswith(f"error: {name}: {os.strerror(number)}. Change who may use it")
+    assert ("HF_HOME" in line) == (".cache" in name)
