@@ -46,6 +46,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from speech_finetuning.base.errors import UserError, memory_that_is_out
 from speech_finetuning.cli.flags import OneLineErrors
 from speech_finetuning.cli.subtitles import as_srt, as_text
+from speech_finetuning.cli.terminal import fitted
 from speech_finetuning.data.long_audio import read_recording
 from speech_finetuning.model.prompting import (
     UNTRAINED,
@@ -95,6 +96,12 @@ def load(flag: str, name: str) -> Recogniser:
     return load_recogniser(flag, name)
 
 
+def tell(line: str) -> None:
+    """On stderr, cut between words where that is a terminal."""
+    for piece in fitted(line):
+        print(piece, file=sys.stderr)
+
+
 def base_model_of(name: str) -> str | None:
     """The model that this one was fine-tuned from, according to its README.md's metadata or else
     its run_info.json."""
@@ -110,9 +117,7 @@ def base_model_of(name: str) -> str | None:
     except (
         Exception
     ) as error:  # a card or record in somebody else's format: there is nothing to compare with
-        print(
-            f"note: the base model of {name} is not known ({type(error).__name__})", file=sys.stderr
-        )
+        tell(f"note: the base model of {name} is not known ({type(error).__name__})")
     base = base[0] if isinstance(base, list) else base
     return None if base == LOCAL_MODEL else base
 
@@ -131,7 +136,7 @@ def load_other(model: str, asked: str | None, base: str | None) -> list[Recognis
     except UserError as error:
         if asked:
             raise
-        print(f"note: shown without the base model. {error}", file=sys.stderr)
+        tell(f"note: shown without the base model. {error}")
         return []
 
 
@@ -615,9 +620,9 @@ def main(argv: list[str] | None = None) -> int:
         serve(args, model, port)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
     except OSError as error:  # a full disk; a port that was taken while the models were loaded
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        tell(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         print("stopped by Ctrl-C.", file=sys.stderr)
         return 130

@@ -50,7 +50,11 @@ set_up() {
     say "error: Python 3.11 or newer is needed, $found is $("$found" -V 2>&1). Set PYTHON=python3.12 (or where yours is)."
     exit 2
   fi
-  say "setting up $venv (once; torch is large, so this takes some minutes) ..."
+  if [[ -x $python ]]; then
+    say "installing what is missing in $venv (${requirements[*]}) ..."
+  else
+    say "setting up $venv (once; torch is large, so this takes some minutes) ..."
+  fi
   [[ -x $python ]] || "$found" -m venv "$venv" >&2
   local arguments=()
   for file in "${requirements[@]}"; do arguments+=(-r "$project_dir/$file"); done

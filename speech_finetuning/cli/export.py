@@ -15,7 +15,7 @@ from typing import Any
 from speech_finetuning.base.errors import UserError, one_line
 from speech_finetuning.base.files import printable
 from speech_finetuning.cli.flags import OneLineErrors
-from speech_finetuning.cli.terminal import shown, typed
+from speech_finetuning.cli.terminal import fitted, say_starting, shown, typed
 from speech_finetuning.data.dataset_names import what_is_there
 
 COMMAND = "bash run.sh export"
@@ -66,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
-        help="of ctranslate2; default: float16 (int8 halves the files again)",
+        metavar="KIND",
+        help=f"of ctranslate2: {', '.join(QUANTIZATIONS)}; default: float16 (int8 halves the files "
+        "again)",
     )
     return parser
 
@@ -245,10 +247,12 @@ def main(argv: list[str] | None = None) -> int:
         args = make_parser().parse_args(argv)
         folder = check(args)
         signal.signal(signal.SIGTERM, end)
+        say_starting()
         quieten()
         steps = export(args, folder)
     except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {printable(str(error))}\n")
+        for line in fitted(f"error: {printable(str(error))}"):
+            sys.stderr.write(f"{line}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped by Ctrl-C; nothing was written.\n")

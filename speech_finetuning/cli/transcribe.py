@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from speech_finetuning.base.errors import Problems, UserError, memory_that_is_out
 from speech_finetuning.base.files import counted, json_line, printable, replace_text
 from speech_finetuning.cli.flags import OneLineErrors
+from speech_finetuning.cli.terminal import fitted, say_starting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -324,12 +325,13 @@ def show(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """To stderr, on one line."""
-    sys.stderr.write(f"{printable(text)}\n")
+    """To stderr: on one line, or on a terminal cut between words."""
+    sys.stderr.write("".join(f"{piece}\n" for piece in fitted(printable(text))))
 
 
 def run(args: argparse.Namespace, recordings: list[Recording]) -> int:
     """Loads the model and transcribes. Returns the exit code. Raises: UserError."""
+    say_starting()
     import huggingface_hub
     import torch
     import transformers

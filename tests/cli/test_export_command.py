@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def test_what_cannot_be_is_said_in_one_line(
     assert export.main(words.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def test_on_a_terminal_errors_are_cut_between_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert export.main(["model", "--to", "ggml", "--quantization", "int8"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1 and max(map(len, lines)) <= 40
+    assert "whisper.cpp has a tool of its own for it." in " ".join(line.strip() for line in lines)
 
 
 def damaged(kind: str, tiny_model: Path, folder: Path) -> Path:

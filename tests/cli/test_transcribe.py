@@ -72,6 +72,18 @@ def test_what_cannot_be_is_said_in_one_line(
     assert line.startswith("error: ") and message in line
 
 
+def test_on_a_terminal_errors_are_cut_between_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert transcribe.main(["model", "none.mp3"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1 and max(map(len, lines)) <= 40
+    assert "none.mp3: there is no such file or folder." in " ".join(line.strip() for line in lines)
+
+
 def test_all_that_is_wrong_is_said_at_once(capsys: Any):
     assert transcribe.main(["model", "ftp://a/b", "gone.wav", "--batch_size", "-1"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 3
