@@ -151,6 +151,18 @@ def test_texts_of_strangers_are_text_on_the_page(tmp_path: Path):
     assert "<script" not in page and "\x1b" not in page
 
 
+def test_of_data_without_a_split_to_score_nothing_is_counted(tmp_path: Path, checked: Path):
+    data = tmp_path / "speech"
+    data.mkdir()
+    write(data, "a.flac", tone(1.0))
+    (data / "train.csv").write_text("path,sentence\na.flac,uno dos\n")
+    script.main(f"--check_data --dataset_name {data} --output_dir {tmp_path / 'out'}".split())
+    none = "There is no split to score"
+    assert none in (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
+    page = (checked / "check.html").read_text(encoding="utf-8")
+    assert none not in page and "A text that is trained on too: 1 scored row" in page
+
+
 def test_a_data_set_without_a_usable_row_is_an_error(tmp_path: Path):
     data = tmp_path / "speech"
     data.mkdir()
