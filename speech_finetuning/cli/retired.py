@@ -71,7 +71,6 @@ MEANT = {
     "base_model": "model_name_or_path",
     "batch_size": "per_device_train_batch_size",
     "checkpoint": "resume_from_checkpoint",
-    "config_name": "dataset_config_name",
     "data": "dataset_name",
     "data_dir": "dataset_name",
     "data_path": "dataset_name",

@@ -158,7 +158,8 @@ def not_opened(
     if problem := configuration_problem(name, config_name, str(error)):
         return UserError(problem)
     if Path(name).is_dir():
-        return UserError(f"--dataset_name {name}: {what_folder_lacks(Path(name))}")
+        typed = name.removeprefix("./")  # which keeps `datasets` from asking the Hub
+        return UserError(f"--dataset_name {typed}: {what_folder_lacks(Path(name))}")
     advice = where_it_is_now(name)
     if advice is None:
         advice = "Pass a Hub id or a folder; set HF_TOKEN for a private one."
