@@ -100,9 +100,10 @@ def answer(text: str) -> None:
 
 
 def leave(number: int, frame: Any) -> None:
-    """Ctrl-C before anything has begun: without a traceback."""
+    """Ctrl-C before anything has begun, or when all is over and Python ends: without a traceback,
+    which an exception would have within the libraries' own last calls."""
     report(128 + number, "")
-    sys.exit(128 + number)
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,21 @@ def test_a_refused_start_leaves_the_ending_of_a_run_alone(
     assert json.loads(of_launcher.read_text())["code"] == 2
 
 
+def test_ctrl_c_while_python_ends_is_one_line():
+    """A second one, after the run has been saved: torch has work left for its end."""
+    lines = [
+        "import atexit, os, signal",
+        "from speech_finetuning.cli.early_exit import leave",
+        "signal.signal(signal.SIGINT, leave)",
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert result.returncode == 130
+    assert result.stderr == "stopped by Ctrl-C. To go on, start the same command again.\n"
+
+
 def test_ctrl_c_while_libraries_are_imported_is_one_line(
     without_torch: dict[str, str], tmp_path: Path
 ):
