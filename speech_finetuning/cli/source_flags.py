@@ -8,6 +8,7 @@ reads them in a tenth of a second. A test compares the result with HfArgumentPar
 
 import argparse
 import ast
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any, cast
@@ -48,9 +49,15 @@ def read_parser(script: Path) -> OneLineErrors:
     return parser
 
 
+@functools.cache
+def parse(file: Path) -> ast.Module:
+    """The syntax of a source file; several classes of one are asked for."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def read_fields(file: Path, class_name: str) -> dict[str, ast.AnnAssign]:
     """{name: its declaration} of the fields of a dataclass, in their order."""
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in parse(file).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             declared = [entry for entry in node.body if isinstance(entry, ast.AnnAssign)]
             return {cast(ast.Name, entry.target).id: entry for entry in declared if is_flag(entry)}
@@ -67,7 +74,7 @@ def is_flag(node: ast.AnnAssign) -> bool:
 def read_enums(file: Path) -> dict[str, list[str]]:
     """{class: its values} of the enumerations in a file, whose values are strings."""
     enums = {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in parse(file).body:
         if isinstance(node, ast.ClassDef) and any("Enum" in ast.unparse(b) for b in node.bases):
             values = [literal(entry.value) for entry in node.body if isinstance(entry, ast.Assign)]
             enums[node.name] = values

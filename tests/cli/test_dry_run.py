@@ -205,7 +205,7 @@ def test_other_failures_are_exit_code_2(
 def test_the_hub_is_asked_but_nothing_is_made_there(tmp_path: Path, tiny_model: Path, speech: Path):
     words = [*COMMON.split(), "--push_to_hub", "--language", "es"]
     words += ["--model_name_or_path", tiny_model, "--dataset_name", speech, "--output_dir", "out"]
-    words += ["--per_device_train_batch_size", "2"]
+    words += ["--per_device_train_batch_size", "2", "--report_clips", "0"]
     with Hub() as hub, ForkServer(hub.environment(tmp_path / "home")) as forks:
         hub.add_repo("model", "alice/mine", {"README.md": b"x"})
         codes = {}

@@ -20,7 +20,7 @@ FLAGS = """
     --language es --output_dir {root}/whisper-learn/output --do_train --do_eval
     --eval_before_training --per_device_train_batch_size 4 --per_device_eval_batch_size 4
     --generation_max_length 12 --eval_steps 12 --save_steps 12 --logging_steps 4
-    --num_decoding_threads 2"""
+    --num_decoding_threads 2 --report_clips 0"""
 
 pytestmark = pytest.mark.slow  # seven processes, forked after their imports: 15 s
 

@@ -51,6 +51,7 @@ def command(tiny_model: Path, speech: Path | str, output_dir: str, **flags: obje
         "save_steps": 2,
         "eval_steps": 2,
         "logging_steps": 1,
+        "report_clips": 0,
         "per_device_train_batch_size": 4,
         "generation_max_length": 8,
         "output_dir": output_dir,

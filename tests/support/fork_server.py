@@ -168,8 +168,9 @@ def run_fork(job: dict[str, Any]) -> int:
 def serve() -> None:
     """Reads jobs, forks, and tells which forks have begun and ended, until its input is closed."""
     sys.path[:0] = [str(PROJECT), str(SUPPORT)]
-    import run_speech_recognition_seq2seq_streaming  # noqa: F401, what all forks have in common
+    from warm import warm_up
 
+    warm_up()
     jobs = iter(sys.stdin.readline, "")
     while True:
         if select.select([sys.stdin], [], [], LOOK_IN_SECONDS)[0]:

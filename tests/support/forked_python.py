@@ -77,9 +77,10 @@ def ask(address: str, words: list[str]) -> int:
 
 def serve(address: str) -> None:
     """Forks for each connection, until it is killed."""
-    sys.path[:0] = [str(SUPPORT.parents[1])]
-    import run_speech_recognition_seq2seq_streaming  # noqa: F401, what all forks have in common
+    sys.path[:0] = [str(SUPPORT.parents[1]), str(SUPPORT)]
+    from warm import warm_up
 
+    warm_up()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(address)
     listener.listen()

@@ -36,6 +36,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import accelerate
 import torch
 from accelerate.utils import DistributedType
+from warm import warm_up
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.base.errors import UserError
@@ -179,5 +180,6 @@ def run_job(job: dict) -> list[int | str]:
 
 
 if __name__ == "__main__":
+    warm_up()
     jobs = json.loads(Path(sys.argv[1]).read_text())
     print(json.dumps({name: run_job(job) for name, job in jobs.items()}))
