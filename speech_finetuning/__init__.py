@@ -3,9 +3,10 @@
     base      errors, rejections, files, responses, network, threads, children, shutdown: knows no speech
     data      audio, containers, signatures, ffmpeg, long_audio, cuts, reading, addresses, text, oddities, segments,
               encodings, tables, columns, guessing, features, cells, listed, places, annotations, manifests, subtitles,
-              recordings, kaldi, saved, footers, builders, dataset_names, tars, parquet_windows, sources, shards,
-              positions, selection, preprocessing, roles, row_keys, hold_out, row_table, passes, row_check, data_check,
-              augmentation, noise, nonspeech, prompts, items, stream, packing, batches: bytes to examples
+              recordings, kaldi, saved, footers, row_counts, builders, dataset_names, tars, parquet_windows, sources,
+              shards, positions, selection, preprocessing, roles, row_keys, hold_out, row_table, units, passes,
+              row_check, data_check, augmentation, noise, nonspeech, prompts, items, stream, packing, batches:
+              bytes to examples
     model     checkpoint_folder, loading, languages, adapters, windows, generation, recogniser, prompting,
               transcription: the checkpoint, its language, its window
     scoring   normalization, metrics, eval_sets, scores, score_table, guards, scorecard,

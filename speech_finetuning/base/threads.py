@@ -4,11 +4,12 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 LARGE_ITEM_IN_BYTES = 128 * 2**20  # of which only one is read ahead
 MAX_DEFAULT_THREADS = 8
+LONGEST_STOP_IN_SECONDS = 5.0
 
 
 def read_ahead(iterator: Iterator[Any], size_of: Callable[[Any], int]) -> Iterator[Any]:
@@ -27,7 +28,19 @@ def read_ahead(iterator: Iterator[Any], size_of: Callable[[Any], int]) -> Iterat
                 pending.append(reader.submit(next, iterator, None))
             yield item
     finally:
-        reader.shutdown(wait=False, cancel_futures=True)
+        stop(reader, pending)
+
+
+def stop(pool: ThreadPoolExecutor, futures: Iterable[Future[Any]]) -> None:
+    """Ends a pool's threads, and waits for what they are at, but not for a network that is gone.
+
+    A process that is forked while a thread holds a lock, such as the one of the HTTP client's
+    connections (huggingface_hub 2.4 closes them in each fork), waits for it for ever. futures: all
+    that have been submitted and not yet used.
+    """
+    pool.shutdown(wait=False, cancel_futures=True)
+    running = [future for future in futures if not future.cancelled()]
+    wait(running, timeout=LONGEST_STOP_IN_SECONDS)
 
 
 def map_in_order(

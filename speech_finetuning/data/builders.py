@@ -10,7 +10,6 @@ import re
 import tempfile
 import urllib.parse
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +29,6 @@ from speech_finetuning.data.columns import (
     AUDIO_COLUMNS,
     ColumnSample,
     OpenedSplit,
-    SpeechColumns,
     WantedColumns,
     find_columns,
     find_name,
@@ -47,11 +45,14 @@ from speech_finetuning.data.features import (
     undecoded_feature,
     without_decoding,
 )
-from speech_finetuning.data.footers import check_has_columns, read_footer, sizes_of_groups
+from speech_finetuning.data.footers import (
+    read_footer,
+)
 from speech_finetuning.data.guessing import cell_at, only_one, top_of
 from speech_finetuning.data.manifests import NUM_ROWS_TO_INSPECT
 from speech_finetuning.data.places import has_audio_suffix
-from speech_finetuning.data.saved import count_rows_of_arrow, find_saved, load_saved
+from speech_finetuning.data.row_counts import opened_split
+from speech_finetuning.data.saved import find_saved, load_saved
 from speech_finetuning.data.segments import times_are_of_recordings
 
 logger = logging.getLogger(__name__)
@@ -315,11 +316,7 @@ def open_split(builder: datasets.DatasetBuilder, split: str, wanted: WantedColum
         # The column of speakers is read by itself from parquet files, and with the rows from others.
         names = columns.top_names(list(features), with_speaker=builder.name != "parquet")
         dataset = dataset.select_columns(names)
-        row_groups = None
-        if builder.name == "parquet":
-            row_groups = read_row_groups(dataset, columns, urls)
-        num_rows = count_rows(builder, split, dataset, urls, row_groups)
-    return OpenedSplit(dataset=dataset, columns=columns, num_rows=num_rows, row_groups=row_groups)
+        return opened_split(builder, split, dataset, columns, urls)
 
 
 def with_undecoded_audio(
@@ -405,46 +402,3 @@ def cells_of_first_rows(
     tops = list(dict.fromkeys(top_of(name, list(features)) for name in names))
     rows = list(itertools.islice(dataset.select_columns(tops), NUM_ROWS_TO_INSPECT))
     return {name: [cell_at(row, name) for row in rows] for name in names}
-
-
-# ---- rows ----
-def read_row_groups(
-    dataset: datasets.IterableDataset, columns: SpeechColumns, urls: list[str]
-) -> tuple[tuple[int, ...], ...]:
-    """Rows of each row group of each parquet file, by the files' footers; of a damaged file none.
-
-    Raises: UserError for a file without one of the columns.
-    """
-    with ThreadPoolExecutor(16) as pool:
-        footers = list(pool.map(read_footer, urls))
-    features = cast(datasets.Features, dataset.features)  # known since open_split
-    for url, footer in zip(urls, footers, strict=True):
-        if footer is not None:
-            check_has_columns(url, footer, columns, features)
-    return tuple(sizes_of_groups(footer) for footer in footers)
-
-
-def count_rows(
-    builder: datasets.DatasetBuilder,
-    split: str,
-    dataset: datasets.IterableDataset,
-    urls: list[str],
-    row_groups: tuple[tuple[int, ...], ...] | None,
-) -> int | None:
-    """Rows of a split without reading their audio; None if that would be needed.
-
-    They are in parquet footers, metadata files, the messages of Arrow files or the split's info.
-    """
-    if row_groups is not None:
-        return sum(map(sum, row_groups))
-    if builder.name.endswith("folder"):
-        return sum(1 for _ in dataset)  # paths and metadata only
-    if builder.name == "arrow":
-        return count_rows_of_arrow(urls)
-    return known_num_rows(builder, split)
-
-
-def known_num_rows(builder: datasets.DatasetBuilder, split: str) -> int | None:
-    """As the data set's card says; None if it does not."""
-    known = builder.info.splits or {}
-    return known[split].num_examples or None if split in known else None

@@ -137,6 +137,7 @@ class OpenedSplit:
     columns: SpeechColumns
     num_rows: int | None
     row_groups: tuple[tuple[int, ...], ...] | None = None  # rows of those of each parquet file
+    largest_row_group_in_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

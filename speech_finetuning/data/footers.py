@@ -1,6 +1,7 @@
 """What parquet files say about themselves in their footers: columns and rows, without any row."""
 
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import datasets
@@ -43,6 +44,21 @@ def features_type(feature: Any) -> pyarrow.DataType:
     return datasets.Features({"column": feature}).arrow_schema.field("column").type
 
 
+def read_footers(
+    urls: list[str], columns: SpeechColumns, features: datasets.Features
+) -> list[pyarrow.parquet.FileMetaData | None]:
+    """Of each parquet file; None of a damaged one. features: of the first file.
+
+    Raises: UserError for a file without one of the columns.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        footers = list(pool.map(read_footer, urls))
+    for url, footer in zip(urls, footers, strict=True):
+        if footer is not None:
+            check_has_columns(url, footer, columns, features)
+    return footers
+
+
 def read_footer(url: str) -> pyarrow.parquet.FileMetaData | None:
     """A parquet file's own description; None if it is damaged (a rejection says so when it is
     read)."""
@@ -73,3 +89,11 @@ def sizes_of_groups(footer: pyarrow.parquet.FileMetaData | None) -> tuple[int, .
     if footer is None:
         return ()
     return tuple(footer.row_group(number).num_rows for number in range(footer.num_row_groups))
+
+
+def largest_group_in_bytes(footer: pyarrow.parquet.FileMetaData | None) -> int:
+    """Of the file's row groups, uncompressed; 0 of a damaged or an empty file."""
+    if footer is None:
+        return 0
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    return max((group.total_byte_size for group in groups), default=0)

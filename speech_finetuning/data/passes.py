@@ -5,11 +5,11 @@ permuted one by one, row groups of parquet files as a whole, and of other files,
 read from their beginning, several are read in turn.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
 import numpy as np
 
 from speech_finetuning.base.errors import UserError
@@ -17,7 +17,8 @@ from speech_finetuning.base.files import counted
 from speech_finetuning.data.positions import FIRST_BLOCK, FIRST_ORDER_VERSION, BlockStart
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.row_table import RowTable, table_of
-from speech_finetuning.data.shards import ShardReader, SourceRow
+from speech_finetuning.data.shards import SourceRow
+from speech_finetuning.data.units import Unit, UnitReader, units_of
 
 # Bounds the memory of a shuffle block, whatever the size of its rows.
 MAX_BLOCK_IN_BYTES = 512 * 2**20
@@ -94,100 +95,12 @@ class Block:
         return is_end_of_group and is_mixed and len(self.rows) >= block_size
 
 
-# ---- what is read in one go ----
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """A file, or one row group of a parquet file.
-
-    Of a row group: its index; the numbers of its first row in its file and in all files; the number
-    of the last row that is selected in it.
-    """
-
-    place: tuple[int, int]
-    row_group: int | None = None
-    row_of_file: int = 0
-    row_of_source: int | None = None
-    last_row: int | None = None
-
-
-def units_of(dataset: SpeechDataset, *, is_shuffled: bool) -> list[Unit]:
-    """What a pass reads, in the order of the files: row groups where their order is to change, or
-    where most of them can be left out."""
-    source = dataset.source
-    is_new = dataset.order_version > FIRST_ORDER_VERSION
-    has_groups = is_new and is_shuffled or dataset.selection is not None
-    if source.row_groups is None or not (has_groups or source.windows is not None):
-        return [Unit(place=place) for place in source.shards()]
-    mask = None if dataset.selection is None else dataset.selection.mask
-    units = []
-    row_of_source = 0
-    for place, sizes in zip(source.shards(), source.row_groups, strict=True):
-        row_of_file = 0
-        if not sizes:  # damaged, which reading it will say, or empty
-            units.append(Unit(place=place))
-        for row_group, size in enumerate(sizes):
-            rows = np.arange(size)
-            if mask is not None:
-                rows = np.flatnonzero(mask[row_of_source : row_of_source + size])
-            if len(rows) > 0:
-                units.append(
-                    Unit(
-                        place=place,
-                        row_group=row_group,
-                        row_of_file=row_of_file,
-                        row_of_source=row_of_source,
-                        last_row=int(rows[-1]),
-                    )
-                )
-            row_of_file += size
-            row_of_source += size
-    return units
-
-
 def permuted(units: list, seed: int | None, pass_number: int) -> list:
     """In the order of this pass, a pure function of its arguments. seed: None keeps the order."""
     if seed is None:
         return units
     permutation = np.random.default_rng([seed, pass_number]).permutation(len(units))
     return [units[i] for i in permutation]
-
-
-class UnitReader:
-    """The selected rows of a dataset's units."""
-
-    def __init__(self, dataset: SpeechDataset, units: list[Unit]) -> None:
-        self.dataset = dataset
-        self.units = units
-        self.num_files = len(dataset.source.shards())
-        # Of the files whose row groups have been looked up.
-        self.row_groups: dict[tuple[int, int], datasets.IterableDataset] = {}
-
-    def rows(self, unit_number: int, first_row: int) -> Iterator[tuple[int, SourceRow]]:
-        """(its number within the unit, row) of a unit, from `first_row` on."""
-        unit = self.units[unit_number]
-        dataset = self.dataset
-        reader = ShardReader(
-            dataset.source,
-            unit.place,
-            num_rows=first_row,
-            wait_in_seconds=dataset.preprocessor.max_network_wait_in_seconds,
-            row_group=unit.row_group,
-            row_of_file=unit.row_of_file,
-            row_groups=self.row_groups,
-        )
-        selection = dataset.selection
-        end = None
-        if selection is not None and selection.mask is None:
-            file = dataset.source.shards().index(unit.place)
-            end = selection.num_rows_to_judge(file, self.num_files)
-        for row in reader:
-            if end is not None and reader.num_rows >= end:
-                return
-            number = unit.row_of_source
-            if number is not None:
-                number += reader.num_rows
-            if selection is None or selection.takes(number, row):
-                yield reader.num_rows, row
 
 
 @dataclass
@@ -356,14 +269,22 @@ def blocks_of_units(
     if num_lanes == 1:
         places = [(start.shard, start.shard_row)]
         next_unit = start.shard + 1
-    reader = LaneReader(UnitReader(dataset, units), places, next_unit, num_lanes)
+    with contextlib.closing(UnitReader(dataset, units)) as unit_reader:
+        reader = LaneReader(unit_reader, places, next_unit, num_lanes)
+        yield from blocks_of_lanes(reader, dataset, block_size=block_size, start=start)
+
+
+def blocks_of_lanes(
+    reader: LaneReader, dataset: SpeechDataset, *, block_size: int, start: BlockStart
+) -> Iterator[Block]:
+    """The rest of a pass from `start` on."""
     left = max_rows_left(dataset, start)
     block_number = start.block
     num_rows = start.rows_before
     reader.begin_block()
     while reader.lanes and left > 0:
         block = Block(start_at(reader, start.pass_number, block_number, num_rows))
-        fill(block, reader, units, block_size, left)
+        fill(block, reader, block_size, left)
         num_rows += len(block.rows)
         left -= len(block.rows)
         yield block
@@ -371,13 +292,13 @@ def blocks_of_units(
         reader.begin_block()
 
 
-def fill(block: Block, reader: LaneReader, units: list[Unit], block_size: int, left: float) -> None:
+def fill(block: Block, reader: LaneReader, block_size: int, left: float) -> None:
     """Reads the rows of a block. left: rows of the pass that are left at most."""
     groups: set[int] = set()
     while len(block.rows) < left and (taken := reader.take()) is not None:
         number, row_number, row = taken
         block.add(row)
-        unit = units[number]
+        unit = reader.reader.units[number]
         if unit.row_group is None:
             is_full = block.is_full(block_size)
         else:

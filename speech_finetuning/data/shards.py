@@ -115,6 +115,11 @@ class ShardReader:
                     yield self.damaged_row(error)
                     return
 
+    def read_once(self) -> list[SourceRow]:
+        """All rows that are left, in one go. Raises: whatever reading raises, which iteration would
+        have waited out or turned into a rejection."""
+        return [self.source_row(row, number) for number, row in self.numbered_rows()]
+
     def numbered_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(number in the file, row) of the rows after the first `num_rows`. Of a window it is that
         of its first row."""

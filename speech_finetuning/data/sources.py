@@ -18,7 +18,6 @@ from speech_finetuning.data.builders import (
     download_snapshot,
     files_of_builder,
     first_hub_file,
-    known_num_rows,
     lists_of,
     open_builder,
     open_split,
@@ -37,6 +36,7 @@ from speech_finetuning.data.listed import WindowLimits, tell_of_windows
 from speech_finetuning.data.manifests import manifest_files, open_manifests, open_metadata
 from speech_finetuning.data.parquet_windows import FileWindows, find_windows
 from speech_finetuning.data.recordings import find_recordings, open_recordings
+from speech_finetuning.data.row_counts import known_num_rows
 from speech_finetuning.data.tars import open_tars
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class SpeechSource:
     columns: SpeechColumns
     num_rows: int | None  # None when only reading everything would tell
     row_groups: tuple[tuple[int, ...], ...] | None = None  # rows of those of each parquet file
+    largest_row_group_in_bytes: int = 0
     # Of each parquet file, where its rows are windows of neighbours; None: each is an utterance.
     windows: tuple[FileWindows, ...] | None = None
 
@@ -173,9 +174,8 @@ def load_source(
     """Opens a dataset without reading its audio; 'train+validation' is one source of both splits.
 
     name: a Hub id, a folder, or a list. ..._column: None for the usual names, or for no groups and
-    prompts; prompt_column: also PREVIOUS_SEGMENT. record: its name in a --data_mix. revision: on
-    the Hub, of a run that goes on; None: the newest. allow_audio_urls: whether rows of the Hub may
-    name https:// addresses. window_limits: of rows that are several neighbours of one recording.
+    prompts; prompt_column: also PREVIOUS_SEGMENT. record: its name in a --data_mix. revision: of a
+    run that goes on. allow_audio_urls: whether rows of the Hub may name https:// addresses.
     Raises: UserError for a missing dataset, configuration, split or column, or no rows.
     """
     found = find_files(
@@ -199,6 +199,7 @@ def load_source(
         columns=opened[0].columns,
         num_rows=total_rows(opened),
         row_groups=all_row_groups(opened),
+        largest_row_group_in_bytes=max(part.largest_row_group_in_bytes for part in opened),
     )
     check_not_empty(source.num_rows, f"split '{split}' of {name}", len(source.data_files))
     return with_windows(source, window_limits)

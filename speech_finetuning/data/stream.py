@@ -28,7 +28,7 @@ from speech_finetuning.base.threads import map_in_order, read_ahead
 from speech_finetuning.data.augmentation import Augmenter, draw
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.data.nonspeech import NONSPEECH_DRAW, make_nonspeech
-from speech_finetuning.data.passes import ONE_RANK, Block, RankShare, read_pass, units_of
+from speech_finetuning.data.passes import ONE_RANK, Block, RankShare, read_pass
 from speech_finetuning.data.positions import (
     FIRST_ORDER_VERSION,
     ORDER_VERSION,
@@ -41,6 +41,7 @@ from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.prompts import PROMPT_DRAW
 from speech_finetuning.data.row_table import table_of
 from speech_finetuning.data.shards import SourceRow
+from speech_finetuning.data.units import units_of
 
 logger = logging.getLogger(__name__)
 

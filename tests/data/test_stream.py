@@ -28,7 +28,6 @@ from speech_finetuning.data.passes import (
     RankShare,
     permuted,
     read_pass,
-    units_of,
 )
 from speech_finetuning.data.positions import (
     ORDER_VERSION,
@@ -40,6 +39,7 @@ from speech_finetuning.data.selection import select_rows
 from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import SpeechSource, load_source
 from speech_finetuning.data.stream import SpeechStream, can_shard_by_rank
+from speech_finetuning.data.units import units_of
 from speech_finetuning.training.trainer import start_worker
 
 
