@@ -67,7 +67,7 @@ def test_an_empty_text_is_trained_where_it_says_that_nobody_speaks(preprocessor)
     [
         (b"", "audio_empty", ""),
         (demonstration.encode(np.ones(1), "WAV", 48_000), "audio_empty", "no samples"),
-        (b"this is not audio" * 20, "audio_unreadable", 'text, not audio: "this is'),
+        (b"this is not audio" * 20, "audio_unreadable", "text, not audio"),
         (b"\x81\x82" * 20, "audio_unreadable", "Format not recognised"),
         (demonstration.encode(np.zeros(0), "WAV"), "audio_empty", "no samples"),
         (
