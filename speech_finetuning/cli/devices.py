@@ -1,5 +1,6 @@
 """What this machine's devices, processes and packages cannot do."""
 
+import os
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ WHOLE_SAVES = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
 
 def process_problems(data_args: Any, args: transformers.Seq2SeqTrainingArguments) -> Iterator[str]:
     """What several processes, and a model in parts, cannot do."""
+    yield from problems_of_lone_processes(args.world_size)
     wait_in_seconds = 60 * data_args.max_network_wait_in_minutes
     if args.world_size > 1 and wait_in_seconds >= args.ddp_timeout:
         yield f"--ddp_timeout must exceed {wait_in_seconds:g} s, the network wait."
@@ -38,6 +40,16 @@ def process_problems(data_args: Any, args: transformers.Seq2SeqTrainingArguments
         yield f"--deepspeed: ZeRO-3 needs {WHOLE_SAVES}."
     if args.deepspeed and on_cpu:
         yield "--deepspeed needs GPUs: on CPUs accelerate lets every process run alone."
+
+
+def problems_of_lone_processes(world_size: int) -> Iterator[str]:
+    """Of several that were started and know nothing of each other. world_size: to the library."""
+    num_started = int(os.environ.get("WORLD_SIZE") or 1)
+    if num_started > world_size == 1 and "LOCAL_RANK" in os.environ:
+        yield (
+            f"{num_started} processes were started, and each would run alone, as there is no GPU: "
+            "pass --use_cpu, or start one without torchrun."
+        )
 
 
 def check_arguments(data_args: Any, args: transformers.Seq2SeqTrainingArguments) -> None:
