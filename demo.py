@@ -84,7 +84,10 @@ LAST_PORT = 7959
 # Long enough for a download to begin; Gradio has a copy of its own by then.
 MAX_AGE_OF_FILES_IN_SECONDS = 600
 # Readable on a light and on a dark page.
-STYLE = "mark {background: #ffb30047; color: inherit; border-bottom: 2px solid #e69500}"
+STYLE = """
+mark {background: #ffb30047; color: inherit; border-bottom: 2px solid #e69500}
+.gradio-container {--block-info-text-color: var(--body-text-color)}
+"""
 
 MarkedPiece = tuple[str, bool]  # a word as written with the space behind it; whether it is marked
 

@@ -84,13 +84,20 @@ def titles_of(findings: Findings) -> dict[str, str]:
     }
 
 
+def names_with_lines(findings: Findings) -> list[str]:
+    """Those of the sets that have lines of their own beside the total. A single one, beside guards,
+    is the total."""
+    names = {row.set_name for scored in findings.sets.values() for row in scored.rows} - {""}
+    return sorted(names) if len(names) > 1 or not findings.guard_rates else []
+
+
 def score_lines(findings: Findings) -> list[dict[str, Any]]:
     """The lines of the score table."""
     titles = titles_of(findings)
-    names = {row.set_name for scored in findings.sets.values() for row in scored.rows} - {""}
+    names = names_with_lines(findings)
     lines = []
     for role in ROLES:
-        for name in ["", *sorted(names)]:
+        for name in ["", *names]:
             scores = read_scores(findings.metrics, role=role, set_name=name)
             if scores is None or scores.leading is None:
                 continue
@@ -135,10 +142,10 @@ def note_lines(findings: Findings) -> list[str]:
     """What was written where nobody speaks, and of the words in prompts, a sentence for each set
     that has such rows."""
     titles = titles_of(findings)
-    names = {row.set_name for scored in findings.sets.values() for row in scored.rows} - {""}
+    names = names_with_lines(findings)
     lines = []
     for role in ROLES:
-        for name in ["", *sorted(names)]:
+        for name in ["", *names]:
             scores = read_scores(findings.metrics, role=role, set_name=name)
             if scores is None:
                 continue

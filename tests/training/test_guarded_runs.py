@@ -63,6 +63,7 @@ def test_a_guard_is_scored_before_and_after_and_changes_nothing_that_is_saved(
     ]
     assert sorted(row[12] for row in table["rows"]) == [0] * 8 + [1] * 8
     assert all(row[11] is not None for row in table["rows"]), "the untouched model's errors"
+    assert "·&nbsp;new" not in page, "a single set beside guards is the total"
     assert "<p>8 rows, " in page and "<p>16 rows, " not in page, "guards are not counted"
     assert "before training new" not in caplog.text  # which is the total
     assert len(lines_of_points(caplog)) == 3  # at steps 2 and 4, and of the best
