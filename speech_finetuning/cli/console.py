@@ -142,7 +142,7 @@ def describe_length(
             shortest = min(shortest, math.ceil(SOME_PASSES * num_rows / rows_per_step_of_source))
     if shortest < math.inf:
         logger.warning(
-            "after so many passes a model recites its training set. --max_steps %d makes %d.",
+            "after so many passes a model recites its training set. --max_steps %d makes %d passes.",
             shortest,
             SOME_PASSES,
         )

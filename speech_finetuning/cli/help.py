@@ -21,8 +21,8 @@ SHORT_HELP: dict[str, dict[str, str]] = {
     "data": {
         "dataset_config_name": "Configuration, often the language.",
         "train_split_name": "Also 'train+validation'.",
-        "audio_column_name": "Else the first of audio, path, ...",
-        "text_column_name": "Else the first of text, sentence, ...",
+        "audio_column_name": "Default: the first of audio, path, ...",
+        "text_column_name": "Default: the first of text, sentence, ...",
         "do_lower_case": "Lower-cases transcripts.",
         "do_remove_punctuation": "Removes punctuation from transcripts.",
         "data_mix": "YAML list of several datasets.",
@@ -39,11 +39,11 @@ SHORT_HELP: dict[str, dict[str, str]] = {
         "do_train": "Trains.",
         "max_steps": "Length, in optimizer steps;",
         "num_train_epochs": "or in passes; else by the number of rows.",
-        "learning_rate": "Else by size of model, 3.75e-5 to 5e-6.",
+        "learning_rate": "Default: by model size, 3.75e-5 to 5e-6.",
         "per_device_train_batch_size": "Clips at a time.",
         "gradient_accumulation_steps": "Such batches to a step.",
-        "fp16": "Mixed precision, else what the GPU has.",
-        "gradient_checkpointing": "Less memory, more time; else if needed.",
+        "fp16": "Mixed precision; default: what the GPU has.",
+        "gradient_checkpointing": "Less memory, more time; default: if needed.",
         "train_window": "longest: far faster (docs/memory.md).",
         "lora_rank": "Low-rank adapters; 0: all weights.",
     },
@@ -104,7 +104,8 @@ def describe_flag(action: argparse.Action, text: str, width: int) -> list[str]:
     is_default_told = "default" in text or action.default in (None, False, "", [], -1, 0)
     if not is_default_told:
         text = f"{text} [{action.default}]"
-    body = textwrap.wrap(text, max(20, width - TEXT_COLUMN)) or [""]
+    # An address stays in one piece, so that a terminal opens it.
+    body = textwrap.wrap(text, max(20, width - TEXT_COLUMN), break_long_words=False) or [""]
     head = f"  {first_option(action)} {value_name(action)}".rstrip()
     margin = " " * TEXT_COLUMN
     if len(head) >= TEXT_COLUMN:

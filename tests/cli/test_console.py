@@ -41,7 +41,7 @@ def test_a_length_that_memorises_names_a_better_one(
     flags = "--max_steps 2000 --per_device_train_batch_size 16"
     assert told(caplog, [dataset], flags) == [
         "length: 2,000 steps are 800 passes over 40 rows",
-        "after so many passes a model recites its training set. --max_steps 25 makes 10.",
+        "after so many passes a model recites its training set. --max_steps 25 makes 10 passes.",
     ]
     assert len(told(caplog, [dataset], flags.replace("2000", "25"))) == 1
 

@@ -70,6 +70,7 @@ def test_help_all_has_every_flag_but_those_that_do_nothing(
     for flag in ("--sortish_sampler", "--hub_token", "--length_column_name", "--no_streaming"):
         assert f"\n  {flag}" not in result.stdout
     assert "%%" not in result.stdout
+    assert "https://github.com/huggingface/transformers/issues/34242" in result.stdout
 
 
 def test_version_names_the_commit_and_the_libraries(without_torch: dict[str, str], tmp_path: Path):

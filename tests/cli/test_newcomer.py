@@ -83,7 +83,7 @@ UNDERSTOOD = {
     # The README's command on thirty clips.
     "--dataset_name one --do_train --max_steps 2000 --max_train_time_in_hours 1e-9": [
         "length: 2,000 steps are 1,000 passes over 30 rows",
-        "warning: after so many passes a model recites its training set. --max_steps 20 makes 10.",
+        "warning: after so many passes a model recites its training set. --max_steps 20 makes 10 passes.",
     ],
     # English is what it knows anyway.
     "--dataset_name one --do_train --model_name_or_path model.en --language en": [
