@@ -260,6 +260,8 @@ def test_every_field_that_can_change_the_rows_is_in_the_key_of_the_cache():
         "preprocessor": "its fields",
         "weight": "of training rows",
         "row_groups": "what files says",
+        "windows": "of training rows",
+        "largest_row_group_in_bytes": "how many are read at a time",
         "is_held_out": "selection",
     }
     names = set()
