@@ -45,9 +45,7 @@ from speech_finetuning.data.features import (
     undecoded_feature,
     without_decoding,
 )
-from speech_finetuning.data.footers import (
-    read_footer,
-)
+from speech_finetuning.data.footers import read_footer
 from speech_finetuning.data.guessing import cell_at, only_one, top_of
 from speech_finetuning.data.manifests import NUM_ROWS_TO_INSPECT
 from speech_finetuning.data.places import has_audio_suffix

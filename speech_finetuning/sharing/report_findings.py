@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from speech_finetuning.scoring.scores import (
     UNTOUCHED_PROMPTED,
     UNTOUCHED_TEST,
     ZERO_SHOT,
+    Scores,
     read_scores,
 )
 from speech_finetuning.sharing.public import (
@@ -91,29 +93,35 @@ def names_with_lines(findings: Findings) -> list[str]:
     return sorted(names) if len(names) > 1 or not findings.guard_rates else []
 
 
+def scored_sets(findings: Findings) -> Iterator[tuple[str, str, Scores]]:
+    """(role, name, scores) of all that was scored; the name is empty for all sets of a role."""
+    for role in ROLES:
+        for name in ["", *names_with_lines(findings)]:
+            scores = read_scores(findings.metrics, role=role, set_name=name)
+            if scores is not None:
+                yield role, name, scores
+
+
 def score_lines(findings: Findings) -> list[dict[str, Any]]:
     """The lines of the score table."""
     titles = titles_of(findings)
-    names = names_with_lines(findings)
     lines = []
-    for role in ROLES:
-        for name in ["", *names]:
-            scores = read_scores(findings.metrics, role=role, set_name=name)
-            if scores is None or scores.leading is None:
-                continue
-            rate_name = findings.sets[role].rate_name if role in findings.sets else "WER"
-            lines.append(
-                {
-                    "title": titles[role],
-                    "set": name,
-                    "is_before": role in BEFORE.values(),
-                    "scores": scores,
-                    "change": findings.changes.get((role, name)),
-                    "rate_name": rate_name,
-                    "rate": scores.leading.wer if rate_name == "WER" else scores.leading.cer,
-                    "interval": scores.interval if rate_name == "WER" else None,
-                }
-            )
+    for role, name, scores in scored_sets(findings):
+        if scores.leading is None:
+            continue
+        rate_name = findings.sets[role].rate_name if role in findings.sets else "WER"
+        lines.append(
+            {
+                "title": titles[role],
+                "set": name,
+                "is_before": role in BEFORE.values(),
+                "scores": scores,
+                "change": findings.changes.get((role, name)),
+                "rate_name": rate_name,
+                "rate": scores.leading.wer if rate_name == "WER" else scores.leading.cer,
+                "interval": scores.interval if rate_name == "WER" else None,
+            }
+        )
     return lines
 
 
@@ -142,18 +150,13 @@ def note_lines(findings: Findings) -> list[str]:
     """What was written where nobody speaks, and of the words in prompts, a sentence for each set
     that has such rows."""
     titles = titles_of(findings)
-    names = names_with_lines(findings)
     lines = []
-    for role in ROLES:
-        for name in ["", *names]:
-            scores = read_scores(findings.metrics, role=role, set_name=name)
-            if scores is None:
-                continue
-            title = f"{titles[role]} · {name}" if name else titles[role]
-            if scores.nonspeech is not None:
-                lines.append(f"{title}: {describe_nonspeech(scores.nonspeech).strip()}.")
-            if scores.prompt_words is not None:
-                lines.append(f"{title}: {describe_prompt_words(scores.prompt_words).strip()}.")
+    for role, name, scores in scored_sets(findings):
+        title = f"{titles[role]} · {name}" if name else titles[role]
+        if scores.nonspeech is not None:
+            lines.append(f"{title}: {describe_nonspeech(scores.nonspeech).strip()}.")
+        if scores.prompt_words is not None:
+            lines.append(f"{title}: {describe_prompt_words(scores.prompt_words).strip()}.")
     return lines
 
 

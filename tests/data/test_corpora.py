@@ -251,3 +251,27 @@ def test_the_command_of_an_answer_makes_a_table(
     # find takes the files of a folder in any order.
     found = {name: sorted(outcomes(source, preprocessor)) for name, source in read.items()}
     assert found == {name: sorted(of_split) for name, of_split in texts.items()}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "export.json": json.dumps(LABEL_STUDIO).replace('"audio"', '"$(touch pwned)"'),
+            "ab-talk.wav": CLIP,
+        },
+        {"x;touch pwned;.ass": "[Events]", "x;touch pwned;.wav": CLIP},
+        {"x';touch pwned;'.txt": "B1 uno\n", "wav/B1.wav": CLIP},
+    ],
+    ids=["label studio", "subtitles", "names"],
+)
+def test_a_strangers_names_run_nothing_in_the_command_of_an_answer(
+    tmp_path: Path, files: dict[str, str | bytes]
+):
+    """Commands are pasted into a shell, and file names and keys are whatever a corpus says."""
+    folder = tmp_path / "data"
+    found = answer(folder, files, "export" if "export.json" in files else "train")
+    command = re.search(": ((find|for|python|ffmpeg) .*)", found)[1]
+    command = command.replace("python", sys.executable, 1).replace("ffmpeg", "true", 1)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path)
+    assert list(tmp_path.rglob("pwned")) == []
