@@ -6,19 +6,20 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+# Whatever imports torch is imported by the fixture that needs it: the process that starts the
+# workers reads this file as well, and they would wait for its six seconds of imports.
+if TYPE_CHECKING:
+    from speech_finetuning.data.preprocessing import Preprocessor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-import accelerate.utils.memory
-import pytest
-from preprocessors import make_preprocessor
-
-import run_speech_recognition_seq2seq_streaming as script
-from speech_finetuning.cli import demonstration
-from speech_finetuning.cli.terminal import ScreenHandler
-from speech_finetuning.data.preprocessing import Preprocessor
 
 # Timestamps of the 4 s window: the 1,300 others of 30 s take a sixth of the time of a small run, in
 # which the library copies, reads and writes the tokens a dozen times.
@@ -48,6 +49,8 @@ def place_in_order(item: pytest.Item) -> int:
 def garbage_is_left_to_python() -> Iterator[None]:
     """accelerate 1.15 collects all garbage at the beginning and the end of each training: a ninth of
     the time of the tests that train (py-spy, 4,010 samples of tests/training and test_train.py)."""
+    import accelerate.utils.memory
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(accelerate.utils.memory, "gc", SimpleNamespace(collect=int))
         yield
@@ -56,6 +59,8 @@ def garbage_is_left_to_python() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_log_of_an_earlier_test() -> Iterator[None]:
     """Each test sets up the log of its own runs."""
+    from speech_finetuning.cli.terminal import ScreenHandler
+
     yield
     root = logging.getLogger()
     root.handlers = [entry for entry in root.handlers if not isinstance(entry, ScreenHandler)]
@@ -64,6 +69,8 @@ def no_log_of_an_earlier_test() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Multilingual, width 16, one layer, a 4 s window, 64 target positions."""
+    from speech_finetuning.cli import demonstration
+
     folder = tmp_path_factory.mktemp("model")
     return demonstration.make_model(folder, **SIZES)
 
@@ -71,12 +78,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def full_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with timestamps to 30 s, which a random model puts anywhere."""
+    from speech_finetuning.cli import demonstration
+
     folder = tmp_path_factory.mktemp("model.full")
     return demonstration.make_model(folder, d_model=16, num_layers=1)
 
 
 @pytest.fixture(scope="session")
 def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from speech_finetuning.cli import demonstration
+
     folder = tmp_path_factory.mktemp("model.en")
     return demonstration.make_model(folder, **SIZES, multilingual=False)
 
@@ -84,6 +95,8 @@ def english_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parquet: 40 training, 8 validation and 8 test rows, each split in two files."""
+    from speech_finetuning.cli import demonstration
+
     return demonstration.make_speech(
         tmp_path_factory.mktemp("speech"), {"train": 40, "validation": 8, "test": 8}
     )
@@ -116,9 +129,20 @@ def train(flags: list[str]) -> Callable[..., dict[str, float]]:
 
 
 def run_main(flags: list[str], more: str) -> dict[str, float]:
+    import run_speech_recognition_seq2seq_streaming as script
+
     return script.main([*flags, *more.split()])
 
 
-@pytest.fixture
-def preprocessor(tiny_model: Path) -> Preprocessor:
+@pytest.fixture(scope="session")
+def untouched_preprocessor(tiny_model: Path) -> "Preprocessor":
+    from preprocessors import make_preprocessor
+
     return make_preprocessor(tiny_model)
+
+
+@pytest.fixture
+def preprocessor(untouched_preprocessor: "Preprocessor") -> "Preprocessor":
+    """A test may change its limits. The tokenizer, which none changes, takes 24 ms to load: 11 s of
+    463 tests."""
+    return replace(untouched_preprocessor)

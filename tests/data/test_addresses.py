@@ -38,7 +38,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     write_clips(tmp_path / "served")
     handler = functools.partial(Handler, directory=str(tmp_path / "served"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 

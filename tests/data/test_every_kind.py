@@ -76,7 +76,7 @@ def test_the_command_of_each_kind_reads_it(every_kind: Path, flags: list[str], p
     """Up to the examples; a list at an address is served from here."""
     served = functools.partial(SimpleHTTPRequestHandler, directory=str(every_kind))
     with ThreadingHTTPServer(("127.0.0.1", 0), served) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         commands = commands_of_kinds()
         assert len(commands) >= 13
         for words in commands:

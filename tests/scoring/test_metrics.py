@@ -10,7 +10,6 @@ import datasets
 import jiwer
 import numpy as np
 import pytest
-import torchmetrics
 from transformers import EvalPrediction
 
 from speech_finetuning.scoring.metrics import (
@@ -331,6 +330,8 @@ def test_two_hundred_random_pairs_equal_a_plain_levenshtein():
 
 
 def test_two_hundred_random_pairs_equal_torchmetrics():
+    import torchmetrics  # a second, which each worker would take
+
     references, hypotheses = random_pairs(200, seed=11)
     errors = SpeechErrors(keep_in_memory=True).compute(
         references=references, predictions=hypotheses
