@@ -11,6 +11,7 @@ they are imported (HF_ENDPOINT, HF_HOME) is the server's. Linux and macOS only, 
 """
 
 import contextlib
+import importlib
 import json
 import os
 import queue
@@ -58,6 +59,7 @@ class ForkedProcess:
 class ForkServer:
     """The server's process and its forks. `sleeps_at_most` shortens every time.sleep of a fork and
     of the processes that it starts, so that back-offs of a minute take as many seconds as it says.
+    `imports` are the modules that forks begin with, instead of those of a run.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class ForkServer:
         environment: Mapping[str, str] | None = None,
         *,
         sleeps_at_most: float | None = None,
+        imports: Sequence[str] = (),
     ) -> None:
+        self.imports = imports
         self.environment = {"HF_HUB_OFFLINE": "1", **os.environ}
         if environment is not None:
             self.environment = dict(environment)
@@ -80,7 +84,7 @@ class ForkServer:
 
     def __enter__(self) -> "ForkServer":
         self.server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *self.imports],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self.environment,
@@ -158,6 +162,8 @@ def run_fork(job: dict[str, Any]) -> int:
     try:
         runpy.run_path(job["program"], run_name="__main__")
     except SystemExit as ending:
+        if isinstance(ending.code, str):
+            print(ending.code, file=sys.stderr)  # as Python does
         return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
     except BaseException:
         traceback.print_exc()
@@ -165,12 +171,15 @@ def run_fork(job: dict[str, Any]) -> int:
     return 0
 
 
-def serve() -> None:
+def serve(imports: Sequence[str]) -> None:
     """Reads jobs, forks, and tells which forks have begun and ended, until its input is closed."""
     sys.path[:0] = [str(PROJECT), str(SUPPORT)]
-    from warm import warm_up
+    for name in imports:
+        importlib.import_module(name)
+    if not imports:
+        from warm import warm_up
 
-    warm_up()
+        warm_up()
     jobs = iter(sys.stdin.readline, "")
     while True:
         if select.select([sys.stdin], [], [], LOOK_IN_SECONDS)[0]:
@@ -211,5 +220,5 @@ def tell(**message: int) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1:])
     os._exit(0)  # nothing to tidy up; leaving the libraries would take seconds
