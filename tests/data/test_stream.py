@@ -566,10 +566,14 @@ def test_a_position_beside_a_damaged_file_continues_at_the_next_row(
     stream = make_stream(load(folder), preprocessor, block_size=block_size)
     whole = take(stream, 33)
     for seen, item in enumerate(itertools.islice(stream, 22), start=1):
-        rest = make_stream(
-            load(folder), preprocessor, block_size=block_size, position=item.position
-        )
-        assert take(rest, 11) == whole[seen : seen + 11], seen
+        rest = replace(stream, position=item.position)
+        assert row_ids(rest, 11) == whole[seen : seen + 11], seen
+
+
+def row_ids(stream: SpeechStream, count: int) -> list[str]:
+    """As `take`, but the rows are only read, not prepared: a third of the time."""
+    rows = [drawn.row for _, drawn in itertools.islice(stream.rows(), count)]
+    return [row.rejection.row if row.rejection else row.id for row in rows]
 
 
 def test_a_missing_clip_is_a_rejection(tmp_path: Path, preprocessor):
