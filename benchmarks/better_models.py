@@ -7,18 +7,23 @@ they cost.
 
 Each run is the script itself in a process of its own. It trains and scores; then the same command
 is started again with --average_checkpoints and --base_weight_shares, which trains nothing. Weights
-are chosen on the validation split; the test split is scored before and after.
+are chosen on the validation split; the test split is scored before and after. Flags that it does not
+know go to the script.
 """
 
 import argparse
+import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
+PYTHON = os.environ.get("PYTHON_EXEC", sys.executable)
 SCRIPT = Path(__file__).parent.parent / "run_speech_recognition_seq2seq_streaming.py"
 CANDIDATES = ["--average_checkpoints", "5", "--base_weight_shares", "0.1", "0.3", "0.5"]
 
@@ -49,8 +54,8 @@ def command(options: argparse.Namespace, folder: str, seed: int) -> list[str]:
         "test_split_name": "test",
         "generation_max_length": 48,
     }
-    words = [sys.executable, str(SCRIPT), "--do_train", "--do_eval", "--do_lower_case"]
-    return [*words, *flags_of(values), "--load_best_model_at_end", "False"]
+    words = [PYTHON, str(SCRIPT), "--do_train", "--do_eval", "--do_lower_case"]
+    return [*words, *flags_of(values), "--load_best_model_at_end", "False", *options.flags]
 
 
 def run_once(seed: int, options: argparse.Namespace) -> dict:
@@ -108,16 +113,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--learning_rate", type=float, default=3.75e-5)
+    parser.add_argument("--at_once", type=int, default=1, help="Seeds at the same time.")
     parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
+    options, options.flags = parser.parse_known_args()
     if options.table:
         print(table([json.loads(line) for line in options.record.read_text().splitlines()]))
         return
-    for seed in options.seeds:
-        record = run_once(seed, options)
-        with options.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        print(f"seed {seed}: {record['test_wer_of_trained']} -> {record['test_wer_of_saved']}")
+    with ThreadPoolExecutor(options.at_once) as pool:
+        for record in pool.map(functools.partial(run_once, options=options), options.seeds):
+            with options.record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print(
+                f"seed {record['seed']}: {record['test_wer_of_trained']} -> "
+                f"{record['test_wer_of_saved']}"
+            )
 
 
 if __name__ == "__main__":

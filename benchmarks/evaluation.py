@@ -348,6 +348,16 @@ def race(flags: list[str], repetitions: int) -> dict[str, list[Result]]:
     return results
 
 
+def take_turns_at(batch_size: int, flags: list[str]) -> dict[str, list[Result]]:
+    """One turn each of ours and re-streaming with another batch size (the later flag counts)."""
+    flags = [*flags, "--per_device_eval_batch_size", str(batch_size)]
+    results = {}
+    for key in ("ours", "stream"):
+        results[key] = [take_turn(key, flags)]
+        print(f"batches of {batch_size}, {key}", file=sys.stderr, flush=True)
+    return results
+
+
 def print_table(results: dict[str, list[Result]], num_rows: int) -> None:
     """Medians, with the lowest and highest rate."""
     print(
@@ -504,6 +514,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--new_tokens", type=int, default=32, help="cap, for every contestant")
+    parser.add_argument(
+        "--other_batch_sizes", type=int, nargs="+", default=[], help="ours and re-streaming, once"
+    )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument(
         "--memory", action="store_true", help="1,000 and 10,000 short rows instead of the race"
@@ -527,9 +540,13 @@ def main() -> None:
         flags = [*script_flags(model, data, args.rows, args.batch_size, args.new_tokens), *others]
         print(describe(flags))
         results = race(flags, args.repetitions)
+        others_at = {size: take_turns_at(size, flags) for size in args.other_batch_sizes}
     print_table(results, len(results["ours"][0]["ids"]))
     print_aims(results)
     print_differences(results)
+    for size, turns in others_at.items():
+        print(f"\nIn batches of {size}:\n")
+        print_table(turns, args.rows)
 
 
 if __name__ == "__main__":

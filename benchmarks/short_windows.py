@@ -11,6 +11,8 @@ Each run is the script itself in a process of its own, scored on the test split 
 trained with. A step takes --batch_size utterances, packed or not, so that equal steps have seen as
 many of them. --speed measures the rates alone, in short runs that take turns; without it the table
 takes those of the training runs. The minute-long files of --long_form are test clips end to end.
+--at_once trains several at the same time, where only scores are wanted. Flags that it does not know
+go to the script (--per_device_eval_batch_size 100).
 """
 
 import argparse
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
 
@@ -62,6 +65,7 @@ def run_once(
             "shuffle_buffer_size": 96,
             "data_report_samples": 0,
             "report_to": "none",
+            "report_clips": 0,
             "learning_rate": 3.75e-5,
             "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": 10,
@@ -79,6 +83,7 @@ def run_once(
             "--do_lower_case",
             *flags_of(values),
             *CONTESTANTS[name],
+            *options.flags,
         ]
         words += [] if options.speed else ["--do_eval", *flags_of(scored)]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
@@ -136,6 +141,7 @@ def score_long_form(model: str, minutes: Path) -> dict:
             "output_dir": folder,
             "generation_max_length": 3 * MAX_NEW_TOKENS,
             "report_to": "none",
+            "report_clips": 0,
         }
         words = [
             PYTHON,
@@ -216,8 +222,9 @@ def main() -> None:
     parser.add_argument(
         "--speed", action="store_true", help="Measures speed only, in five rounds of four steps."
     )
+    parser.add_argument("--at_once", type=int, default=1, help="Runs at the same time.")
     parser.add_argument("--table", action="store_true", help="Only prints what has been recorded.")
-    options = parser.parse_args()
+    options, options.flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         minutes = Path(folder) if options.long_form and not options.table else None
         if minutes:
@@ -228,19 +235,26 @@ def main() -> None:
                 "long_form": score_long_form(options.model, minutes),
             }
             write_line(options.record[0], untouched | {"utterances_per_second": 0.0})
-        for seed in [] if options.table else range(5) if options.speed else options.seeds:
-            for (
-                name
-            ) in options.only:  # interleaved: whatever else the machine does meets all of them
-                steps = (
-                    5 if options.speed else options.steps * (1 if name == "30 s" else options.times)
-                )
-                write_line(options.record[0], run_once(name, seed, steps, options, minutes))
+        if not options.table:
+            run_all(options, minutes)
     print(
         table(
             [json.loads(line) for path in options.record for line in path.read_text().splitlines()]
         )
     )
+
+
+def run_all(options: argparse.Namespace, minutes: Path | None) -> None:
+    """Interleaved: whatever else the machine does meets all contestants."""
+    with ThreadPoolExecutor(options.at_once) as pool:
+        runs = []
+        for seed in range(5) if options.speed else options.seeds:
+            for name in options.only:
+                times = 1 if name == "30 s" else options.times
+                steps = 5 if options.speed else options.steps * times
+                runs.append(pool.submit(run_once, name, seed, steps, options, minutes))
+        for run in as_completed(runs):
+            write_line(options.record[0], run.result())
 
 
 def write_line(path: Path, record: dict) -> None:

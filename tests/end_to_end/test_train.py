@@ -1,6 +1,8 @@
 """The whole job in this process: losses, what is saved, scores, rejections, refusals,
 continuing."""
 
+import functools
+import itertools
 import json
 import logging
 import math
@@ -10,6 +12,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -34,6 +37,7 @@ from speech_finetuning.data.passes import read_pass
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.reading import read_audio
 from speech_finetuning.data.sources import load_source
+from speech_finetuning.training import reload_check
 from speech_finetuning.training.stages import save_final_model
 from speech_finetuning.training.trainer import SpeechTrainer
 
@@ -373,19 +377,75 @@ def test_the_evaluation_cache_follows_what_it_depends_on(train: Train, flags: li
     assert len(set((output(flags) / "_eval_cache").rglob("*.arrow"))) == len(cached) + 1
 
 
-def test_a_saved_model_that_transcribes_differently_is_an_error(
-    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    def spoil(trainer: SpeechTrainer, save=save_final_model) -> None:
-        save(trainer)
-        tensors = {name: tensor.clone() for name, tensor in weights(output(flags)).items()}
-        tensors["model.decoder.layer_norm.bias"] += torch.randn(16) * 1000
-        save_file(tensors, output(flags) / "model.safetensors", metadata={"format": "pt"})
+def change_weights(folder: Path, scale: float) -> None:
+    """The saved decoder's last layer, by noise."""
+    tensors = {name: tensor.clone() for name, tensor in weights(folder).items()}
+    tensors["model.decoder.layer_norm.bias"] += torch.randn(16) * scale
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr("speech_finetuning.training.stages.save_final_model", spoil)
+
+def change_settings(folder: Path) -> None:
+    """The saved model may no longer write what it wrote first."""
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text())
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    settings["suppress_tokens"] = list(range(size // 2))
+    path.write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [functools.partial(change_weights, scale=1000.0), change_settings],
+    ids=["weights", "settings"],
+)
+def test_a_saved_model_that_transcribes_differently_is_an_error(
+    spoil: Callable[[Path], None],
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    def save_and_spoil(trainer: SpeechTrainer, save=save_final_model) -> None:
+        save(trainer)
+        spoil(output(flags))
+
+    monkeypatch.setattr("speech_finetuning.training.stages.save_final_model", save_and_spoil)
     assert exit_code_of(script.main, [*flags, "--do_train", "--do_eval", "--max_steps", "1"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the saved model transcribes 8 clips differently" in error and "output;" in error
+
+
+def test_what_rounding_decides_is_no_other_model(
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As on a GPU, where a model that guesses between near equals may guess otherwise once loaded."""
+    calls = itertools.count()
+
+    def transcribe(*args: Any, **how: Any) -> list[str]:
+        texts = untouched(*args, **how)
+        return [*texts[:-1], "something else"] if next(calls) == 1 else texts
+
+    untouched = reload_check.transcribe
+    monkeypatch.setattr(reload_check, "transcribe", transcribe)
+    train("--do_train --do_eval --max_steps 1")
+    assert next(calls) == 3  # the trained model, the saved one, the trained one with its settings
+    assert "the saved model, loaded afresh, transcribes 8 clips alike." in caplog.text
+
+
+def test_trained_and_saved_model_are_compared_in_the_same_precision(
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """accelerate wraps the trained model's forward pass, but neither its encoder nor the saved model."""
+    with_autocast = []
+
+    def generate_and_note(*args: Any, **how: Any) -> torch.Tensor:
+        with_autocast.append(torch.is_autocast_enabled("cpu"))
+        return untouched(*args, **how)
+
+    untouched = reload_check.generate_ids
+    monkeypatch.setattr(reload_check, "generate_ids", generate_and_note)
+    train("--do_train --do_eval --max_steps 1 --bf16 --use_cpu")
+    assert with_autocast == [True, True]
+    assert "the saved model, loaded afresh, transcribes 8 clips alike." in caplog.text
 
 
 def test_early_stopping_and_the_best_model(train: Train, flags: list[str]):
