@@ -1,4 +1,5 @@
-"""The encoder with a shorter window, and how long a training batch's is."""
+"""The encoder with a shorter window, how long a training batch's is, and attention for lengths that
+change."""
 
 import contextlib
 import math
@@ -39,6 +40,35 @@ def encoder_window(
     finally:
         config.max_source_positions = full_window_in_positions
         positions.num_embeddings = full_window_in_positions
+
+
+@contextlib.contextmanager
+def attention_of_any_length(is_needed: bool = True) -> Iterator[None]:
+    """Without cuDNN's attention, which builds a plan for each shape that it has not met.
+
+    torch prefers it in half precision on Hopper cards (2.11). Each plan keeps the CPU busy for some
+    65 ms, forward and backward, while the GPU idles: with packed windows, whose number and labels
+    change from step to step, 1.05 of 1.72 s (Whisper small on an H200, benchmarks/gpu_training.md).
+    The other kernels need none; where batches of one shape come again and again, cuDNN's is faster.
+    """
+    was_enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(was_enabled and not is_needed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_enabled)
+
+
+@contextlib.contextmanager
+def window_of_batch(
+    model: transformers.WhisperForConditionalGeneration,
+    window_in_frames: int,
+    has_usual_shape: bool,
+) -> Iterator[None]:
+    """A training batch's window, and the attention that fits it. has_usual_shape: as many windows
+    as most batches have, of the full length."""
+    with encoder_window(model, window_in_frames), attention_of_any_length(not has_usual_shape):
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)

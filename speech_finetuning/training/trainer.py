@@ -32,7 +32,7 @@ from speech_finetuning.model.generation import (
     generate_ids,
     transcribe_long_form,
 )
-from speech_finetuning.model.windows import TrainingWindow, encoder_window
+from speech_finetuning.model.windows import TrainingWindow, attention_of_any_length, window_of_batch
 from speech_finetuning.scoring.guards import GuardBound
 from speech_finetuning.scoring.scorecard import Scorecard
 from speech_finetuning.scoring.scores import WITH_PROMPTS
@@ -241,8 +241,12 @@ class SpeechTrainer(ResumableTrainer):
             "labels": inputs["labels"].to(device, non_blocking=True),
             "decoder_input_ids": inputs["decoder_input_ids"].to(device, non_blocking=True),
         }
+        is_usual = (len(frame_counts), window) == (
+            self.args.train_batch_size,
+            self.window_in_frames,
+        )
         # Around the backward pass as well: it may recompute activations.
-        with encoder_window(self.model, window), unpacked_rows(self.args.torch_compile):
+        with window_of_batch(self.model, window, is_usual), unpacked_rows(self.args.torch_compile):
             loss = super().training_step(model, batch, num_items_in_batch)
         self.broken_steps.add(loss, info.ids)
         self.progress.audio_in_seconds += info.audio_in_seconds * self.args.world_size
@@ -380,7 +384,7 @@ class SpeechTrainer(ResumableTrainer):
         languages = self.compute_metrics.languages_of(inputs["index"].tolist())
         if languages is not None:
             generation["language"] = languages
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), attention_of_any_length():
             if max(inputs["frame_counts"]) > self.window_in_frames:
                 outputs = self.transcribe_long(inputs, generation)
             else:

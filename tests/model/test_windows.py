@@ -1,11 +1,13 @@
 """Short training windows, batches of like length, augmentation; and one optimiser step in plain
 torch."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +61,33 @@ def test_torch_compile_meets_windows_of_every_length_with_one_graph(train: Train
         losses[name] = train(f"{how} --output_dir {tmp_path / name} {more}")["train_loss"]
     assert losses["compiled"] == pytest.approx(losses["eager"], abs=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "keeps_cudnn"),
+    [
+        ("", True),
+        ("--train_window longest --full_window_fraction 0", False),
+        ("--pack_utterances", False),
+    ],
+)
+def test_cudnn_s_attention_is_for_batches_of_one_shape(
+    train: Train, monkeypatch: pytest.MonkeyPatch, how: str, keeps_cudnn: bool
+):
+    """It builds a plan for each new shape, while the GPU idles. Scoring has another with each token."""
+    settings: dict[bool, set[bool]] = {True: set(), False: set()}
+
+    @functools.wraps(WhisperForConditionalGeneration.forward)
+    def forward_and_note(model: WhisperForConditionalGeneration, *args: Any, **inputs: Any) -> Any:
+        settings[model.training].add(torch.backends.cuda.cudnn_sdp_enabled())
+        return forward(model, *args, **inputs)
+
+    forward = WhisperForConditionalGeneration.forward
+    monkeypatch.setattr(WhisperForConditionalGeneration, "forward", forward_and_note)
+    monkeypatch.setattr("speech_finetuning.training.stages.check_reload", print)
+    train(f"--do_train --do_eval --max_steps 3 {how}")
+    assert settings == {True: {keeps_cudnn}, False: {False}}
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize(("num_rows", "num_before"), [(20, 0), (20, 3), (3, 0), (1, 7), (8, 2)])
