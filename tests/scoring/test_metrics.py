@@ -14,6 +14,7 @@ from transformers import EvalPrediction
 
 from speech_finetuning.scoring.metrics import (
     SpeechErrors,
+    bootstrap_rates,
     ends_in_loop,
     has_loop,
     paired_change,
@@ -356,6 +357,20 @@ def test_translations_have_bleu_and_chrf_if_sacrebleu_is_there(monkeypatch: pyte
     assert found is not None and 0 < found[0] < found[1] < 100
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert translation_scores(texts, texts) is None
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 300, 30_000])
+def test_draws_at_once_are_those_of_one_after_another(num_rows: int):
+    """Of the intervals that runs have published, none changes."""
+    numbers = np.random.default_rng(3)
+    errors = numbers.integers(0, 9, size=num_rows)
+    units = numbers.integers(1, 20, size=num_rows)
+    generator = np.random.default_rng(0)
+    rates = []
+    for _ in range(150):
+        drawn = generator.integers(num_rows, size=num_rows)
+        rates.append(100 * (errors[drawn].sum() / units[drawn].sum()))
+    assert bootstrap_rates(errors, units, 150).tolist() == rates
 
 
 def test_a_paired_interval_is_narrower_than_two():
