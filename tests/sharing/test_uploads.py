@@ -68,17 +68,27 @@ def run(
     folder: Path,
     words: list[str],
     token: str | None = SECRET,
+    forks_children: bool = True,
     **variables: str,
 ) -> subprocess.CompletedProcess:
     """The script's end, in a process that works in `folder`."""
-    code, output, log = hub.clients.run(folder, words, token=token, variables=variables)
+    code, output, log = hub.clients.run(
+        folder, words, token=token, variables=variables, forks_children=forks_children
+    )
     return subprocess.CompletedProcess(words, code, output, log)
 
 
-def start(hub: HubWithClients, folder: Path, words: list[str]) -> ForkedProcess:
+def start(
+    hub: HubWithClients, folder: Path, words: list[str], forks_children: bool = True
+) -> ForkedProcess:
     """The script, whose output goes to folder/log."""
-    environment = {"HF_TOKEN": SECRET}
-    return hub.clients.forks.start(words, log=folder / "log", cwd=folder, environment=environment)
+    return hub.clients.forks.start(
+        words,
+        log=folder / "log",
+        cwd=folder,
+        environment={"HF_TOKEN": SECRET},
+        forks_children=forks_children,
+    )
 
 
 def test_what_is_uploaded_and_what_never_is(
@@ -93,6 +103,7 @@ def test_what_is_uploaded_and_what_never_is(
         hub,
         tmp_path,
         [*words, "--hub_strategy", "checkpoint", "--save_total_limit", "1"],
+        forks_children=False,  # here as users have them: with command line and environment
         WANDB="x",
     )
     assert result.returncode == 0, result.stderr[-3000:]
@@ -280,6 +291,7 @@ def test_strategies_do_what_they_say(
     files = hub.files("model", REPO)
     assert {name.split("/")[0] for name in files if "optimizer.pt" in name} == expected
     assert "predictions_eval.jsonl" in files
+    assert files["curve.png"].startswith(b"\x89PNG")
     for name in expected:
         assert (
             f"checkpoint-{json.loads(files[f'{name}/trainer_state.json'])['global_step']}" == name
@@ -435,8 +447,9 @@ def test_a_signal_during_a_hung_upload_ends_the_run_at_once(
 ):
     words = command(tiny_model, speech, "out", max_steps=100_000, eval_steps=100_000)
     hub.add_fault(path_contains="/commit/", action="hang", seconds=600, times=None)
-    child = start(hub, tmp_path, words)
+    child = start(hub, tmp_path, words, forks_children=False)  # `uploaders` reads command lines
     wait_for(lambda: any("/commit/" in request.path for request in hub.requests))
+    assert uploaders(tmp_path)
     began = time.monotonic()
     child.send_signal(number)
     assert child.wait(60) == 128 + number and time.monotonic() - began < 20

@@ -125,9 +125,10 @@ class ForkServer:
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
         max_file_size_in_bytes: int | None = None,
+        forks_children: bool = False,
     ) -> ForkedProcess:
         """Runs a program, by default the script. What it writes is appended to `log`, and its
-        standard output to `output` if that is given."""
+        standard output to `output` if that is given. forks_children: see forked_children.py."""
         job = {
             "words": [str(word) for word in words],
             "log": str(log),
@@ -136,6 +137,7 @@ class ForkServer:
             "cwd": None if cwd is None else str(cwd),
             "environment": dict(environment or {}),
             "max_file_size_in_bytes": max_file_size_in_bytes,
+            "forks_children": forks_children,
         }
         log.touch()
         assert self.server.stdin is not None
@@ -157,6 +159,10 @@ def run_fork(job: dict[str, Any]) -> int:
     if job["max_file_size_in_bytes"] is not None:
         limit = job["max_file_size_in_bytes"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if job["forks_children"]:
+        from forked_children import fork_children
+
+        fork_children()
     sys.argv = [job["program"], *job["words"]]
     sys.path[0] = str(Path(job["program"]).parent)  # as python does for a script
     try:
