@@ -1,14 +1,15 @@
-"""What the machine decides where the user does not: mixed precision and gradient checkpointing."""
+"""What the machine decides where the user does not: mixed precision, gradient checkpointing, and how
+many rows are scored at a time."""
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import transformers
 
 from speech_finetuning.cli.devices import why_no_gpu
-from speech_finetuning.cli.flags import flag_groups, flag_name, is_on, with_config_file
+from speech_finetuning.cli.flags import find_value, flag_groups, flag_name, is_on, with_config_file
 from speech_finetuning.cli.translation import translate, warn_of_retired_flags
 from speech_finetuning.training.memory import (
     memory_of_gpu_in_bytes,
@@ -19,6 +20,7 @@ from speech_finetuning.training.memory import (
 logger = logging.getLogger(__name__)
 
 NAMES = {"fp16": "float16", "bf16": "bfloat16"}
+ROWS_OF_LIBRARY = 8  # scored at a time by default (transformers 5.24)
 # Flags with which another file says what the precision is.
 DECIDED_ELSEWHERE = {"deepspeed", "fsdp"}
 
@@ -33,6 +35,24 @@ class Precision:
 
 
 def settle_precision(words: list[str]) -> Precision:
+    """The precision, and as many rows to score at a time as this machine takes well."""
+    precision = choose_precision(words)
+    return replace(precision, words=with_rows_to_score(precision.words))
+
+
+def with_rows_to_score(words: list[str]) -> list[str]:
+    """On a GPU a batch is scored in about the same time whatever its size, as small kernels are
+    started for every token: scoring takes as many rows as a step of training, for which there is
+    memory, where the library takes 8."""
+    num_rows = find_value(words, "per_device_train_batch_size") or ""
+    is_larger = num_rows.isdecimal() and int(num_rows) > ROWS_OF_LIBRARY
+    is_said = find_value(words, "per_device_eval_batch_size") is not None
+    if is_said or not is_larger or why_no_gpu(use_cpu=is_on(words, "use_cpu")):
+        return words
+    return ["--per_device_eval_batch_size", num_rows, *words]
+
+
+def choose_precision(words: list[str]) -> Precision:
     """--bf16 or --fp16 where neither is given and a GPU is there; no --fp16 where none is."""
     given = {flag_name(group[0]) for group in flag_groups(words)}
     wanted = [name for name in NAMES if is_on(words, name)]

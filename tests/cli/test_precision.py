@@ -80,6 +80,24 @@ def test_what_is_said_stays_as_it_is(gpu: Callable, flags: str, note: str):
     assert (settled.words, settled.note, settled.is_contrary) == (words, note, False)
 
 
+@pytest.mark.parametrize(
+    ("flags", "num_rows"),
+    [
+        ("", 8),
+        ("--per_device_train_batch_size 4", 8),
+        ("--per_device_train_batch_size 64", 64),
+        ("--per_device_train_batch_size=64", 64),
+        ("--per_device_train_batch_size 64 --per_device_eval_batch_size 8", 8),
+        ("--per_device_train_batch_size 64 --use_cpu", 8),
+    ],
+)
+def test_a_gpu_scores_as_many_rows_as_it_trains_on(gpu: Callable, flags: str, num_rows: int):
+    gpu(True)
+    parser = transformers.HfArgumentParser(transformers.Seq2SeqTrainingArguments)
+    read = parser.parse_known_args(settle_precision([*WORDS, *flags.split()]).words)[0]
+    assert read.per_device_eval_batch_size == num_rows
+
+
 def test_both_at_once_are_refused_on_every_machine():
     with pytest.raises(UserError, match="--fp16 and --bf16: pass one, not both"):
         script.parse_arguments([*WORDS, "--fp16", "--bf16"])
