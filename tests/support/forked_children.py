@@ -76,7 +76,9 @@ class ForkedChild:
             os.kill(self.pid, signal.SIGKILL)
 
 
-def live(module: str, words: Sequence[str], stdin: int, output: int, env: Mapping[str, str]) -> None:
+def live(
+    module: str, words: Sequence[str], stdin: int, output: int, env: Mapping[str, str]
+) -> None:
     """The life of a fork."""
     code = 1
     try:
