@@ -16,6 +16,8 @@ import pytest
 # Whatever imports torch is imported by the fixture that needs it: the process that starts the
 # workers reads this file as well, and they would wait for its six seconds of imports.
 if TYPE_CHECKING:
+    from hub_clients import HubClients
+
     from speech_finetuning.data.preprocessing import Preprocessor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -100,6 +102,15 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return demonstration.make_speech(
         tmp_path_factory.mktemp("speech"), {"train": 40, "validation": 8, "test": 8}
     )
+
+
+@pytest.fixture(scope="session")
+def hub_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator["HubClients"]:
+    """For all files whose clients wait as long as users' do: a server imports for five seconds."""
+    from hub_clients import HubClients
+
+    with HubClients(tmp_path_factory.mktemp("home")) as clients:
+        yield clients
 
 
 @pytest.fixture

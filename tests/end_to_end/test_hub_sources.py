@@ -34,7 +34,12 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, speech: Path):
+def hub(
+    hub_clients: HubClients,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Path,
+    speech: Path,
+):
     folder = tmp_path_factory.mktemp("hub")
     files = {path.name: path.read_bytes() for path in speech.glob("*.parquet")}
     export = {
@@ -49,8 +54,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, speech: Path
         split = ("train", "validation")[i % 2]
         audio[f"{split}/{i}.flac"] = data
         audio[f"{split}/metadata.csv"] += f"{i}.flac,{text}\n".encode()
-    home = tmp_path_factory.mktemp("home")
-    with HubClients(home) as clients, clients.new_hub() as server:
+    with hub_clients.new_hub() as server:
         server.add_repo("model", "alice/tiny", tiny_model)
         server.add_repo("dataset", "alice/private", files, private=True)
         server.add_repo(

@@ -111,16 +111,10 @@ def test_nonsense_is_a_failure_that_may_pass(hub: Hub, tmp_path: Path, snapshot:
     assert upload(hub, tmp_path, snapshot).returncode == 0
 
 
-@pytest.fixture(scope="module")
-def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClients]:
-    with HubClients(tmp_path_factory.mktemp("home"), sleeps_at_most=0.1) as clients:
-        yield clients
-
-
 @pytest.fixture
-def trainers_hub(clients: HubClients) -> Iterator[HubWithClients]:
+def trainers_hub(hub_clients: HubClients) -> Iterator[HubWithClients]:
     """A hub for trainers, which are forked."""
-    with clients.new_hub() as server:
+    with hub_clients.new_hub() as server:
         server.add_repo("model", REPO, {"README.md": b"before"})
         yield server
 

@@ -30,15 +30,9 @@ REPO = "alice/whisper-tiny-es"
 SECRET = "hf_owner_token"
 
 
-@pytest.fixture(scope="module")
-def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClients]:
-    with HubClients(tmp_path_factory.mktemp("home")) as clients:
-        yield clients
-
-
 @pytest.fixture
-def hub(clients: HubClients) -> Iterator[HubWithClients]:
-    with clients.new_hub() as server:
+def hub(hub_clients: HubClients) -> Iterator[HubWithClients]:
+    with hub_clients.new_hub() as server:
         yield server
 
 
@@ -407,9 +401,9 @@ def test_a_push_that_never_works_is_known_at_the_end(
 
 
 def test_a_hub_that_is_gone_is_waited_for_and_then_exit_75(
-    clients: HubClients, tmp_path: Path, tiny_model: Path, speech: Path
+    hub_clients: HubClients, tmp_path: Path, tiny_model: Path, speech: Path
 ):
-    with clients.new_hub() as hub:
+    with hub_clients.new_hub() as hub:
         pass  # its port is closed
     result = run(
         hub, tmp_path, command(tiny_model, speech, "out", max_network_wait_in_minutes=0.02)
