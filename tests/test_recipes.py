@@ -159,6 +159,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_a_recipe_runs_on_data_of_its_form(
     recipe: Path,

@@ -114,6 +114,7 @@ def test_mistakes_are_answered_without_torch(without_torch: dict[str, str], tmp_
     ]
 
 
+@pytest.mark.slow
 def test_misspelt_names_are_answered_without_torch(without_torch: dict[str, str], tmp_path: Path):
     for name in ("transformers", "datasets"):
         shutil.rmtree(tmp_path / "stand_ins" / name)

@@ -366,6 +366,7 @@ def test_out_of_gpu_memory_names_the_next_flags(
     assert f"{told}out of memory. Tried to allocate 2.00 GiB.)\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_time_limit_saves_and_exits_with_75(
     flags: list[str],
     dropout_model: Path,

@@ -327,6 +327,7 @@ def test_hours_are_told_in_a_unit_that_fits(hours: float, told: str):
     assert readable_hours(hours) == told
 
 
+@pytest.mark.slow
 def test_a_run_writes_the_page_after_each_evaluation(
     train: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

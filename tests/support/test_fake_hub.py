@@ -112,6 +112,7 @@ def client_streams() -> dict:
     return results
 
 
+@pytest.mark.slow
 def test_datasets_stream(hub: Hub, synthetic: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -338,6 +339,7 @@ def client_loads_model(token: str) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_transformers_load(hub: Hub, synthetic: Path, tmp_path: Path) -> None:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 

@@ -35,6 +35,7 @@ def guarded(train: Any, speech: Path, tmp_path: Path) -> Train:
     return lambda more: script.main([*flags, *more.split()])
 
 
+@pytest.mark.slow
 def test_a_guard_is_scored_before_and_after_and_changes_nothing_that_is_saved(
     train: Train, guarded: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
