@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from speech_finetuning.scoring.alignment import AlignedRow, align_in_units
-from speech_finetuning.sharing.report_clips import Clip, encode_sound
+from speech_finetuning.sharing.report_clips import Clip
 from speech_finetuning.sharing.report_findings import Findings, render
 from speech_finetuning.sharing.report_rows import ScoredSet, changes_of
+from speech_finetuning.sharing.report_sounds import encode_sound
 
 SIZES = (10, 1_000, 10_000)
 NUM_CLIPS = 60
@@ -43,6 +44,10 @@ TIMED_RUN = """
 import json, sys, time
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.sharing import report_clips, report_page
+try:
+    from speech_finetuning.sharing import report_sounds
+except ImportError:
+    report_sounds = report_clips
 
 taken = {"evaluation": [], "sounds": [], "end": []}
 
@@ -57,7 +62,7 @@ def timed(name, function):
 
 page = report_page.ReportPage
 page.on_evaluate = timed("evaluation", page.on_evaluate)
-report_clips.fetch_sounds = timed("sounds", report_clips.fetch_sounds)
+report_sounds.fetch_sounds = timed("sounds", report_sounds.fetch_sounds)
 if hasattr(script, "final_card"):
     script.final_card = timed("end", script.final_card)
 script.main(sys.argv[1:])

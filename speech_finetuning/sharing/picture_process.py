@@ -1,4 +1,5 @@
-"""The process that draws the pictures of a report and puts them into its page. Painter starts it.
+"""The process that draws the pictures of a report and puts them, and the sounds, into its page. Painter
+starts it.
 
 It is a process of its own because matplotlib holds the GIL while it draws: on a thread it would keep
 the training's own Python waiting as if it ran there. What it imports is little, as every evaluation
@@ -11,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,16 +91,21 @@ def carry_out(folder: Path) -> None:
         curve = order["curve"]
         draw_curve(folder / "curve.png", curve["points"], curve["baseline"])
         (folder / "curve.png").replace(curve["target"])
-    if not order["spectrograms"]:
+    if not order["spectrograms"] and not order["sounds"]:
         return
-    pictures = draw_spectrograms(folder, order)
+    pictures = draw_spectrograms(folder, order) if order["spectrograms"] else {}
     replace_text(folder / PICTURES, json.dumps(pictures))
     for name, target in order["pages"].items():
         page = (folder / name).read_text(encoding="utf-8")
-        for place, picture in pictures.items():
-            page = page.replace(place, picture)
+        page = fill_places(page, order["places"], order["sounds"] | pictures)
         replace_text(folder / name, page)
         (folder / name).replace(target)
+
+
+def fill_places(page: str, places: str, found: dict[str, str]) -> str:
+    """The page with what has been found by the words in its places, or nothing there. places: a
+    regular expression of all of them."""
+    return re.sub(places, lambda match: found.get(match.group(), ""), page)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """report.html in the output folder: what to look at and to listen to after each evaluation.
 
-One self-contained file, written aside and renamed; its pictures follow a few seconds later, as they
-are drawn beside the training. Nothing that goes wrong with it ends a run.
+One self-contained file, written aside and renamed; sounds and pictures of its clips follow a few seconds
+later, as they are read and drawn beside the training. Nothing that goes wrong with it ends a run.
 """
 
 import json
@@ -22,11 +22,13 @@ from speech_finetuning.scoring.alignment import (
     scored_rows,
 )
 from speech_finetuning.scoring.scores import BEFORE, EVAL, ROLES, TEST, last_scores
+from speech_finetuning.sharing.picture_process import fill_places
 from speech_finetuning.sharing.report_charts import points_of
 from speech_finetuning.sharing.report_clips import ClipShelf
 from speech_finetuning.sharing.report_findings import Findings, public_findings, render
 from speech_finetuning.sharing.report_pictures import Painter, PictureOrder
 from speech_finetuning.sharing.report_rows import ScoredSet, changes_of
+from speech_finetuning.sharing.report_sounds import SoundOrder, SoundReader
 from speech_finetuning.training.callbacks import ScoreKeeper, evaluation_name
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,10 @@ class ReportPage(ScoreKeeper):
         self.shelf = ClipShelf(num_clips=data_args.report_clips)
         self.group_name: str = data_args.group_column_name or "speaker"
         self.output_dir: Path = trainer.output_dir()
+        self.reader = SoundReader()
         self.painter = Painter(folder=self.output_dir / DRAWING)
+        self.waiting: PictureOrder | None = None  # for its sounds
+        self.drawing: PictureOrder | None = None
         self.sets: dict[str, ScoredSet] = {}
         self.metrics: dict[str, float] = {}
         self.is_announced = False
@@ -73,16 +78,51 @@ class ReportPage(ScoreKeeper):
         if state.is_world_process_zero:
             self.attempt(self.follow, metrics or {}, eval_dataloader.dataset, state)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A process is forked next, in which what a thread locks at that moment stays locked."""
+        self.attempt(self.reader.wait)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A curve that has been drawn meanwhile goes onto the card of the next save."""
+        if self.waiting is not None or self.painter.is_finished():
+            self.attempt(self.advance)
+
+    def advance(self) -> None:
+        """Has drawn what has its sounds by now, and takes what has been drawn. Raises: OSError."""
         if self.painter.is_finished():
-            self.attempt(self.collect)
+            self.collect()
+        if not self.reader.is_reading():
+            self.draw()
+
+    def draw(self) -> None:
+        """Has the newest page completed with what has been read. Raises: OSError."""
+        order = self.waiting
+        if order is None:
+            return
+        self.waiting = None
+        order.sounds = self.shelf.put_sounds(self.reader.collect())
+        if order.sounds or order.spectrograms or order.curve is not None:
+            self.painter.start(order)
+            self.drawing = order
 
     def collect(self) -> None:
-        """Takes what has been drawn since the last report; waits for it."""
-        self.shelf.put(self.painter.collect())
+        """Takes what has been drawn; waits for it. Raises: OSError."""
+        pictures = self.painter.collect()
+        if (
+            pictures is None and self.drawing is not None
+        ):  # what has been read is there all the same
+            for path, page in self.drawing.pages.items():
+                replace_text(path, fill_places(page, self.drawing.places, self.drawing.sounds))
+        self.drawing = None
+        self.shelf.put_pictures(pictures or {})
         if (self.output_dir / CURVE).is_file():
             self.trainer.card_writer.curve_picture = CURVE
+
+    def finish(self) -> None:
+        """Waits until the last page is complete, or time is up. Raises: OSError."""
+        self.reader.wait()
+        self.draw()
+        self.collect()
 
     def adopt(self, label: str, state: transformers.TrainerState) -> None:
         """The page is of the weights that are saved, not of those that were scored last."""
@@ -130,7 +170,11 @@ class ReportPage(ScoreKeeper):
         self, metrics: dict[str, float], rows: list[AlignedRow], eval_set: datasets.Dataset
     ) -> None:
         """Notes what an evaluation has found."""
-        self.collect()
+        if self.painter.is_finished():
+            self.collect()
+        self.painter.cancel()  # the page that is written next has all that was to be drawn
+        self.drawing = None
+        self.shelf.sounds |= self.reader.collect()
         role = evaluation_name(metrics)
         self.metrics |= metrics
         if not self.sets:
@@ -142,9 +186,17 @@ class ReportPage(ScoreKeeper):
             scored.guards_before = before.guards
         if self.shelf.num_clips:
             same_rows = {before: after for after, before in BEFORE.items()}.get(role, role)
-            sources = self.speech.get(same_rows, [])
-            scored.clips = self.shelf.clips_of(same_rows, scored.rows, eval_set, sources)
+            scored.clips = self.shelf.clips_of(same_rows, scored.rows, eval_set)
+            self.read_sounds(same_rows, scored, eval_set)
         self.sets[role] = scored
+
+    def read_sounds(self, role: str, scored: ScoredSet, eval_set: datasets.Dataset) -> None:
+        """Has those read that are not there yet."""
+        keys = {key for key, _ in self.shelf.unheard.values()} - self.reader.asked
+        rows = [row for row in scored.rows if (role, row.index) in keys]
+        sources = self.speech.get(role, [])
+        if rows:
+            self.reader.start(SoundOrder(role=role, rows=rows, eval_set=eval_set, sources=sources))
 
     def recall_earlier_start(self, role: str) -> None:
         """What the untouched model had, if this run goes on: it is not scored again."""
@@ -185,7 +237,7 @@ class ReportPage(ScoreKeeper):
         if uploads is not None and uploads.with_transcripts:
             pages[self.output_dir / PUBLIC_PAGE] = render(public_findings(findings))
         for path, page in pages.items():
-            replace_text(path, self.shelf.without_places(page))
+            replace_text(path, fill_places(page, self.shelf.places(), {}))
         if not self.is_announced:
             self.is_announced = True
             logger.info("report, to look at and listen to: %s", self.output_dir / PAGE)
@@ -201,17 +253,21 @@ class ReportPage(ScoreKeeper):
                 "baseline": findings.metrics.get("zero_shot_wer"),
                 "target": str((self.output_dir / CURVE).resolve()),
             }
-        spectrograms = dict(self.shelf.spectrograms)
-        if curve is not None or spectrograms:
-            self.painter.start(PictureOrder(spectrograms=spectrograms, pages=pages, curve=curve))
+        self.waiting = PictureOrder(
+            spectrograms=dict(self.shelf.spectrograms),
+            pages=pages,
+            places=self.shelf.places(),
+            curve=curve,
+        )
+        self.advance()
 
 
 def final_card(trainer: Any, metrics: dict[str, float]) -> str:
-    """The text of the card at the end of a SpeechTrainer's run, after a wait of at most two minutes
-    for the pictures of the last report."""
+    """The text of the card at the end of a SpeechTrainer's run, after a wait of at most three minutes
+    for the sounds and pictures of the last report."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ReportPage):
-            callback.attempt(callback.collect)
+            callback.attempt(callback.finish)
     return trainer.card_writer.write(metrics, trainer.state.log_history)
 
 

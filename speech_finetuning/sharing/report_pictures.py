@@ -1,7 +1,7 @@
 """The pictures of the report page, drawn beside the training: a GPU does not wait for them.
 
-The page is there at once, without the new pictures; a process draws those, and replaces the page
-when it has them all. The trainer waits for it before the next report and at the end of the run only.
+The page is there at once, without the new sounds and pictures; a process draws these, and replaces
+the page when it has them all. The trainer waits for it at the end of the run only.
 """
 
 import atexit
@@ -33,7 +33,9 @@ class PictureOrder:
 
     spectrograms: dict[str, np.ndarray]  # (n_mels, n_frames) by the word in the picture's place
     pages: dict[Path, str]  # texts with such words
-    curve: dict[str, Any] | None  # points, baseline, target
+    places: str  # a regular expression of all such words
+    sounds: dict[str, str] = field(default_factory=dict)  # likewise, in base64
+    curve: dict[str, Any] | None = None  # points, baseline, target
 
     def write(self, folder: Path) -> None:
         """For the process. Raises: OSError."""
@@ -51,6 +53,8 @@ class PictureOrder:
             "sample_rate_in_hz": SAMPLE_RATE_IN_HZ,
             "hop_length_in_samples": HOP_LENGTH_IN_SAMPLES,
             "spectrograms": names,
+            "sounds": self.sounds,
+            "places": self.places,
             "pages": targets,
             "curve": self.curve,
         }
@@ -87,15 +91,15 @@ class Painter:
         """Whether there is something to collect without waiting for it."""
         return self.child is not None and self.child.poll() is not None
 
-    def collect(self) -> dict[str, str]:
+    def collect(self) -> dict[str, str] | None:
         """What has been drawn since `start`, by the words in the pictures' places; waits for it, but
-        not beyond its deadline."""
+        not beyond its deadline. None of what has failed."""
         if self.child is None:
             return {}
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.child.wait(max(0.0, self.deadline - time.monotonic()))
         code = self.child.poll()
-        pictures = self.drawn() if code == 0 else {}
+        pictures = self.drawn() if code == 0 else None
         if code != 0:
             reason = "they took too long" if code is None else self.last_words(code)
             logger.warning("report: pictures could not be drawn: %s", reason)

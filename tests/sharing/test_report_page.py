@@ -25,9 +25,10 @@ from speech_finetuning.scoring.alignment import (
 )
 from speech_finetuning.sharing import report_page
 from speech_finetuning.sharing.report_charts import nice_ticks, readable_hours
-from speech_finetuning.sharing.report_clips import Clip, choose_rows, encode_sound
+from speech_finetuning.sharing.report_clips import Clip, choose_rows
 from speech_finetuning.sharing.report_findings import Findings, public_findings, render
 from speech_finetuning.sharing.report_rows import ScoredSet, changes_of, describe_part
+from speech_finetuning.sharing.report_sounds import encode_sound
 
 HOSTILE = (
     "</script><script>window.hurt=1</script><img src=x onerror=window.hurt=1> & <!-- ' \" `${1}`"
