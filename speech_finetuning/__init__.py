@@ -15,7 +15,7 @@
     training  arguments, loss, settings, phases, progress, checkpoints, callbacks, meter, resumable, trainer, stages,
               averaging, reload_check, length, memory, compat: Seq2SeqTrainer, the few overrides
     sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, examples, reports, run_info,
-              report_page, report_findings, report_rows, report_clips, report_charts, report_pictures,
+              report_page, report_findings, report_rows, report_clips, report_sounds, report_charts, report_pictures,
               picture_process: what others see
     cli       early_exit, help, flags, source_flags, retired, translation, parsing, guards, checks, devices,
               precision, terminal, silenced, console, data_report, check_data, model_check, run_lines, run_screen,
