@@ -77,6 +77,7 @@ PLAY = (
 )
 NAME_OF_PROMPT = "What may come up"  # on the page
 TASKS = {"transcribe": "what is said", "translate": "an English translation"}
+NAMES_THAT_SAY_NOTHING = r"output|model|final|best|checkpoint-\d+"  # of folders
 NUM_EXAMPLES = 4
 OUTPUTS_PER_MODEL = 5  # text, a line about it, segments, two files
 FIRST_PORT = 7860
@@ -179,7 +180,7 @@ def describe(found: Transcript) -> str:
         return f"No words heard ({language})."
     if found.has_model_times:
         return f"{language}. Click a time to hear it."
-    return f"{language}, in pieces of up to 30 seconds, cut at pauses. Click a time to hear it."
+    return f"{language}, in pieces cut at pauses. Click a time to hear it."
 
 
 def compare(said: str, found: Transcript, recogniser: Recogniser) -> str:
@@ -215,18 +216,34 @@ def read_record(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def shown_name(model: str) -> str:
+    """What the page calls a model: the last part of a repository's or folder's name, or, where that
+    says nothing, the last two."""
+    path = Path(model).resolve() if Path(model).is_dir() else Path(model)
+    if len(path.parts) > 1 and re.fullmatch(NAMES_THAT_SAY_NOTHING, path.name):
+        return f"{path.parent.name}/{path.name}"
+    return path.name
+
+
+def is_same_model(one: str, other: str | None) -> bool:
+    """Also if one names a folder in another way than the other."""
+    if other is not None and Path(one).is_dir() and Path(other).is_dir():
+        return Path(one).samefile(other)
+    return one == other
+
+
 def introduce(recogniser: Recogniser, base: str | None) -> str:
     """A title and a sentence or two, in Markdown: the model, its language, and how good it is.
     base: what it was trained from."""
     folder = Path(recogniser.name)
-    name = folder.resolve().name if folder.is_dir() else recogniser.name
+    name = shown_name(recogniser.name) if folder.is_dir() else recogniser.name
     language = default_language(recogniser)
     title = f"# {plain(name)}"
     if language != DETECT:
         title += f" · {LANGUAGES.get(language, language).title()}"
     sentence = "Speech to text"
     if base:
-        sentence += f" by {plain(Path(base).name)}, trained further"
+        sentence += f" by {plain(shown_name(base))}, trained further"
     if scores := describe_scores(read_record(folder / "all_results.json"), language):
         sentence += f": {scores}"
     return f"{title}\n\n{sentence}. Record or choose a file, and press Transcribe."
@@ -411,7 +428,7 @@ def build_page(recognisers: list[Recogniser], base: str | None, folder: Path) ->
     first = recognisers[0]
     # Uploads and recordings are deleted when they are an hour old.
     with gradio.Blocks(
-        title=f"{Path(first.name).name}: speech to text",
+        title=f"{shown_name(first.name)}: speech to text",
         analytics_enabled=False,
         delete_cache=(600, 3600),
     ) as page:
@@ -427,7 +444,7 @@ def build_page(recognisers: list[Recogniser], base: str | None, folder: Path) ->
         with gradio.Row():
             for index, recogniser in enumerate(recognisers):
                 with gradio.Column(elem_id=f"model-{index}"):
-                    is_base = index > 0 and recogniser.name == base
+                    is_base = index > 0 and is_same_model(recogniser.name, base)
                     outputs += model_outputs(gradio, recogniser, is_base=is_base)
         # A new clip must not stand beside the old one's words, and what was said in that one.
         cleared = partial(nothing_at_all, gradio, len(recognisers))
@@ -478,7 +495,7 @@ def page_inputs(gradio: Any, first: Recogniser) -> list[Any]:
 
 def model_outputs(gradio: Any, recogniser: Recogniser, *, is_base: bool) -> list[Any]:
     """Where one model's answer stands: text, a line about it, segments, two files."""
-    name = Path(recogniser.name).name
+    name = shown_name(recogniser.name)
     label = f"{name}, before training" if is_base else name
     outputs = [gradio.Textbox(label=label, lines=3, buttons=["copy"], interactive=False)]
     outputs += [gradio.Markdown(), gradio.HTML()]
