@@ -81,7 +81,6 @@ def load_recogniser(flag: str, name: str, device: str | None = None) -> Recognis
         model, loading_info = load(name, dtype=dtype, output_loading_info=True)
         check_all_weights_were_there(loading_info, where)
         model = model.to(device).eval()
-        torch.backends.cuda.enable_cudnn_sdp(False)  # see windows.attention_of_any_length
     except Exception as error:  # whatever the library says about files that are missing or damaged
         if kind := memory_that_is_out(error):
             raise UserError(

@@ -22,6 +22,7 @@ from speech_finetuning.model.generation import (
     generate_ids,
 )
 from speech_finetuning.model.recogniser import Recogniser
+from speech_finetuning.model.windows import attention_of_any_length
 
 PAUSE_IN_SAMPLES = 800  # 50 ms, the shortest pause between two words
 MIN_TIMESTAMP_SHARE = 0.01  # see predicts_timestamps
@@ -119,6 +120,7 @@ def predicts_timestamps(
     return 1 - share[0].item() >= MIN_TIMESTAMP_SHARE
 
 
+@attention_of_any_length()
 def transcribe_with_timestamps(
     recogniser: Recogniser,
     features: torch.Tensor,
@@ -238,6 +240,7 @@ def transcribe_windows(
 
 
 @torch.no_grad()
+@attention_of_any_length()
 def transcribe_batch(
     recogniser: Recogniser,
     clips: list[np.ndarray],

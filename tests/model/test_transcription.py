@@ -215,3 +215,24 @@ def test_the_language_is_the_one_that_the_model_was_trained_on(tiny_model: Path,
     recogniser.model.generation_config.language = None
     (tmp_path / "run_info.json").write_text("[")
     assert chosen_language(recogniser, None) == DETECT
+
+
+def test_transcribing_leaves_cudnn_s_attention_as_it_was(
+    recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch
+):
+    """Each token is a new length, for which that one would build a plan."""
+    settings = []
+
+    def generate(*args: Any, **how: Any) -> Any:
+        settings.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return original(*args, **how)
+
+    original = recogniser.model.generate
+    monkeypatch.setattr(recogniser.model, "generate", generate)
+    clip = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    prompts = [{"language": "es", "task": "transcribe"}]
+    transcribe_windows(recogniser, [clip], prompts, batch_size=1)
+    features = extract_features(recogniser, [clip])
+    transcribe_with_timestamps(recogniser, features, [1.0], prompts)
+    assert set(settings) == {False} and len(settings) >= 2
+    assert torch.backends.cuda.cudnn_sdp_enabled()

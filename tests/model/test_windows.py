@@ -76,7 +76,6 @@ def test_cudnn_s_attention_is_for_batches_of_one_shape(
 ):
     """It builds a plan for each new shape, while the GPU idles. Scoring has another with each token."""
     settings: dict[bool, set[bool]] = {True: set(), False: set()}
-    torch.backends.cuda.enable_cudnn_sdp(True)  # a recogniser of an earlier test left it off
 
     @functools.wraps(WhisperForConditionalGeneration.forward)
     def forward_and_note(model: WhisperForConditionalGeneration, *args: Any, **inputs: Any) -> Any:
