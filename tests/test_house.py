@@ -82,10 +82,10 @@ def floor_plan(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "plan", [PROJECT / "README.md", PACKAGE / "__init__.py"], ids=lambda path: path.name
+    "plan", [PROJECT / "CONTRIBUTING.md", PACKAGE / "__init__.py"], ids=lambda path: path.name
 )
 def test_the_floor_plan_is_the_package(plan: Path):
-    """In the README and in the package's docstring: every room, and none that is gone."""
+    """In CONTRIBUTING.md and in the package's docstring: every room, and none that is gone."""
     rooms = {name_of(path) for path in MODULES if path.name != "__init__.py"}
     assert floor_plan(plan.read_text(encoding="utf-8")) ^ rooms == set()
 
