@@ -272,7 +272,7 @@ def test_a_model_trained_on_packs_has_true_timestamps_and_transcribes_a_minute(
     scoring = f"--do_eval --long_form --eval_split_name test --dataset_name {minute} --generation_max_length 90"
     before = train(f"{common} {scoring} --output_dir {tmp_path / 'before'}")
     output = tmp_path / "trained"
-    flags = "--do_train --max_steps 550 --learning_rate 2e-3 --warmup_steps 50 --save_steps 550"
+    flags = "--do_train --max_steps 380 --learning_rate 3e-3 --warmup_steps 40 --save_steps 380"
     flags += " --pack_utterances --timestamp_probability 0.5"
     train(f"{common} {flags} --dataset_name {speech} --output_dir {output}")
     after = train(

@@ -137,7 +137,14 @@ def uneven_model(full_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def run_forks(root: Path, jobs: dict[str, dict]) -> dict:
+@pytest.fixture(scope="module")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What launchers start ranks with, and ranks.py: its imports are done once."""
+    with ForkedPython(tmp_path_factory.mktemp("python")) as executable:
+        yield str(executable)
+
+
+def run_forks(python: str, root: Path, jobs: dict[str, dict]) -> dict:
     """Runs the jobs of ranks.py one after the other: {"folder": where, name: exit codes of its
     ranks}."""
     for name, job in jobs.items():
@@ -150,7 +157,7 @@ def run_forks(root: Path, jobs: dict[str, dict]) -> dict:
             )
             job["copy"] = [[str(source / file), str(root / name / file)] for file in names]
     (root / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, ranks.__file__, root / "jobs.json"]
+    command = [python, ranks.__file__, root / "jobs.json"]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     return {"folder": root, **json.loads(result.stdout.splitlines()[-1])}
@@ -158,7 +165,12 @@ def run_forks(root: Path, jobs: dict[str, dict]) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(
-    one_file: Path, speech: Path, tiny_model: Path, dropout_model: Path, tmp_path_factory
+    forked_python: str,
+    one_file: Path,
+    speech: Path,
+    tiny_model: Path,
+    dropout_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict:
     """All forked runs, made once: {"folder": where, name: exit codes of its ranks}."""
     root = tmp_path_factory.mktemp("runs")
@@ -234,7 +246,7 @@ def runs(
         timeout=200,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return run_forks(root, jobs)
+    return run_forks(forked_python, root, jobs)
 
 
 def log(runs: dict, name: str) -> str:
@@ -279,13 +291,6 @@ MACHINE = [
     "--rdzv_backend",
     "c10d",
 ]
-
-
-@pytest.fixture(scope="module")
-def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What launchers start ranks with."""
-    with ForkedPython(tmp_path_factory.mktemp("python")) as executable:
-        yield str(executable)
 
 
 @pytest.mark.slow
@@ -486,7 +491,12 @@ def test_gradient_checkpointing_on_two_processes(runs: dict, name: str, dropout_
 
 
 @pytest.fixture(scope="module")
-def sharded(one_file: Path, uneven_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def sharded(
+    forked_python: str,
+    one_file: Path,
+    uneven_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict:
     """The same training plain, sharded as docs/multi-gpu.md says, and sharded and continued from
     its middle."""
     root = tmp_path_factory.mktemp("sharded")
@@ -506,7 +516,7 @@ def sharded(one_file: Path, uneven_model: Path, tmp_path_factory: pytest.TempPat
     jobs["again"] = {"words": [*flags], "is_sharded": True, "copy": "fsdp"}
     jobs["unlike"] = {"words": [*plain], "copy": "fsdp"}
     jobs["lora"] = {"words": [*flags, "--lora_rank", "2"], "is_sharded": True}
-    return run_forks(root, jobs)
+    return run_forks(forked_python, root, jobs)
 
 
 @pytest.mark.slow
