@@ -79,7 +79,8 @@ class ReportPage(ScoreKeeper):
             self.attempt(self.follow, metrics or {}, eval_dataloader.dataset, state)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A process is forked next, in which what a thread locks at that moment stays locked."""
+        """A process is forked next, in which what a thread locks at that moment stays locked. None
+        reads yet, unless something was scored that `take` does not know of."""
         self.attempt(self.reader.wait)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -187,7 +188,9 @@ class ReportPage(ScoreKeeper):
         if self.shelf.num_clips:
             same_rows = {before: after for after, before in BEFORE.items()}.get(role, role)
             scored.clips = self.shelf.clips_of(same_rows, scored.rows, eval_set)
-            self.read_sounds(same_rows, scored, eval_set)
+            # Before a training they come with its first evaluation: a process is forked in between.
+            if role not in BEFORE.values() or not self.trainer.args.do_train:
+                self.read_sounds(same_rows, scored, eval_set)
         self.sets[role] = scored
 
     def read_sounds(self, role: str, scored: ScoredSet, eval_set: datasets.Dataset) -> None:

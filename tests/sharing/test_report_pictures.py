@@ -320,3 +320,28 @@ def test_a_page_that_comes_while_another_is_drawn_takes_its_place(
     page = (tmp_path / "output" / "report.html").read_text(encoding="utf-8")
     assert '"audio":""' not in page and '"picture":""' not in page
     assert "@picture-" not in page and "@sound-" not in page
+
+
+def test_no_thread_reads_while_the_worker_of_a_training_is_forked(
+    train: Callable[..., dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What is scored before a training has its sounds with the first evaluation in it."""
+    alive: list[bool] = []
+    roles: list[str] = []
+
+    def begin(page: ReportPage, *args: Any, **how: Any) -> None:
+        alive.append(page.reader.is_reading())
+        on_train_begin(page, *args, **how)
+
+    def start(reader: report_sounds.SoundReader, order: report_sounds.SoundOrder) -> None:
+        roles.append(order.role)
+        read(reader, order)
+
+    on_train_begin = ReportPage.on_train_begin
+    read = report_sounds.SoundReader.start
+    monkeypatch.setattr(ReportPage, "on_train_begin", begin)
+    monkeypatch.setattr(report_sounds.SoundReader, "start", start)
+    train(f"{REPORTED} --eval_steps 2 --eval_before_training")
+    assert alive == [False] and roles == ["eval"]
+    page = (tmp_path / "output" / "report.html").read_text(encoding="utf-8")
+    assert '"audio":"' in page and '"audio":""' not in page
