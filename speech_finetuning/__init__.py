@@ -12,8 +12,8 @@
     scoring   normalization, metrics, eval_sets, scores, score_table, guards, scorecard,
               alignment, differences, predictions:
               rows to numbers that cannot flatter
-    training  arguments, loss, settings, phases, progress, checkpoints, callbacks, meter, resumable, trainer, stages,
-              averaging, reload_check, length, memory, compat: Seq2SeqTrainer, the few overrides
+    training  arguments, loss, settings, phases, progress, checkpoints, callbacks, meter, resumable, reading_worker,
+              trainer, stages, averaging, reload_check, length, memory, compat: Seq2SeqTrainer, the few overrides
     sharing   claim, uploads, upload_process, snapshot, public, hub, model_card, examples, reports, run_info,
               report_page, report_findings, report_rows, report_clips, report_sounds, report_charts, report_pictures,
               picture_process: what others see

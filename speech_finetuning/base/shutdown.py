@@ -101,12 +101,7 @@ def end_workers() -> None:
     multiprocessing would ask them by SIGTERM and wait, while they give their parent the time to
     save (see `ignore_signals`): after a crash 2 min 11 s with the GPU held.
     """
-    workers = [child for child in multiprocessing.active_children() if child.daemon]
-    if not workers:
-        return
-    # torch's handler takes a killed worker for a failure of the loader, and raises.
-    handler_of_torch = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in workers:
-        worker.kill()
-        worker.join()
-    signal.signal(signal.SIGCHLD, handler_of_torch)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+            child.join()

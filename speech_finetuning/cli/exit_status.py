@@ -96,6 +96,11 @@ def ending_of(error: Exception, argv: list[str]) -> RunEnded | None:
         if ".cache" in str(error.filename):
             advice += ": HF_HOME=FOLDER is where the libraries keep what they download"
         return RunEnded(ExitCode.REFUSED, f"{error.filename}: {error.strerror}. {advice}.")
+    if isinstance(error, RuntimeError) and "shared memory" in str(error):
+        reason = (
+            f"shared memory is full: {one_line(error)} In Docker: --shm-size 2g; else: df /dev/shm"
+        )
+        return RunEnded(ExitCode.REFUSED, reason)
     is_of_processes = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
     if isinstance(error, RuntimeError) and is_of_processes:
         return RunEnded(ExitCode.TRY_AGAIN, f"another process of this run has ended. {GO_ON}")

@@ -88,6 +88,23 @@ PRIVATE_NAMES = (
         why="weights that lose too much on a guard set are not the best, whatever their metric",
         ends="a hook that may refuse a best model",
     ),
+    # ---- the reading worker
+    PrivateName(
+        path="multiprocessing.queues:Queue._on_queue_feeder_error",
+        parameters=("e", "obj"),
+        used_in="training.reading_worker",
+        why="a batch that cannot be handed over is dropped, and waited for without end",
+        seen_in="Python 3.13",
+        ends="a DataLoader that is told of it",
+    ),
+    PrivateName(
+        path="multiprocessing.util:get_temp_dir",
+        parameters=(),
+        used_in="training.reading_worker",
+        why="the folder of sockets: with a short path, made once and removed at the end",
+        seen_in="Python 3.13",
+        ends="the resource sharer keeping its paths short whatever TMPDIR is",
+    ),
     # ---- continuing
     PrivateName(
         path="transformers.trainer:Trainer._load_from_checkpoint",

@@ -1,6 +1,5 @@
 """Seq2SeqTrainer and the few overrides."""
 
-import functools
 import itertools
 import logging
 import math
@@ -19,8 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from speech_finetuning.base.errors import TimeIsOver, portable
 from speech_finetuning.base.files import counted
-from speech_finetuning.base.network import limit_silence
-from speech_finetuning.base.shutdown import StopSignals, ignore_signals
+from speech_finetuning.base.shutdown import StopSignals
 from speech_finetuning.base.threads import num_usable_cores
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, pad_features
 from speech_finetuning.data.items import RejectedRow
@@ -45,7 +43,6 @@ from speech_finetuning.training.callbacks import (
 )
 from speech_finetuning.training.compat import (
     compile_windows_of_any_length,
-    leave_retrying_to_us,
     scoring_untrained_model,
     unpacked_rows,
 )
@@ -56,6 +53,7 @@ from speech_finetuning.training.meter import (
     advise_on_waiting,
 )
 from speech_finetuning.training.progress import StreamProgress
+from speech_finetuning.training.reading_worker import ReadAheadLoader
 from speech_finetuning.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
@@ -123,14 +121,14 @@ class SpeechTrainer(ResumableTrainer):
         """One worker that reads ahead. Not prepared by accelerate: the stream deals rows to ranks
         itself."""
         num_workers = self.args.dataloader_num_workers
-        return DataLoader(
+        return ReadAheadLoader(
             self.train_dataset,
+            max_network_wait_in_seconds=self.max_network_wait_in_seconds,
             batch_size=self.args.per_device_train_batch_size,
             collate_fn=self.data_collator,
             num_workers=num_workers,
             prefetch_factor=(self.args.dataloader_prefetch_factor or 4) if num_workers else None,
             pin_memory=self.args.dataloader_pin_memory,
-            worker_init_fn=functools.partial(start_worker, self.max_network_wait_in_seconds),
         )
 
     def get_eval_dataloader(self, rows: datasets.Dataset) -> DataLoader:
@@ -439,11 +437,3 @@ class SpeechTrainer(ResumableTrainer):
         )
         nothing = torch.zeros(len(ids), device=self.args.device)
         return ids, nothing, nothing.long()
-
-
-def start_worker(max_network_wait_in_seconds: float, worker_id: int) -> None:
-    """First thing in the reading worker, which is spawned on macOS and Windows: such a process has
-    inherited no setting of this one."""
-    ignore_signals(worker_id)
-    limit_silence(max_network_wait_in_seconds)
-    leave_retrying_to_us()

@@ -21,6 +21,13 @@ ENDINGS = [
     (RunEnded(143, "ended by SIGTERM"), 143, "stopped: ended by SIGTERM. "),
     (torch.OutOfMemoryError("x"), 74, "error: out of GPU memory. Append "),
     (OSError(errno.ENOSPC, "No space left"), 73, "error: the disk is full: "),
+    (
+        RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space (28)"
+        ),
+        2,
+        "error: shared memory is full: unable to allocate",
+    ),
 ]
 
 
@@ -34,7 +41,9 @@ class Failing:
         raise self.error
 
 
-@pytest.mark.parametrize(("error", "code", "told"), ENDINGS, ids=[str(e[1]) for e in ENDINGS])
+@pytest.mark.parametrize(
+    ("error", "code", "told"), ENDINGS, ids=[f"{e[1]} {type(e[0]).__name__}" for e in ENDINGS]
+)
 def test_expected_failures_are_lines(
     error: Exception, code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

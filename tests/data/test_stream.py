@@ -40,7 +40,7 @@ from speech_finetuning.data.shards import SourceRow
 from speech_finetuning.data.sources import SpeechSource, load_source
 from speech_finetuning.data.stream import SpeechStream, can_shard_by_rank
 from speech_finetuning.data.units import units_of
-from speech_finetuning.training.trainer import start_worker
+from speech_finetuning.training.reading_worker import start_worker
 
 
 def load(folder: Path, split: str = "train", record: str = "") -> SpeechSource:
