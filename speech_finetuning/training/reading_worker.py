@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from speech_finetuning.base.errors import ExitCode, RunEnded, one_line
 from speech_finetuning.base.network import limit_silence
 from speech_finetuning.base.shutdown import ignore_signals
-from speech_finetuning.data.items import StreamItem
+from speech_finetuning.data.items import StepInfo, StreamItem
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.training.compat import leave_retrying_to_us
 
@@ -53,10 +53,12 @@ COPIED_BECAUSE = "copied_because"  # in a batch: why it was copied through the p
 class ReadAheadLoader(DataLoader):
     """The batches of a SpeechStream, prepared ahead by one worker (or by none)."""
 
-    dataset: SpeechStream
-
     def __init__(
-        self, stream: SpeechStream, *, max_network_wait_in_seconds: float, **arguments: Any
+        self,
+        stream: SpeechStream | list[StreamItem],
+        *,
+        max_network_wait_in_seconds: float,
+        **arguments: Any,
     ) -> None:
         if arguments["num_workers"]:
             arguments["collate_fn"] = functools.partial(collate_to_share, arguments["collate_fn"])
@@ -104,9 +106,14 @@ class ReadAhead:
         if reason is not None:
             self.warn_of_copies(reason)
             batch = with_tensors(batch)
-        if batch["step_info"].position is not None:
-            self.loader.dataset.position = batch["step_info"].position
+        self.note_position(batch["step_info"])
         return batch
+
+    def note_position(self, info: StepInfo) -> None:
+        """Where another worker would go on. A dry run's rows are a list, which has no place."""
+        stream = self.loader.dataset
+        if isinstance(stream, SpeechStream) and info.position is not None:
+            stream.position = info.position
 
     def next_unless_dead(self) -> dict[str, Any] | None:
         """The next batch; None if the worker has died. What it had ready is lost with it: a batch is
