@@ -77,6 +77,7 @@ from speech_finetuning.cli.precision import (
 )
 from speech_finetuning.cli.run_screen import replace_progress_callbacks
 from speech_finetuning.cli.translation import translate
+from speech_finetuning.cli.window_choice import choose_train_window
 from speech_finetuning.data.audio import FRAMES_PER_POSITION, SILENCE
 from speech_finetuning.data.augmentation import AugmentationArguments, Augmenter
 from speech_finetuning.data.batches import join_clips, pad_labels, pad_windows, stored_clip
@@ -195,9 +196,7 @@ class DataArguments(AugmentationArguments, SourceArguments):
     )
     shuffle_buffer_size: int = HfArg(default=500, help="Rows that are shuffled together; 1: none.")
     data_report_samples: int = HfArg(default=500, help="Rows of each source for the data report.")
-    train_window: Literal["full", "longest"] = HfArg(
-        default="full", help="'longest' pads to a batch's longest clip instead of 30 s: far faster."
-    )
+    train_window: Literal["full", "longest"] | None = HfArg(default=None, help="Default: by clips.")
     full_window_fraction: float = HfArg(
         default=0.1, help="Share of batches still padded to 30 s with --train_window longest."
     )
@@ -752,6 +751,7 @@ def build_job(argv: list[str], stop: StopSignals | None) -> Job:
 
     inputs = load_inputs(model_args, data_args, training_args, records)
     resolve_arguments(training_args, inputs, has_adapters=model_args.lora_rank > 0)
+    choose_train_window(data_args, inputs.train_sets, inputs.config, run.checkpoint)
     settings = training_settings(all_flags(model_args, data_args, training_args), records)
     if run.checkpoint is not None:
         check_finished_run(run.checkpoint, settings, data_args.early_stopping_patience)

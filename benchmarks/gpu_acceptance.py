@@ -181,6 +181,8 @@ class Bench:
             "use_cpu": not self.is_gpu,
         }
         settings |= changes
+        if settings["do_train"]:
+            settings.setdefault("train_window", "full")  # clips as short as these get shorter ones
         return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
     def start(

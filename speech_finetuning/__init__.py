@@ -19,8 +19,8 @@
               picture_process: what others see
     cli       early_exit, help, flags, source_flags, retired, translation, parsing, guards, checks, devices,
               precision, terminal, silenced, console, data_report, check_data, model_check, run_lines, run_screen,
-              next_steps, dry_run, demonstration, exit_status, out_of_memory, transcribe, subtitles, export:
-              what the terminal sees
+              next_steps, dry_run, demonstration, exit_status, out_of_memory, transcribe, subtitles, export,
+              window_choice: what the terminal sees
 
 The script run_speech_recognition_seq2seq_streaming.py stands on all of them; nothing here imports it.
 """

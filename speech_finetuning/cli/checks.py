@@ -63,7 +63,7 @@ NAMES_OF_FILES = (
 )
 # Flags of training, and the value with which each does nothing.
 OF_TRAINING_ONLY = {
-    "train_window": "full",
+    "train_window": None,
     "pack_utterances": False,
     "timestamp_probability": 0.0,
     "apply_spec_augment": False,
@@ -193,7 +193,7 @@ def training_problems(flags: argparse.Namespace) -> Iterator[str]:
     if not flags.do_eval:
         yield from idle_problems(flags, OF_SCORING_ONLY, "--do_eval")
     # 0.1 is the default, which nobody asked for.
-    if flags.train_window == "full" and flags.full_window_fraction not in (0.1, 1):
+    if flags.train_window != "longest" and flags.full_window_fraction not in (0.1, 1):
         yield "--full_window_fraction needs --train_window longest: 'full' is a fraction of 1."
     if not flags.predict_with_generate:
         yield "--predict_with_generate False: WER needs real generation. Leave it out."

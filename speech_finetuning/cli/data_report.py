@@ -23,7 +23,6 @@ from speech_finetuning.base.rejections import (
 )
 from speech_finetuning.base.threads import map_in_order
 from speech_finetuning.cli.terminal import SCREEN
-from speech_finetuning.data.audio import seconds_of_frames
 from speech_finetuning.data.oddities import DESCRIPTIONS, find_oddities
 from speech_finetuning.data.passes import read_pass
 from speech_finetuning.data.preprocessing import Example, SpeechDataset
@@ -40,7 +39,6 @@ NUM_BINS = 14  # of a histogram, so that its line has 80 columns
 UPPER_CASE_SHARE = 0.9
 MIXED_CASE_SHARE = 0.001
 PUNCTUATION_SHARE = 0.2
-LARGE_PADDING_FRACTION = 0.7  # of windows of 30 s with clips of 9 s
 NUM_LETTERS = 3  # in the warning of letters that are written in two ways
 
 Spelling = tuple[str, str]  # (letter in Unicode's form NFC, the same as it is written)
@@ -71,36 +69,17 @@ def report_training_data(trainer: SpeechTrainer, num_rows: int) -> None:
     output_dir = Path(trainer.args.output_dir)
     loggers = cast(list[str], trainer.args.report_to)  # since its __post_init__
     curves = output_dir / "runs" / "data" if "tensorboard" in loggers else None
-    durations = report_data(trainer.train_dataset, num_rows, curves, output_dir)
-    advise_on_padding(trainer, durations)
-
-
-def advise_on_padding(trainer: SpeechTrainer, durations_in_seconds: list[float]) -> None:
-    """Says how to train on less silence, where most of the windows would be that."""
-    is_packing = getattr(trainer.data_collator, "packer", None) is not None
-    if is_packing or trainer.train_window.full_fraction < 1:
-        return
-    window_in_seconds = seconds_of_frames(trainer.window_in_frames)
-    padding = 1 - float(np.mean(durations_in_seconds)) / window_in_seconds
-    if padding > LARGE_PADDING_FRACTION:
-        logger.info(
-            "  padding: %.0f %% of each window, as clips have %.1f s of %.0f on average. --train_window "
-            "longest pads less and trains faster (docs/memory.md).",
-            100 * padding,
-            np.mean(durations_in_seconds),
-            window_in_seconds,
-        )
+    report_data(trainer.train_dataset, num_rows, curves, output_dir)
 
 
 def report_data(
     stream: SpeechStream, num_rows: int, curves: Path | None, output_dir: Path | None
-) -> list[float]:
+) -> None:
     """Prepares the first rows of every training source and logs what they are like; warns where
     sources differ. The threads end here, before any loader forks.
 
     curves: folder for TensorBoard's histograms; output_dir: for data_report.jsonl, which report.html
     shows, and for rejected.jsonl.
-    Returns: the durations of all rows that can be used, in seconds.
     Raises: UserError if none of a source's rows can be used.
     """
     durations: list[float] = []
@@ -129,7 +108,6 @@ def report_data(
         with SummaryWriter(curves) as writer:
             writer.add_histogram("data/durations in s", np.array(durations), 0)
             writer.add_histogram("data/tokens", np.array(label_lengths), 0)
-    return durations
 
 
 def warn_of_oddities(name: str, texts: list[str]) -> None:

@@ -44,7 +44,7 @@ SHORT_HELP: dict[str, dict[str, str]] = {
         "gradient_accumulation_steps": "Such batches to a step.",
         "fp16": "Mixed precision; default: what the GPU has.",
         "gradient_checkpointing": "Less memory, more time; default: if needed.",
-        "train_window": "longest: far faster (docs/memory.md).",
+        "train_window": "full: 30 s. Default: by the clips.",
         "lora_rank": "Low-rank adapters; 0: all weights.",
     },
     "the run": {

@@ -128,7 +128,8 @@ def options_of_kind(annotation: str, enums: dict[str, list[str]]) -> dict[str, A
     """argparse's type, nargs, const and choices for a field's type, as 'int | None'."""
     kinds = annotation.split(" | ")
     if annotation.startswith("Literal["):
-        choices = ast.parse(annotation.removeprefix("Literal"), mode="eval").body
+        listed = annotation.removeprefix("Literal").removesuffix(" | None")
+        choices = ast.parse(listed, mode="eval").body
         return {"choices": literal(choices)}
     for kind in kinds:
         if kind in enums:

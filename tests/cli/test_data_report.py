@@ -5,15 +5,12 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
 from speech_finetuning.cli.data_report import (
-    advise_on_padding,
     describe_style,
     report_data,
     warn_of_rows,
@@ -190,32 +187,3 @@ def test_ids_to_exclude_of_no_split_that_is_read_are_told(
     caplog.clear()
     warn_of_rows({"train": [replace(train, excluded_ids=frozenset(["train/0/0/1"]))]})
     assert caplog.records == []
-
-
-@pytest.mark.parametrize(
-    ("durations", "full_fraction", "packer", "is_told"),
-    [
-        ([3.0, 5.0], 1.0, None, True),
-        ([12.0, 20.0], 1.0, None, False),
-        ([3.0, 5.0], 0.1, None, False),
-        ([3.0, 5.0], 1.0, "a packer", False),
-    ],
-)
-def test_windows_that_are_mostly_padding_are_told_with_the_flag_against_it(
-    durations: list[float],
-    full_fraction: float,
-    packer: str | None,
-    is_told: bool,
-    caplog: pytest.LogCaptureFixture,
-):
-    trainer: Any = SimpleNamespace(
-        data_collator=SimpleNamespace(packer=packer),
-        train_window=SimpleNamespace(full_fraction=full_fraction),
-        window_in_frames=3000,
-    )
-    with caplog.at_level(logging.INFO):
-        advise_on_padding(trainer, durations)
-    told = (
-        "padding: 87 % of each window, as clips have 4.0 s of 30 on average. --train_window longest"
-    )
-    assert (told in caplog.text) == is_told

@@ -70,7 +70,11 @@ def test_whether_a_flag_shapes_the_weights_is_a_decision():
         ("--do_lower_case", "", "--do_lower_case was True, is now False"),
         ("--max_train_samples 9", "", "--max_train_samples was 9, is now None"),
         ("", "--seed 7 --weight_decay 0.1", "--weight_decay was 0.0, is now 0.1; --seed was 42"),
-        ("", "--train_window longest", "--train_window was full, is now longest"),
+        (
+            "--train_window full",
+            "--train_window longest",
+            "--train_window was full, is now longest",
+        ),
         ("", "--freeze_encoder True", "--freeze_encoder was False, is now True"),
         ("", "--per_device_train_batch_size 2", "--per_device_train_batch_size was 8, is now 2"),
     ],
