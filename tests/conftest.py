@@ -16,6 +16,7 @@ import pytest
 # Whatever imports torch is imported by the fixture that needs it: the process that starts the
 # workers reads this file as well, and they would wait for its six seconds of imports.
 if TYPE_CHECKING:
+    from fork_server import ForkServer
     from hub_clients import HubClients
 
     from speech_finetuning.data.preprocessing import Preprocessor
@@ -111,6 +112,24 @@ def hub_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator["HubClient
 
     with HubClients(tmp_path_factory.mktemp("home")) as clients:
         yield clients
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator["ForkServer"]:
+    """Processes whose imports are done."""
+    from fork_server import ForkServer
+
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An interpreter whose imports are done, for launchers, recipes and notebooks."""
+    from forked_python import ForkedPython
+
+    with ForkedPython(tmp_path_factory.mktemp("python")) as executable:
+        yield str(executable)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """run.sh and the shape of the code."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,11 @@ def test_run_sh_refuses_an_old_python_in_one_line(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_smoke_recipe_from_another_directory(tmp_path: Path):
-    """The same interpreter stands in for .venv, so that nothing is installed twice."""
-    make_venv(tmp_path)
+def test_smoke_recipe_from_another_directory(tmp_path: Path, forked_python: str):
+    """The same interpreter stands in for .venv, so that nothing is installed twice. The training is a
+    start like any other; what makes the data and looks at the model has its imports done."""
+    start = f'case "$1" in -m) exec {forked_python} "$@";; *) exec {sys.executable} "$@";; esac'
+    make_venv(tmp_path, python=f"#!/bin/sh\n{start}\n")
     result = subprocess.run(
         ["bash", PROJECT / "run.sh", "smoke", "--max_steps", "2", "--num_decoding_threads", "1"],
         capture_output=True,

@@ -11,8 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from fork_server import ForkServer
-from hub import Hub
+from hub_clients import HubClients
 
 import run_speech_recognition_seq2seq_streaming as script
 from speech_finetuning.cli import demonstration
@@ -202,25 +201,20 @@ def test_other_failures_are_exit_code_2(
 
 
 @pytest.mark.slow
-def test_the_hub_is_asked_but_nothing_is_made_there(tmp_path: Path, tiny_model: Path, speech: Path):
+def test_the_hub_is_asked_but_nothing_is_made_there(
+    tmp_path: Path, tiny_model: Path, speech: Path, hub_clients: HubClients
+):
     words = [*COMMON.split(), "--push_to_hub", "--language", "es"]
     words += ["--model_name_or_path", tiny_model, "--dataset_name", speech, "--output_dir", "out"]
     words += ["--per_device_train_batch_size", "2", "--report_clips", "0"]
-    with Hub() as hub, ForkServer(hub.environment(tmp_path / "home")) as forks:
+    with hub_clients.new_hub() as hub:
         hub.add_repo("model", "alice/mine", {"README.md": b"x"})
         codes = {}
         tokens = ("hf_owner_token", "hf_reader_token")
         cases = [(name, token) for name in ("alice/new", "alice/mine", "mine") for token in tokens]
-        for number, (name, token) in enumerate(cases):
-            log = tmp_path / f"log-{number}"
-            process = forks.start(
-                [*words, "--hub_model_id", name],
-                log=log,
-                cwd=tmp_path,
-                environment={"HF_TOKEN": token},
-            )
-            code = process.wait(100)
-            codes[name, token] = (code, table(log.read_text()).get("Hub", ("", ""))[1])
+        for name, token in cases:
+            code, _, log = hub.clients.run(tmp_path, [*words, "--hub_model_id", name], token=token)
+            codes[name, token] = (code, table(log).get("Hub", ("", ""))[1])
         found = [
             "alice/new does not exist yet, by the token (write) it may be written",
             *["alice/mine may be written"] * 2,

@@ -71,8 +71,9 @@ def test_stored_outputs_are_those_of_a_whole_run_and_tell_no_place():
 
 @pytest.mark.slow
 def test_the_notebook_for_colab_runs_without_recordings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_python: str
 ):
+    """The kernel is real; what it starts, four times, has its imports done."""
     for name in ("HOME", "TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     (tmp_path / "project").symlink_to(NOTEBOOK.parents[1])
@@ -82,7 +83,7 @@ def test_the_notebook_for_colab_runs_without_recordings(
             "--train 1000 --validation 50", "--train 8 --validation 4"
         )
         if "pip" in cell.source:  # nothing is installed here
-            cell.source = "import torch"
+            cell.source = f"import torch\nsys.executable = {forked_python!r}"
     place = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
     text = "".join(map(printed, (cell for cell in notebook.cells if cell.cell_type == "code")))

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ import ranks
 import torch
 import transformers
 from fake_venv import make_venv
-from forked_python import ForkedPython
 from log_lines import count_steps, wait_for_steps
 from preprocessors import make_preprocessor
 from rows import make_clip, read_rows, write_clips
@@ -135,13 +133,6 @@ def uneven_model(full_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         end.normal_(0, 0.16, generator=torch.Generator().manual_seed(2))
     model.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What launchers start ranks with, and ranks.py: its imports are done once."""
-    with ForkedPython(tmp_path_factory.mktemp("python")) as executable:
-        yield str(executable)
 
 
 def run_forks(python: str, root: Path, jobs: dict[str, dict]) -> dict:

@@ -4,7 +4,6 @@ continued, and the same as a file. The captures in the documentation are compare
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +44,6 @@ def make_folder(root: Path, model: Path, speech: Path) -> Path:
     shutil.copytree(model, root / "whisper-learn" / "model")
     shutil.copytree(speech, root / "whisper-learn" / "speech")
     return root
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with ForkServer() as server:
-        yield server
 
 
 @pytest.fixture(scope="module", params=WIDTHS)

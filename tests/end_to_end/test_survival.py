@@ -236,7 +236,7 @@ def test_a_checkpoint_of_an_fp16_run_goes_on_without_fp16(train: Callable, flags
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_middle_of_a_write_to_stderr():
+def test_a_signal_in_the_middle_of_a_write_to_stderr(tmp_path: Path, forks: ForkServer):
     """The handler must not write through the buffer that it has interrupted: that raises "reentrant
     call"."""
     code = """if True:
@@ -255,13 +255,11 @@ def test_a_signal_in_the_middle_of_a_write_to_stderr():
             sys.stderr = script.logger.handlers[0].stream = terminal
             print("a line of a progress bar", file=sys.stderr, flush=True)
             sys.exit(stop.received)"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(script.__file__).parent, capture_output=True
-    )
-    assert (
-        result.returncode == signal.SIGTERM
-        and b"SIGTERM received: saving and stopping." in result.stderr
-    )
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    process = forks.start([], log=tmp_path / "log", program=program)
+    assert process.wait(60) == signal.SIGTERM
+    assert "SIGTERM received: saving and stopping." in (tmp_path / "log").read_text()
 
 
 def test_an_output_dir_that_vanishes_costs_only_what_was_in_it(
@@ -461,12 +459,6 @@ def test_back_off_is_real_and_bounded(monkeypatch: pytest.MonkeyPatch):
 # -------------------------------------------------------------------------------- other processes
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with ForkServer() as server:
-        yield server
-
-
 def wait_for(log: Path, text: str, count: int = 1, seconds: float = 120) -> None:
     """Until the log holds the text so many times."""
     deadline = time.monotonic() + seconds
@@ -558,17 +550,14 @@ def read_terminal(terminal: int, until: str | None) -> str:
 
 
 @pytest.mark.slow
-def test_three_kills_change_nothing(tmp_path: Path):
-    """SIGKILL at random instants in a process that imports nothing; tests/support/kill_training.py
-    takes any number."""
-    result = subprocess.run(
-        [sys.executable, kill_training.__file__, tmp_path, "--kills", "3"],
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
-    assert json.loads(result.stdout.splitlines()[-1])["kills"] == 3
+def test_three_kills_change_nothing(tmp_path: Path, forks: ForkServer):
+    """SIGKILL at random instants; tests/support/kill_training.py takes any number."""
+    log = tmp_path / "log"
+    program = Path(kill_training.__file__)
+    output = tmp_path / "counts"
+    process = forks.start([tmp_path, "--kills", "3"], log=log, output=output, program=program)
+    assert process.wait(400) == 0, log.read_text()[-3000:]
+    assert json.loads(output.read_text().splitlines()[-1])["kills"] == 3
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""An interpreter for launchers that start trainers themselves (torchrun, accelerate, run.sh).
+"""An interpreter for what starts others itself: torchrun, accelerate, run.sh, a notebook.
 
     with ForkedPython(folder) as python:
         environment |= {"PYTHON_EXEC": str(python)}  # what torchrun starts its ranks with
@@ -138,14 +138,18 @@ def become(job: dict[str, Any], descriptors: list[int]) -> None:
 
 
 def run(words: list[str]) -> int:
-    """As `python -u program flags...`. Returns the exit code."""
+    """As `python -u program flags...` or `python -m module flags...`. Returns the exit code."""
     import runpy
 
     words = [word for number, word in enumerate(words) if number or word != "-u"]
-    sys.argv = words
-    sys.path[0] = str(Path(words[0]).parent)
+    is_module = words[0] == "-m"
+    sys.argv = words[1:] if is_module else words
+    sys.path[0] = os.getcwd() if is_module else str(Path(words[0]).parent)
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        if is_module:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit as ending:
         return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
     return 0

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from hub import Hub
+from hub_clients import HubClients, HubWithClients
 
 WRITE, READ, OTHER = "hf_owner_token", "hf_reader_token", "hf_other_token"
 SIZES = {"train": 7, "test": 3}
@@ -31,27 +32,24 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub(part_size_in_bytes=2**20, page_size=2) as hub:
+def hub(hub_clients: HubClients) -> Iterator[HubWithClients]:
+    with hub_clients.new_hub(part_size_in_bytes=2**20, page_size=2) as hub:
         yield hub
 
 
-def run_client(hub: Hub, home: Path, function: str, *args: str, token: str | None = None) -> dict:
-    """The result of a function of this file, called in a fresh process that knows no other Hub than
-    this one."""
-    code = (
+def run_client(
+    hub: HubWithClients, folder: Path, function: str, *args: str, token: str | None = None
+) -> dict:
+    """The result of a function of this file, called in a process that knows no other Hub than this
+    one."""
+    folder.mkdir(exist_ok=True)
+    program = folder / f"{function}.py"
+    program.write_text(
         f"import json, sys, test_fake_hub as own; print(json.dumps(own.{function}(*sys.argv[1:])))"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", code, *args],
-        cwd=Path(__file__).parent,
-        env=hub.environment(home, token),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    code, output, log = hub.clients.run(folder, args, token=token, program=program)
+    assert code == 0, log
+    return json.loads(output.splitlines()[-1])
 
 
 def ask(
