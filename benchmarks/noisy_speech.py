@@ -208,7 +208,7 @@ def run_all(options: argparse.Namespace) -> None:
         runs = [
             pool.submit(run_once, name, seed, options, folder)
             for seed in options.seeds
-            for name in CONTESTANTS
+            for name in options.only
         ]
         for run in as_completed(runs):
             with options.record.open("a", encoding="utf-8") as file:
@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True, help="JSON lines; appended to.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=180)
+    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--at_once", type=int, default=1, help="Runs at the same time.")
     parser.add_argument("--table", action="store_true", help="Only prints what has been recorded.")
     options, options.flags = parser.parse_known_args()
