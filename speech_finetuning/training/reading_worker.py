@@ -11,7 +11,6 @@ The DataLoader and multiprocessing (torch 2.13, Python 3.13) take three failures
 Here a batch goes through the pipe when /dev/shm is full, and another worker goes on at the next row.
 """
 
-import contextlib
 import functools
 import logging
 import multiprocessing
@@ -75,8 +74,8 @@ class ReadAheadLoader(DataLoader):
         """The batches of a new worker, and the worker, which begins at the stream's position."""
         choose_socket_folder()
         others = set(multiprocessing.active_children())
-        with usual_handler_of_deaths():
-            batches = super().__iter__()
+        batches = super().__iter__()
+        forget_handler_of_deaths()
         (worker,) = set(multiprocessing.active_children()) - others
         return cast(Any, batches), worker
 
@@ -189,18 +188,12 @@ def choose_socket_folder() -> None:
         tempfile.tempdir = usual
 
 
-@contextlib.contextmanager
-def usual_handler_of_deaths() -> Iterator[None]:
-    """torch sets a handler of SIGCHLD that raises wherever this process is, be it half-way through a
-    step or a save. Without it a death is met where a batch is missing."""
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield  # torch sets none
-        return
-    usual = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, usual)
+def forget_handler_of_deaths() -> None:
+    """torch sets a handler of SIGCHLD, once in a process, that raises wherever this process is, be it
+    half-way through a step or a save. Without it a death is met where a batch is missing."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if hasattr(signal, "SIGCHLD") and is_main_thread:  # elsewhere torch sets none
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 # ----------------------------------------------------------------------------------- in the worker
