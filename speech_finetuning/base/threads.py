@@ -1,7 +1,9 @@
-"""Reading ahead and mapping in order with threads."""
+"""Reading ahead and mapping in order with threads; and no fork while one of them reads."""
 
+import contextlib
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -10,6 +12,21 @@ from typing import Any
 LARGE_ITEM_IN_BYTES = 128 * 2**20  # of which only one is read ahead
 MAX_DEFAULT_THREADS = 8
 LONGEST_STOP_IN_SECONDS = 5.0
+LONGEST_WAIT_TO_FORK_IN_SECONDS = 60.0
+# What a thread locks when a process is forked stays locked in the fork, which waits for it for ever.
+# Held by a thread that reads beside the training, row by row, and by what is about to fork.
+FORK_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def no_thread_reads() -> Iterator[None]:
+    """For a fork: after the row that a thread is at, or when time is up."""
+    is_held = FORK_LOCK.acquire(timeout=LONGEST_WAIT_TO_FORK_IN_SECONDS)
+    try:
+        yield
+    finally:
+        if is_held:
+            FORK_LOCK.release()
 
 
 def read_ahead(iterator: Iterator[Any], size_of: Callable[[Any], int]) -> Iterator[Any]:

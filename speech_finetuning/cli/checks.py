@@ -194,7 +194,7 @@ def training_problems(flags: argparse.Namespace) -> Iterator[str]:
         yield from idle_problems(flags, OF_SCORING_ONLY, "--do_eval")
     # 0.1 is the default, which nobody asked for.
     if flags.train_window != "longest" and flags.full_window_fraction not in (0.1, 1):
-        yield "--full_window_fraction needs --train_window longest: 'full' is a fraction of 1."
+        yield "--full_window_fraction needs --train_window longest. Add it."
     if not flags.predict_with_generate:
         yield "--predict_with_generate False: WER needs real generation. Leave it out."
     for name in ("eval_strategy", "save_strategy"):

@@ -96,7 +96,7 @@ def ending_of(error: Exception, argv: list[str]) -> RunEnded | None:
         if ".cache" in str(error.filename):
             advice += ": HF_HOME=FOLDER is where the libraries keep what they download"
         return RunEnded(ExitCode.REFUSED, f"{error.filename}: {error.strerror}. {advice}.")
-    if isinstance(error, RuntimeError) and "shared memory" in str(error):
+    if isinstance(error, RuntimeError) and "shared memory(shm)" in str(error):
         reason = (
             f"shared memory is full: {one_line(error)} In Docker: --shm-size 2g; else: df /dev/shm"
         )

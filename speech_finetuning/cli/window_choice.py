@@ -54,8 +54,8 @@ def choose_train_window(
     if durations and np.median(durations) < limit_in_seconds:
         data_args.train_window = "longest"
         logger.info(
-            "window: that of the longest clip in a batch, as half of the clips are below %.1f s; "
-            "--train_window full: %.0f s, far slower",
+            "window: a batch's longest clip, as half are below %.1f s (--train_window full: %.0f s, "
+            "far slower)",
             np.median(durations),
             window_in_seconds,
         )

@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 
 from speech_finetuning.base.errors import RunEnded, one_line
+from speech_finetuning.base.threads import FORK_LOCK
 from speech_finetuning.data.audio import SAMPLE_RATE_IN_HZ
 from speech_finetuning.data.preprocessing import SpeechDataset
 from speech_finetuning.data.shards import ShardReader
@@ -103,18 +104,28 @@ def fetch_sounds(
     deadline = time.monotonic() + MAX_FETCHING_IN_SECONDS
     by_name = {dataset.source.record: dataset for dataset in sources}
     sounds: dict[int, str] = {}
-    try:
-        for shard, wanted in places_in_files(rows, eval_set).items():
-            dataset = by_name.get(wanted[0].row.set_name)
-            if dataset is None or time.monotonic() > deadline:
-                continue
-            for row, waveform in read_rows(dataset, shard, wanted, deadline):
-                sounds[row.index] = encode_sound(waveform)
-    except RunEnded as ending:
-        logger.warning("report: clips could not be read: %s", ending.reason)
-    except Exception as error:  # whatever a source brings; pictures are there all the same
-        logger.warning("report: clips could not be read: %s", one_line(error)[:300])
+    for shard, wanted in places_in_files(rows, eval_set).items():
+        dataset = by_name.get(wanted[0].row.set_name)
+        if dataset is None or time.monotonic() > deadline:
+            continue
+        try:
+            add_sounds(sounds, read_rows(dataset, shard, wanted, deadline))
+        except RunEnded as ending:
+            logger.warning("report: clips could not be read: %s", ending.reason)
+            break  # the network is lost for other files as well
+        except Exception as error:  # whatever a source brings; pictures are there all the same
+            logger.warning("report: clips could not be read: %s", one_line(error)[:300])
     return sounds
+
+
+def add_sounds(sounds: dict[int, str], rows: Iterator[tuple[AlignedRow, np.ndarray]]) -> None:
+    """Reads row by row, between which a process may be forked."""
+    while True:
+        with FORK_LOCK:
+            row, waveform = next(rows, (None, None))
+        if row is None or waveform is None:
+            return
+        sounds[row.index] = encode_sound(waveform)
 
 
 def places_in_files(

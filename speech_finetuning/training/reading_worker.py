@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from speech_finetuning.base.errors import ExitCode, RunEnded, one_line
 from speech_finetuning.base.network import limit_silence
 from speech_finetuning.base.shutdown import ignore_signals
+from speech_finetuning.base.threads import no_thread_reads
 from speech_finetuning.data.items import StepInfo, StreamItem
 from speech_finetuning.data.stream import SpeechStream
 from speech_finetuning.training.compat import leave_retrying_to_us
@@ -60,7 +61,7 @@ class ReadAheadLoader(DataLoader):
         **arguments: Any,
     ) -> None:
         if arguments["num_workers"]:
-            arguments["collate_fn"] = functools.partial(collate_to_share, arguments["collate_fn"])
+            arguments["collate_fn"] = CollateToShare(arguments["collate_fn"])
         super().__init__(
             cast(Any, stream),
             worker_init_fn=functools.partial(start_worker, max_network_wait_in_seconds),
@@ -74,7 +75,8 @@ class ReadAheadLoader(DataLoader):
         """The batches of a new worker, and the worker, which begins at the stream's position."""
         choose_socket_folder()
         others = set(multiprocessing.active_children())
-        batches = super().__iter__()
+        with no_thread_reads():
+            batches = super().__iter__()
         forget_handler_of_deaths()
         (worker,) = set(multiprocessing.active_children()) - others
         return cast(Any, batches), worker
@@ -132,15 +134,13 @@ class ReadAhead:
         if self.num_deaths > 0 and self.num_batches < MIN_BATCHES_BETWEEN_DEATHS:
             raise RunEnded(
                 ExitCode.TRY_AGAIN,
-                f"the process that reads the data {how}, like the one before it. If the machine is "
-                "short of memory, --shuffle_buffer_size, --num_decoding_threads and "
-                "--dataloader_prefetch_factor take less of it when they are lower. To go on, start "
-                "the same command again.",
+                f"the process that reads the data {how}, like the one before it{self.advice()}. To go "
+                "on, start the same command again.",
             )
         logger.warning(
-            "the process that reads the data %s: another one goes on at the next row. Is the "
-            "machine short of memory?",
+            "the process that reads the data %s: another one goes on at the next row%s.",
             how,
+            self.advice(),
         )
         self.num_deaths += 1
         self.num_batches = 0
@@ -148,6 +148,15 @@ class ReadAhead:
         random_state = torch.get_rng_state()  # of which a loader draws a seed
         self.batches, self.worker = self.loader.start()
         torch.set_rng_state(random_state)
+
+    def advice(self) -> str:
+        """What to do about a kill that was the kernel's, most likely."""
+        if self.worker.exitcode != -getattr(signal, "SIGKILL", 0):
+            return ""
+        return (
+            "; if the machine is short of memory, lower --shuffle_buffer_size, "
+            "--num_decoding_threads or --dataloader_prefetch_factor"
+        )
 
     def warn_of_copies(self, reason: str) -> None:
         """Once."""
@@ -161,7 +170,7 @@ class ReadAhead:
 
 
 def with_tensors(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with tensors where `collate_to_share` had to leave arrays."""
+    """The batch with tensors where `CollateToShare` had to leave arrays."""
     return {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for name, value in batch.items()
@@ -180,7 +189,10 @@ def choose_socket_folder() -> None:
     when it ends: with a short path, whatever TMPDIR is (as multiprocessing itself does from Python
     3.14 on, for some of its sockets)."""
     usual = tempfile.tempdir
-    if len(os.fsencode(tempfile.gettempdir())) > MAX_SOCKET_FOLDER_LENGTH:
+    is_too_long = len(os.fsencode(tempfile.gettempdir())) > MAX_SOCKET_FOLDER_LENGTH
+    if is_too_long and os.access(
+        SHORT_FOLDER, os.W_OK
+    ):  # there is none on Windows, nor are sockets
         tempfile.tempdir = SHORT_FOLDER
     try:
         multiprocessing.util.get_temp_dir()
@@ -207,21 +219,31 @@ def start_worker(max_network_wait_in_seconds: float, worker_id: int) -> None:
     queue._on_queue_feeder_error = end_worker
 
 
-def collate_to_share(
-    collate: Callable[[list[StreamItem]], dict[str, Any]], items: list[StreamItem]
-) -> dict[str, Any]:
-    """The batch with its tensors in shared memory, as the queue would put them there, or if that is
-    full as arrays, which go through the pipe."""
-    batch = collate(items)
-    try:
-        for value in batch.values():
-            if isinstance(value, torch.Tensor):
-                value.share_memory_()
-    except (OSError, RuntimeError) as error:
-        return {name: as_array(value) for name, value in batch.items()} | {
-            COPIED_BECAUSE: one_line(error)
-        }
-    return batch
+class CollateToShare:
+    """Batches with their tensors in shared memory, as the queue would put them there, or once that
+    is full as arrays, which go through the pipe. It is not tried again: torch (2.13) leaves an empty
+    file in /dev/shm each time."""
+
+    def __init__(self, collate: Callable[[list[StreamItem]], dict[str, Any]]) -> None:
+        self.collate = collate
+        self.reason: str | None = None  # for copies
+
+    def __call__(self, items: list[StreamItem]) -> dict[str, Any]:
+        batch = self.collate(items)
+        if self.reason is None:
+            self.try_to_share(batch)
+        if self.reason is None:
+            return batch
+        values = {name: as_array(value) for name, value in batch.items()}
+        return values | {COPIED_BECAUSE: self.reason}
+
+    def try_to_share(self, batch: dict[str, Any]) -> None:
+        try:
+            for value in batch.values():
+                if isinstance(value, torch.Tensor):
+                    value.share_memory_()
+        except (OSError, RuntimeError) as error:
+            self.reason = one_line(error)
 
 
 def as_array(value: Any) -> Any:

@@ -182,3 +182,10 @@ def test_what_may_not_be_read_or_written_is_a_line(
     (line,) = " ".join(capsys.readouterr().err.split()).splitlines()
     assert line.startswith(f"error: {name}: {os.strerror(number)}. Change who may use it")
     assert ("HF_HOME" in line) == (".cache" in name)
+
+
+def test_shared_memory_of_a_gpu_is_not_that_of_processes(tmp_path: Path):
+    """Triton's, which a kernel may want too much of: that is a bug, with a traceback."""
+    error = RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448")
+    with pytest.raises(RuntimeError, match="out of resource"):
+        exit_code_of(Failing(error), ["--output_dir", str(tmp_path)])

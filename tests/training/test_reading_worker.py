@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 import run_speech_recognition_seq2seq_streaming as script
+from speech_finetuning.base import threads
 from speech_finetuning.base.errors import RunEnded
+from speech_finetuning.base.threads import FORK_LOCK, no_thread_reads
 from speech_finetuning.cli import demonstration
 from speech_finetuning.data.items import StreamItem
 from speech_finetuning.training import reading_worker
@@ -186,3 +190,54 @@ def test_workers_leave_no_folder_behind(train: Callable, monkeypatch: pytest.Mon
     train(f"{RUN} --max_steps 2")
     (own,) = set(Path(tempfile.gettempdir()).glob("pymp-*")) - before
     assert own == Path(multiprocessing.util.get_temp_dir())
+
+
+def test_no_worker_is_forked_while_a_thread_reads(
+    train: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Neither the first one nor another in its place: what the thread locks would stay locked."""
+    with_callback(monkeypatch, Kill(signal.SIGKILL, {3}))
+    are_held: list[bool] = []
+    start = DataLoader.__iter__
+
+    def note(self: DataLoader) -> Any:
+        if self.num_workers:
+            are_held.append(FORK_LOCK.locked())
+        return start(self)
+
+    monkeypatch.setattr(DataLoader, "__iter__", note)
+    train(RUN)
+    assert are_held == [True, True] and "another one goes on" in caplog.text
+    assert not FORK_LOCK.locked()
+
+
+def test_a_fork_waits_for_the_row_that_is_read_but_not_for_ever(monkeypatch: pytest.MonkeyPatch):
+    with FORK_LOCK:
+        monkeypatch.setattr(threads, "LONGEST_WAIT_TO_FORK_IN_SECONDS", 0.05)
+        with no_thread_reads():
+            assert FORK_LOCK.locked()
+        assert FORK_LOCK.locked()  # it is the reader's
+    read = threading.Timer(0.2, FORK_LOCK.release)
+    FORK_LOCK.acquire()
+    monkeypatch.setattr(threads, "LONGEST_WAIT_TO_FORK_IN_SECONDS", 60)
+    read.start()
+    with no_thread_reads():
+        assert read.finished.is_set()
+
+
+def test_shared_memory_that_was_full_is_not_asked_again(monkeypatch: pytest.MonkeyPatch):
+    """torch leaves a file there each time, which would be many in some days."""
+    tries: list[int] = []
+
+    def fail(self: torch.Tensor) -> None:
+        tries.append(1)
+        raise RuntimeError("full")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    collate = reading_worker.CollateToShare(lambda items: {"frames": torch.ones(2), "n": 1})
+    batches = [collate([]) for _ in range(3)]
+    assert len(tries) == 1
+    assert all(batch[reading_worker.COPIED_BECAUSE] == "full." for batch in batches)
+    assert all(
+        torch.equal(reading_worker.with_tensors(b)["frames"], torch.ones(2)) for b in batches
+    )
